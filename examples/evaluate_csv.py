@@ -1,0 +1,24 @@
+"""Compare THOR with the z-score that needs no network, on images whose lesions are known, in Python.
+
+The table has the columns image, mask (empty: healthy) and, if you have it, subject.
+
+python examples/evaluate_csv.py CASES.csv --out results
+"""
+
+import argparse
+from pathlib import Path
+
+from thorad import Detector
+from thorad.data.splits import read_cases
+from thorad.evaluation.evaluate import evaluate, honest_floor_warning, markdown_table
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("cases", type=Path)
+parser.add_argument("--out", type=Path, default=Path("results"))
+parser.add_argument("--model", default="brain-t1-compact", help="a bundled model's name or a model folder")
+arguments = parser.parse_args()
+
+detectors = [Detector(arguments.model, method=method) for method in ("thor", "zscore")]
+results = evaluate(read_cases(arguments.cases), [], detectors, arguments.out)
+print(markdown_table(results))
+print(honest_floor_warning(results) or "THOR is above the z-score here.")

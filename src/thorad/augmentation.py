@@ -1,0 +1,67 @@
+"""How training images are varied: shape as in the paper, intensity for other scanners.
+
+Shapes: (B, 1, S, S) in [0, 1]. Every number comes from the generator given.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from thorad.recipe import AugmentationSection
+
+
+def augment(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
+    """Vary each image of a batch on its own.
+
+    Args:
+        x: (B, 1, S, S) in [0, 1], on the host.
+        options: how far.
+        generator: of all random numbers.
+
+    Returns:
+        (B, 1, S, S) in [0, 1].
+    """
+    return _vary_intensity(_vary_shape(x, options, generator), options, generator)
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
+
+
+def _smooth_field(channels: int, like: Tensor, knots: int, generator: torch.Generator) -> Tensor:
+    """(B, channels, S, S): normal numbers at knots x knots places, cubic between them."""
+    at_knots = torch.randn(len(like), channels, knots, knots, generator=generator)
+    return functional.interpolate(at_knots, size=like.shape[-2:], mode="bicubic", align_corners=True)
+
+
+def _vary_shape(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
+    count = len(x)
+    angle = _uniform(count, -options.rotation, options.rotation, generator) * math.pi / 180
+    size = _uniform(count, 1 - options.scale, 1 + options.scale, generator)
+    # affine_grid's unit is half the image's side.
+    shift_x = 2 * _uniform(count, -options.shift, options.shift, generator)
+    shift_y = 2 * _uniform(count, -options.shift, options.shift, generator)
+    mirror = 1 - 2 * (torch.rand(count, 1, 1, 1, generator=generator) < options.flip).float()
+    cosine, sine = angle.cos() / size, angle.sin() / size
+    rows = [torch.cat([mirror * cosine, -sine, shift_x], 3), torch.cat([mirror * sine, cosine, shift_y], 3)]
+    grid = functional.affine_grid(torch.cat(rows, 2)[:, 0], list(x.shape), align_corners=False)  # (B, S, S, 2)
+    if options.warp > 0:
+        grid = grid + options.warp * _smooth_field(2, x, 5, generator).permute(0, 2, 3, 1)
+    return functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _vary_intensity(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
+    if options.intensity == 0:
+        return x
+    count = len(x)
+    chosen = torch.rand(count, 1, 1, 1, generator=generator) < options.intensity
+    gamma = _uniform(count, -options.gamma, options.gamma, generator).exp()
+    bias_field = (options.bias_field * _smooth_field(1, x, 3, generator)).exp()
+    contrast = _uniform(count, 1 - options.contrast, 1 + options.contrast, generator)
+    grain = torch.randn(x.shape, generator=generator) * _uniform(count, 0, options.noise, generator)
+    varied = x.clamp(min=0).pow(gamma) * bias_field * contrast + grain
+    return torch.where(chosen, varied, x).clamp(0, 1)

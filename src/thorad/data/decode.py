@@ -1,0 +1,237 @@
+"""PNG, JPEG, TIFF and NPY bytes to grey pixels as stored. `images` puts names and errors' last words around it."""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from numpy.typing import NDArray
+
+from thorad.errors import ThoradError
+
+SMALLEST_SIDE = 8
+"""px; below this there is no anatomy to look at."""
+
+LARGEST_SIDE = 8192
+"""px; the square that an image is padded to then has 64 megapixels at most. Checked before anything is decoded."""
+
+GREY_TOLERANCE = 2
+"""Levels that the channels of one pixel may differ by and still be grey: JPEG's colour conversion rounds."""
+
+# tifffile logs what it finds odd in a file; the user gets one ThoradError instead.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+
+def decode(content: bytes, source: str) -> NDArray[Any]:
+    """Read an image file's content, told by its first bytes.
+
+    Transparent pixels count as black. Orientation tags are followed, as viewers do.
+
+    Args:
+        content: the whole file.
+        source: its name, for errors.
+
+    Returns:
+        (H, W), of the file's own type; float32 where transparency was applied. May hold NaN and may be constant.
+
+    Raises:
+        ThoradError: damaged, not an image, many pages, colours, or sides out of bounds.
+    """
+    kind = next((kind for signature, kind in _SIGNATURES.items() if content.startswith(signature)), None)
+    if kind is None:
+        raise ThoradError(f"{source}: not an image. Expected PNG, JPEG, TIFF or NPY; convert it to one of these.")
+    try:
+        # Pillow and NumPy warn of odd files; here a file is either read or refused.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _READERS[kind](content, source)
+    except ThoradError:
+        raise
+    except PIL.Image.DecompressionBombError as error:
+        raise ThoradError(
+            f"{source}: {error}. Expected sides of {LARGEST_SIDE} px at most; crop or shrink it."
+        ) from error
+    except Exception as error:
+        # Decoders raise nearly anything on damaged files.
+        raise ThoradError(
+            f"{source}: damaged or incomplete {kind} file ({type(error).__name__}: {error}). "
+            "Copy it again from where it came from."
+        ) from error
+
+
+def check_sides(height: int, width: int, source: str) -> None:
+    """Refuse an image that is too small or too large, from its header alone.
+
+    Raises:
+        ThoradError: a side is not within SMALLEST_SIDE...LARGEST_SIDE.
+    """
+    if min(height, width) < SMALLEST_SIDE or max(height, width) > LARGEST_SIDE:
+        raise ThoradError(
+            f"{source}: the image is {width} x {height} px; expected sides of {SMALLEST_SIDE} to {LARGEST_SIDE} px. "
+            "Use a larger image, or crop or shrink it."
+        )
+
+
+def check_array(shape: tuple[int, ...], dtype: np.dtype[Any], source: str) -> None:
+    """Refuse an array that can't be a grey image, from its shape and type alone.
+
+    Raises:
+        ThoradError: not bools, integers or floats; not (H, W) or (H, W, 3); sides out of bounds.
+    """
+    if dtype.kind not in "buif":
+        raise ThoradError(f"{source}: an array of {dtype}; expected bools, integers or floats.")
+    if len(shape) != 2 and not (len(shape) == 3 and shape[2] == 3):
+        raise ThoradError(
+            f"{source}: an array of shape {shape}; expected (height, width). "
+            "Save each slice of a volume or stack as its own image."
+        )
+    check_sides(shape[0], shape[1], source)
+
+
+def to_grey(array: NDArray[Any], source: str) -> NDArray[Any]:
+    """(H, W) as it is; (H, W, C) of grey and alpha (C = 2), RGB (3) or RGBA (4) to (H, W) where the colours are grey.
+
+    Raises:
+        ThoradError: the channels of a pixel differ by more than GREY_TOLERANCE.
+    """
+    if array.ndim == 2:
+        return array
+    colours = array
+    if array.shape[2] in (2, 4):
+        colours, alpha = array[..., :-1], array[..., -1:]
+        opaque = np.iinfo(array.dtype).max
+        if not (alpha == opaque).all():
+            colours = colours * (alpha.astype(np.float32) / opaque)
+    if not np.isfinite(colours).all():
+        return colours[..., 0]  # refused for that, with a better message than one about colours
+    spread = float((colours.max(axis=2).astype(np.float64) - colours.min(axis=2)).max())
+    # Floats are not rounded to levels; a tolerance of 2 would call any image in [0, 1] grey.
+    if spread > (GREY_TOLERANCE if array.dtype.kind in "ui" else 0):
+        raise ThoradError(
+            f"{source}: a colour image (the channels of a pixel differ by up to {spread:g}); expected grey. "
+            "Save it in grey, without coloured marks or colour maps."
+        )
+    return colours[..., colours.shape[2] // 2]
+
+
+def _decode_with_pillow(content: bytes, source: str) -> NDArray[Any]:
+    PIL.Image.open(io.BytesIO(content), formats=("PNG", "JPEG")).verify()  # checksums, which decoding skips
+    with PIL.Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
+        check_sides(picture.height, picture.width, source)
+        pages = getattr(picture, "n_frames", 1)
+        if pages > 1:
+            raise ThoradError(f"{source}: {pages} pictures in one file; expected one. Save each as its own file.")
+        sixteen_bits = picture.format == "PNG" and content[24] == 16
+        if sixteen_bits and picture.mode in ("RGB", "RGBA"):
+            return to_grey(_sixteen_bit_colours(content), source)
+        return to_grey(_levels(PIL.ImageOps.exif_transpose(picture)), source)
+
+
+def _levels(picture: PIL.Image.Image) -> NDArray[Any]:
+    """(H, W) or (H, W, C): palettes, bits and other colour spaces brought to grey, RGB or RGBA levels."""
+    if picture.mode == "1":
+        return np.asarray(picture.convert("L"))
+    if picture.mode in ("L", "LA", "RGB", "RGBA") or picture.mode.startswith(("I", "F")):
+        return np.asarray(picture)
+    transparent = picture.mode == "PA" or "transparency" in picture.info
+    return np.asarray(picture.convert("RGBA" if transparent else "RGB"))
+
+
+def _sixteen_bit_colours(content: bytes) -> NDArray[np.uint16]:
+    """(H, W, C) of a 16-bit PNG with colours or alpha, of which Pillow alone would keep the high bytes only.
+
+    Pillow's little-endian raw modes keep the second byte of each sample, which in a PNG (big-endian) is the low one.
+    """
+
+    def decoded(raw_mode: str) -> NDArray[np.uint16]:
+        with PIL.Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            picture.tile = [tile._replace(args=raw_mode) for tile in picture.tile]
+            return np.asarray(picture).astype(np.uint16)
+
+    with PIL.Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+        stored = str(picture.tile[0].args)
+    if stored == "LA;16B":
+        grey_and_alpha = decoded("RGBA")  # the four bytes of a pixel, one by one
+        high, low = grey_and_alpha[..., 0::2], grey_and_alpha[..., 1::2]
+    else:
+        high, low = decoded(stored), decoded(stored.replace("16B", "16L"))
+    return high * np.uint16(256) + low
+
+
+def _decode_tiff(content: bytes, source: str) -> NDArray[Any]:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        if len(file.pages) != 1:
+            raise ThoradError(f"{source}: a TIFF of {len(file.pages)} pages; expected one. Save each as its own image.")
+        page = file.pages.first
+        check_sides(page.imagelength, page.imagewidth, source)
+        plain = page.photometric in (
+            tifffile.PHOTOMETRIC.MINISBLACK,
+            tifffile.PHOTOMETRIC.MINISWHITE,
+            tifffile.PHOTOMETRIC.RGB,
+        )
+        in_colour = page.photometric == tifffile.PHOTOMETRIC.RGB
+        planes = page.imagedepth * (1 if in_colour or page.extrasamples else page.samplesperpixel)
+        if plain and (planes > 1 or page.samplesperpixel > 4):
+            raise ThoradError(f"{source}: a TIFF of several planes; expected one. Save each as its own image.")
+        if page.is_tiled and max(page.tilewidth, page.tilelength) > LARGEST_SIDE:
+            raise ThoradError(f"{source}: a TIFF with tiles above {LARGEST_SIDE} px. Save it without tiles.")
+        turned = "Orientation" in page.tags and page.tags["Orientation"].value not in (0, 1)
+        stored_whole = page.compression == tifffile.COMPRESSION.NONE and page.bitspersample >= 8
+        inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        if plain and stored_whole and not turned:
+            pixels: NDArray[Any] = page.asarray()
+            if page.axes.startswith("S"):
+                pixels = np.moveaxis(pixels, 0, -1)
+            if inverted and pixels.ndim == 2 and pixels.dtype.kind == "u":
+                pixels = np.iinfo(pixels.dtype).max - pixels
+            return to_grey(pixels, source)
+        bits, samples, dtype = page.bitspersample, page.samplesperpixel, page.dtype
+    # Compressed files go to Pillow: tifffile alone lacks LZW, and libtiff never inflates beyond what the header says.
+    # What Pillow would shorten to 8 bits is refused.
+    if bits > 8 and not (samples == 1 and (dtype == np.uint16 or (dtype == np.float32 and not inverted))):
+        raise ThoradError(
+            f"{source}: a compressed or turned TIFF of {dtype}, {samples} channels. Save it uncompressed."
+        )
+    with PIL.Image.open(io.BytesIO(content), formats=("TIFF",)) as picture:
+        check_sides(picture.height, picture.width, source)
+        picture.load()  # turns it as its orientation tag says
+        pixels = to_grey(_levels(picture), source)
+    return 65535 - pixels if inverted and bits > 8 else pixels  # 8 bits Pillow has inverted already
+
+
+def _decode_npy(content: bytes, source: str) -> NDArray[Any]:
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(file)
+    check_array(shape, dtype, source)
+    found, expected = len(content) - file.tell(), int(np.prod(shape)) * dtype.itemsize
+    if found < expected:
+        raise ThoradError(
+            f"{source}: the NPY file is incomplete: {found} of {expected} bytes. Copy it again from where it came from."
+        )
+    return to_grey(np.load(io.BytesIO(content), allow_pickle=False), source)
+
+
+_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"\x93NUMPY": "NPY",
+}
+
+_READERS: dict[str, Callable[[bytes, str], NDArray[Any]]] = {
+    "PNG": _decode_with_pillow,
+    "JPEG": _decode_with_pillow,
+    "TIFF": _decode_tiff,
+    "NPY": _decode_npy,
+}

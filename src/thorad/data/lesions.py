@@ -1,0 +1,87 @@
+"""Implant lesions in healthy images: something to look for where nobody has drawn labels.
+
+Their places and looks are simulated. What is found among them says that a method works, not how well it does on
+patients.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+from thorad.errors import ThoradError
+
+IRREGULARITY = 0.3
+"""Standard deviation of the outline about its ellipse, in radii."""
+
+EDGE = 0.15
+"""Standard deviation of the blur of the edge, in radii."""
+
+
+def implant(
+    image: NDArray[Any],
+    generator: np.random.Generator,
+    *,
+    region: NDArray[np.bool_],
+    kind: Literal["dark", "bright"] = "dark",
+    radius_px: float,
+    strength: float,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Add one lesion with an irregular outline and a smooth edge, under which the image's own texture stays.
+
+    The outline is where an ellipse plus a low-pass random field crosses a level. Only `generator` decides on place and
+    shape.
+
+    Args:
+        image: (H, W) in [0, 1]; left as it is.
+        generator: draws the place, the ellipse and the field.
+        region: (H, W), where lesions may lie, such as the brain. Nothing outside it changes.
+        kind: darker than the tissue, or brighter.
+        radius_px: of the ellipse, in the mean over its two axes, px; at least 1.
+        strength: how much darker or brighter its inside becomes, in (0, 1]. Pixels stay within [0, 1].
+
+    Returns:
+        The image with the lesion, (H, W) float32, and its mask: where the image changed by more than half the strength.
+
+    Raises:
+        ThoradError: sizes that differ, values out of bounds, or a region that has no place for such a lesion.
+    """
+    if image.ndim != 2 or image.shape != region.shape:
+        raise ThoradError(f"The image is {image.shape}, its region {region.shape}; expected one (height, width).")
+    if not (image.min() >= 0 and image.max() <= 1):
+        raise ThoradError(f"The image lies in {image.min():g}...{image.max():g}; expected [0, 1]. Scale it first.")
+    if not (radius_px >= 1 and 0 < strength <= 1):
+        raise ThoradError(
+            f"Radius {radius_px:g} px, strength {strength:g}; expected at least 1 px, and above 0 up to 1."
+        )
+    change = -strength if kind == "dark" else strength
+    healthy = image.astype(np.float32)
+
+    # The centre: deep enough for most of the lesion to lie inside, and not black (or white) already.
+    visible = np.abs(np.clip(healthy + change, 0, 1) - healthy) > strength / 2
+    depth = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]  # (H, W), px to the nearest pixel outside
+    centres = np.argwhere((depth > radius_px) & visible)
+    if not len(centres):
+        raise ThoradError(
+            f"The region of {np.count_nonzero(region)} px has no place for a {kind} lesion of radius {radius_px:g} px "
+            f"and strength {strength:g}. Choose a smaller radius or strength, or a larger region."
+        )
+    row, column = centres[generator.integers(len(centres))]
+
+    rows, columns = np.arange(image.shape[0])[:, None] - row, np.arange(image.shape[1])[None, :] - column
+    angle, flatness = generator.uniform(0, np.pi), generator.uniform(1, 1.4)
+    along = (rows * np.sin(angle) + columns * np.cos(angle)) / (radius_px * flatness)
+    across = (rows * np.cos(angle) - columns * np.sin(angle)) / (radius_px / flatness)
+    field = gaussian_filter(generator.standard_normal(image.shape), 0.5 * radius_px)
+    field *= IRREGULARITY / field.std()
+    # Less of the field towards the centre, so that the lesion is one and lies where it was put.
+    distance = np.hypot(along, across)
+    inside = distance + field * np.minimum(distance, 1) < 1
+    # The blur reaches three standard deviations far: a margin keeps the edge smooth at the region's border too.
+    inside &= (distance < 2) & (depth > 3 * EDGE * radius_px)
+    profile = gaussian_filter(inside.astype(np.float32), EDGE * radius_px, truncate=3) * region  # (H, W) in [0, 1]
+
+    diseased = np.clip(healthy + change * profile, 0, 1).astype(np.float32)
+    mask = np.abs(diseased - healthy) > strength / 2
+    return diseased, np.asarray(mask, dtype=np.bool_)

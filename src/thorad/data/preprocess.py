@@ -1,0 +1,131 @@
+"""From an image's own grid to the model's square grid, and back.
+
+Shapes: H, W the image's own grid; S the model's side (`size`); side = max(H, W) of the square in between.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from thorad.errors import ThoradError
+
+BRIGHTEST = 98
+"""Percentile of an image's own pixels that becomes 1, as for the brain images of Bercea et al. (THOR, MICCAI 2024)."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in the square that the model sees; all in px."""
+
+    height: int
+    width: int
+    side: int
+    """Of the square, on the image's own pixel size: max(height, width)."""
+
+    top: int
+    left: int
+    """Rows and columns of zeros before the image."""
+
+    size: int
+    """Side of the model's grid, that the square is resized to."""
+
+
+def place(height: int, width: int, size: int) -> Placement:
+    """Centre an image in the smallest square around it; an odd row or column of padding goes behind it."""
+    side = max(height, width)
+    return Placement(height, width, side, (side - height) // 2, (side - width) // 2, size)
+
+
+def to_model_input(pixels: NDArray[Any], size: int = 128) -> tuple[torch.Tensor, Placement]:
+    """Scale by the image's own 98th percentile, pad to a square with zeros, resize.
+
+    Args:
+        pixels: (H, W), finite, as stored.
+        size: side of the model's grid, px.
+
+    Returns:
+        (1, S, S) float32 in [0, 1], and the placement that `to_input_grid` needs to come back.
+
+    Raises:
+        ThoradError: the 98th percentile is not above 0, so there is nothing to scale by.
+    """
+    scaled = scale(pixels)
+    placement = place(scaled.shape[0], scaled.shape[1], size)
+    square = torch.zeros(1, 1, placement.side, placement.side)
+    square[..., _rows(placement), _columns(placement)] = torch.from_numpy(scaled)
+    resized = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].clamp(0, 1), placement
+
+
+def scale(pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """clip(pixels / percentile98(pixels), 0, 1): (H, W) float32 on the image's own grid.
+
+    Raises:
+        ThoradError: the 98th percentile is not above 0.
+    """
+    brightest = float(np.percentile(pixels, BRIGHTEST))
+    if brightest <= 0:
+        lit = 100 * np.count_nonzero(pixels > 0) / pixels.size
+        raise ThoradError(
+            f"The image is nearly empty: only {lit:.2g} % of its pixels are above 0, and the {BRIGHTEST}th percentile, "
+            f"by which it would be scaled, is {brightest:g}. Crop it to the anatomy."
+        )
+    return np.asarray(np.clip(pixels, 0, brightest) / brightest, dtype=np.float32)
+
+
+def to_input_grid(map: torch.Tensor | NDArray[Any], placement: Placement) -> NDArray[np.float32]:
+    """Bring a map from the model's grid to the image's own: resize to the square, crop the padding away.
+
+    Args:
+        map: (S, S), any range.
+        placement: where the image lies in the square.
+
+    Returns:
+        (H, W) float32.
+    """
+    size = placement.size
+    values = torch.as_tensor(map, dtype=torch.float32).detach().cpu()
+    if values.shape != (size, size):
+        raise ValueError(f"expected a map of shape ({size}, {size}), found {tuple(values.shape)}")
+    square = F.interpolate(
+        values[None, None], size=(placement.side, placement.side), mode="bilinear", antialias=True, align_corners=False
+    )
+    return np.ascontiguousarray(square[0, 0, _rows(placement), _columns(placement)].numpy())
+
+
+def mask_to_model_grid(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """Bring a mask to the model's grid: a pixel belongs to it if more than half of its area does.
+
+    Exact for every size: areas are counted in whole units of 1 / (side * S), so that a half is a half.
+
+    Args:
+        mask: (H, W), on the image's own grid.
+        size: side of the model's grid, px.
+
+    Returns:
+        (S, S); may be empty for a lesion thinner than a pixel there.
+    """
+    placement = place(mask.shape[0], mask.shape[1], size)
+    overlap = _overlap(placement.side, size)  # (S, side)
+    covered = overlap[:, _rows(placement)] @ mask.astype(np.float64) @ overlap[:, _columns(placement)].T
+    return np.asarray(2 * covered > placement.side**2)
+
+
+def _overlap(side: int, size: int) -> NDArray[np.float64]:
+    """(size, side): length shared by output pixel i and input pixel j, in 1 / (side * size) of the whole."""
+    outputs = np.arange(size)[:, None] * side
+    inputs = np.arange(side)[None, :] * size
+    shared: NDArray[np.int64] = np.minimum(outputs + side, inputs + size) - np.maximum(outputs, inputs)
+    return np.maximum(shared, 0).astype(np.float64)
+
+
+def _rows(placement: Placement) -> slice:
+    return slice(placement.top, placement.top + placement.height)
+
+
+def _columns(placement: Placement) -> slice:
+    return slice(placement.left, placement.left + placement.width)

@@ -1,0 +1,106 @@
+"""Which images belong together: cases for evaluation; training and validation images that share no subject."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from thorad.data.images import case_names, find_images, read_image
+from thorad.data.tables import files_in_column, listing, read_table
+from thorad.errors import ThoradError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image with the truth about it."""
+
+    image: Path
+    mask: Path | None
+    """None: a healthy image."""
+
+    subject: str
+    """Images of one subject are not independent: intervals are over subjects, and splits never share one."""
+
+    name: str
+    """Case id, the same that `thorad detect` gives the image when it reads the same table."""
+
+
+def subject_of(path: Path) -> str:
+    """The subject that a file's name tells: its leading BIDS entity `sub-XXXX`, else the whole stem."""
+    bids = re.match(r"sub-[A-Za-z0-9]+", path.stem)
+    return bids[0] if bids else path.stem
+
+
+def read_cases(table: Path) -> list[Case]:
+    """Read an evaluation table: columns `image`, `mask` (empty for a healthy image) and, optional, `subject`.
+
+    Paths are relative to the table's folder. Without a subject, the image's name tells it (`subject_of`).
+
+    Raises:
+        ThoradError: the table can't be read, lacks a column, names a missing file, or names an image twice.
+    """
+    rows = read_table(table, ["image", "mask"])
+    images = files_in_column(table, rows, "image")
+    with_mask = [(line, row) for line, row in rows if row["mask"]]
+    masks = dict(zip((line for line, _ in with_mask), files_in_column(table, with_mask, "mask"), strict=True))
+    first_line: dict[Path, int] = {}
+    twice: list[str] = []
+    for (line, row), image in zip(rows, images, strict=True):
+        first = first_line.setdefault(image.resolve(), line)
+        if first != line:
+            twice.append(f"{row['image']} (lines {first} and {line})")
+    if twice:
+        raise ThoradError(
+            f"{table}: {len(twice)} images are named again: {listing(twice)}. "
+            "Keep one row for each image, with all its lesions in one mask."
+        )
+    names = case_names(images, [table.parent] * len(images))
+    return [
+        Case(image=image, mask=masks.get(line), subject=row.get("subject") or subject_of(image), name=name)
+        for (line, row), image, name in zip(rows, images, names, strict=True)
+    ]
+
+
+def training_images(train: Path, validation: Path | None) -> tuple[list[Path], list[Path]]:
+    """The images to train on and to validate on.
+
+    Every one of them is opened, so that training doesn't stop at a damaged file hours later.
+
+    Args:
+        train: a folder, or a table with a column `image`, of healthy images.
+        validation: the same, of other subjects; None for none.
+
+    Returns:
+        (training images, validation images), the latter empty for None.
+
+    Raises:
+        ThoradError: nothing there, an image that can't be read, masks among them, a subject that stands in both.
+    """
+    training = find_images([train])
+    _refuse_masks(train, training)
+    if validation is None:
+        return training, []
+    validating = find_images([validation])
+    _refuse_masks(validation, validating)
+    shared = sorted({subject_of(path) for path in training} & {subject_of(path) for path in validating})
+    if shared:
+        raise ThoradError(
+            f"{len(shared)} subjects stand in both {train} and {validation}: {listing(shared)}. What is measured on a "
+            "subject that was trained on says nothing; move all images of a subject to one side. "
+            "(The subject is the file name's leading sub-XXXX, else the whole name.)"
+        )
+    return training, validating
+
+
+def _refuse_masks(given: Path, paths: Sequence[Path]) -> None:
+    """Masks in a training folder are a mistake that no loss curve shows."""
+    masks: list[str] = []
+    for path in paths:
+        pixels = read_image(path).pixels
+        if ((pixels == pixels.min()) | (pixels == pixels.max())).all():
+            masks.append(path.name)
+    if masks:
+        raise ThoradError(
+            f"{given}: {len(masks)} of {len(paths)} images have only two values and look like masks: {listing(masks)}. "
+            "Training takes healthy images only; move masks to another folder."
+        )

@@ -1,0 +1,98 @@
+"""CSV tables that a user gives: read with errors that say which line of which file to mend."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from thorad.errors import ThoradError
+
+SHOWN = 5
+"""How many offending entries an error message lists before it only counts the rest."""
+
+Row = tuple[int, dict[str, str]]
+"""The line a row ends on, and {column: cell}."""
+
+
+def listing(entries: Sequence[str]) -> str:
+    """The first few entries, and how many there are beside them: `a, b, c, d, e and 7 more`."""
+    shown = ", ".join(entries[:SHOWN])
+    return f"{shown} and {len(entries) - SHOWN} more" if len(entries) > SHOWN else shown
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
+    """Read a comma-separated UTF-8 table with a header line.
+
+    Args:
+        path: the CSV file.
+        columns: the columns it must have; others are kept too.
+
+    Returns:
+        Its rows in order; cells without surrounding blanks, blank lines left out.
+
+    Raises:
+        ThoradError: unreadable, not UTF-8, not a table, a column missing or named twice, a row of another length,
+            no row.
+    """
+    rows: list[Row] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            header = [cell.strip() for cell in next(reader, [])]
+            _check_header(path, header, columns)
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if len(cells) != len(header):
+                    raise ThoradError(
+                        f"{path}, line {reader.line_num}: found {len(cells)} cells, expected {len(header)} as in the "
+                        "header. Put cells that hold a comma in double quotes."
+                    )
+                rows.append((reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))))
+    except UnicodeDecodeError as error:
+        raise ThoradError(
+            f"{path}: not UTF-8 text ({error.reason}). Save it as comma-separated CSV in UTF-8."
+        ) from error
+    except csv.Error as error:
+        raise ThoradError(f"{path}: not a CSV table ({error}). Save it as comma-separated CSV in UTF-8.") from error
+    except OSError as error:
+        raise ThoradError(f"{path}: can't be read ({error.strerror}). Check the path and its permissions.") from error
+    if not rows:
+        raise ThoradError(f"{path}: the table has a header but no row. Add one row for each image.")
+    return rows
+
+
+def files_in_column(table: Path, rows: Sequence[Row], column: str) -> list[Path]:
+    """The files that a column names, one for each row, relative to the table's folder.
+
+    Raises:
+        ThoradError: empty cells, or files that don't exist; lists the first few with their lines and counts all.
+    """
+    empty = [str(line) for line, row in rows if not row[column]]
+    if empty:
+        raise ThoradError(f"{table}: the column {column} is empty in line {listing(empty)}. Name a file in every row.")
+    # Path.is_file raises for names that are too long or hold a NUL; such a file is just not there.
+    missing = [
+        f"{row[column]} (line {line})"
+        for line, row in rows
+        if not os.path.isfile(table.parent / row[column])  # noqa: PTH113
+    ]
+    if missing:
+        raise ThoradError(
+            f"{table}: {len(missing)} of the {len(rows)} files in the column {column} can't be found: "
+            f"{listing(missing)}. Paths are relative to the table's folder, {table.parent}."
+        )
+    return [table.parent / row[column] for _, row in rows]
+
+
+def _check_header(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
+    missing = [column for column in columns if column not in header]
+    if missing:
+        hint = " It looks separated by semicolons; save it comma-separated." if ";" in "".join(header) else ""
+        raise ThoradError(
+            f"{path}: no column {listing(missing)} in the first line; found {listing(header) or 'nothing'}. "
+            f"Expected a header with {', '.join(columns)}.{hint}"
+        )
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise ThoradError(f"{path}: the header names {listing(twice)} more than once. Keep one column of each name.")

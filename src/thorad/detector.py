@@ -1,0 +1,281 @@
+"""From any image to what is not healthy in it, on the image's own grid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thorad.data.images import Image, image_from_array
+from thorad.data.preprocess import scale, to_input_grid, to_model_input
+from thorad.diffusion.network import fast_precision
+from thorad.diffusion.noise import NOISES, case_generator
+from thorad.errors import ThoradError
+from thorad.maps.anomaly_map import AnomalyMap, residual
+from thorad.maps.perceptual import load_perceptual_distance
+from thorad.methods import METHODS, Restoration, ZScoreOptions
+from thorad.methods.contract import OnStep
+from thorad.methods.thor import ThorOptions
+from thorad.model import Model, load_model
+from thorad.recipe import Recipe
+
+DEFAULT_STEPS = {"thor": {"simplex": 5, "gaussian": 7}, "anoddpm": {"simplex": 5}, "ddpm": {"gaussian": 7}}
+"""Timesteps visited by default: the fewest that cost at most 1 Dice point (docs/results.md)."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What was found in one image; every picture is (H, W) float32 on the image's own grid."""
+
+    name: str
+    source: str
+    image: NDArray[np.float32]
+    """As the model saw it: scaled by its 98th percentile to [0, 1]."""
+    anomaly_map: NDArray[np.float32]
+    """>= 0; 0 outside the model's region."""
+    pseudo_healthy: NDArray[np.float32]
+    """In [0, 1]."""
+    score: float
+    """`Detector.scores`."""
+    network_calls: int
+    seconds: float
+    """Wall time of this image's share of its batch."""
+
+
+class Detector:
+    """A model and a method, ready for images.
+
+    Args:
+        model: name of a bundled model, or a model folder.
+        method: one of `thorad.methods.METHODS`.
+        noise: "gaussian" or "simplex"; None is the method's default.
+        steps: timesteps visited between noise and image, "all", or None for the measured default.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        seed: of all noise. An image's noise depends on this seed and the image's name only.
+        batch_size: images at once on an accelerator. On a CPU images go one by one, which is as fast there and
+            makes a result independent of its batch to the last bit.
+        finish: go on below the last harmonised timestep for a finer pseudo-healthy image; the map doesn't change.
+        perceptual_weights: a torchvision SqueezeNet 1.1 file for LPIPS instead of the bundled weights.
+
+    Raises:
+        ThoradError: unknown model, method, noise or device, a damaged model, steps out of range.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "brain-t1-compact",
+        *,
+        method: str = "thor",
+        noise: str | None = None,
+        steps: int | Literal["all"] | None = None,
+        device: str = "auto",
+        seed: int = 0,
+        batch_size: int = 16,
+        finish: bool = False,
+        perceptual_weights: Path | None = None,
+    ) -> None:
+        if method not in METHODS:
+            raise ThoradError(f"unknown method {method!r}. Known: {', '.join(METHODS)}.")
+        if batch_size < 1:
+            raise ThoradError(f"the batch size is {batch_size}, expected 1 or more.")
+        self.method = method
+        self.seed = seed
+        self.finish = finish
+        self.device = _device(device)
+        self.batch_size = batch_size if self.device.type != "cpu" else 1
+        self._method = METHODS[method]
+        self.model: Model = load_model(model)
+        self.noise = self._noise_kind(noise)
+        self.steps = self._checked_steps(steps)
+        self.options = self._options()
+        self.network_calls = self.options.network_calls()
+        self._network = self.model.network.to(self.device).requires_grad_(False)
+        self._precision = fast_precision(self.device)
+        self._compare = residual
+        if self._method.perceptual:
+            self._compare = AnomalyMap(load_perceptual_distance(perceptual_weights).to(self.device))
+        self._region = torch.from_numpy(self.model.region).to(self.device)
+
+    @property
+    def model_size(self) -> int:
+        """Side S of the model's grid, px."""
+        return self.model.recipe.image.size
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in: "bfloat16" or "float32"."""
+        return str(self._precision).removeprefix("torch.")
+
+    @property
+    def region(self) -> NDArray[np.bool_]:
+        """(S, S): where the model looks for anomalies; maps are 0 elsewhere."""
+        return self.model.region
+
+    @property
+    def overlay_maximum(self) -> float:
+        """Map value at which an overlay's colours end."""
+        return self._method.overlay_maximum
+
+    def detect(self, image: Image | NDArray[Any], on_step: OnStep | None = None) -> Detection:
+        """Find what is not healthy in one image.
+
+        Args:
+            image: an `Image`, or pixels (H, W) of any scale; their 98th percentile becomes 1.
+            on_step: called with the pictures of every step, on the model's grid (`thorad.methods.Step`).
+
+        Raises:
+            ThoradError: pixels that are not a finite, varying (H, W) picture.
+        """
+        image = image if isinstance(image, Image) else image_from_array(image)
+        return next(iter(self.detect_batch([image], on_step)))
+
+    def detect_batch(self, images: Sequence[Image], on_step: OnStep | None = None) -> Iterator[Detection]:
+        """Find what is not healthy in several images; yields each as soon as it is done, in their order."""
+        for start in range(0, len(images), self.batch_size):
+            yield from self._detect_together(images[start : start + self.batch_size], on_step)
+
+    def _detect_together(self, images: Sequence[Image], on_step: OnStep | None) -> list[Detection]:
+        began = time.perf_counter()
+        inputs = [to_model_input(image.pixels, self.model_size) for image in images]
+        x = torch.stack([pixels for pixels, _ in inputs])  # (B, 1, S, S)
+        restoration = self._restore(x, [image.name for image in images], on_step)
+        maps, scores = restoration.anomaly_map.cpu(), self.scores(restoration.anomaly_map)
+        healthy = _to_unit(restoration.pseudo_healthy).cpu()
+        seconds = (time.perf_counter() - began) / len(images)
+        return [
+            Detection(
+                name=image.name,
+                source=image.source,
+                image=scale(image.pixels),
+                anomaly_map=to_input_grid(maps[i, 0], placement),
+                pseudo_healthy=to_input_grid(healthy[i, 0], placement),
+                score=float(scores[i]),
+                network_calls=self.network_calls,
+                seconds=seconds,
+            )
+            for i, (image, (_, placement)) in enumerate(zip(images, inputs, strict=True))
+        ]
+
+    def model_maps(self, x: Tensor, names: Sequence[str]) -> Tensor:
+        """Anomaly maps on the model's grid, for evaluation.
+
+        Args:
+            x: (B, 1, S, S) in [0, 1].
+            names: the cases' names, which seed their noise.
+
+        Returns:
+            (B, 1, S, S) >= 0, 0 outside the model's region.
+        """
+        chunks = [
+            self._restore(x[i : i + self.batch_size], names[i : i + self.batch_size]).anomaly_map.cpu()
+            for i in range(0, len(x), self.batch_size)
+        ]
+        return torch.cat(chunks)
+
+    def scores(self, maps: Tensor) -> Tensor:
+        """One number an image, (B,): the map's mean over the model's region. The higher, the less healthy."""
+        return maps[:, 0].mul(self._region.to(maps.device)).sum((1, 2)) / self._region.sum()
+
+    @torch.inference_mode()
+    def _restore(self, x: Tensor, names: Sequence[str], on_step: OnStep | None = None) -> Restoration:
+        x = x.to(self.device) * 2 - 1  # the one place where [0, 1] becomes [-1, 1]
+        generators = [case_generator(self.seed, name) for name in names]
+        kinds = self.model.recipe.noise.kinds
+        kind = torch.full((len(x),), kinds.index(self.noise) if self.noise in kinds else 0, device=self.device)
+
+        def noise() -> Tensor:
+            return NOISES[self.noise or kinds[0]](generators, self.model_size, self.model_size, self.device)
+
+        def denoise(x_t: Tensor, t: int) -> Tensor:
+            fast = self._precision != torch.float32
+            with torch.autocast(self.device.type, dtype=self._precision, enabled=fast):
+                eps: Tensor = self._network(x_t, torch.full((len(x_t),), t, device=self.device), kind)
+            return eps
+
+        restoration = self._method.restore(
+            denoise, x, self.model.schedule, noise, self._compare, options=self.options, on_step=on_step
+        )
+        return replace(restoration, anomaly_map=restoration.anomaly_map * self._region)
+
+    def _noise_kind(self, noise: str | None) -> Any:
+        if noise is not None and not self._method.options:
+            raise ThoradError(f"method {self.method!r} uses no noise, but {noise!r} was asked for.")
+        return possible_noises(self.method, self.model.recipe, None if noise is None else [noise])[0]
+
+    def _checked_steps(self, steps: int | str | None) -> Any:
+        if not self._method.options:
+            return None
+        if steps is None:
+            return DEFAULT_STEPS[self.method][self.noise]
+        level = self._method.options[self.noise].noise_level
+        if steps != "all" and not (isinstance(steps, int) and 1 <= steps <= level):
+            raise ThoradError(f"steps is {steps!r}, expected 'all' or a number from 1 to {level} (the noise level).")
+        return steps
+
+    def _options(self) -> Any:
+        if not self._method.options:
+            return ZScoreOptions(self.model.mean, self.model.standard_deviation, self._method.two_sided)
+        options = replace(
+            self._method.options[self.noise],
+            steps=None if self.steps == "all" else self.steps,
+        )
+        trained = self.model.recipe.noise.train_below
+        if options.noise_level >= trained:
+            raise ThoradError(
+                f"model {self.model.recipe.name!r} was trained below timestep {trained}; "
+                f"{self.method} starts at {options.noise_level}."
+            )
+        return replace(options, finish=self.finish) if isinstance(options, ThorOptions) else options
+
+
+def possible_noises(method: str, recipe: Recipe, asked: Sequence[str] | None = None) -> Sequence[str] | Sequence[None]:
+    """The kinds of noise that a method can use with a model, the method's default first; [None] if it uses none.
+
+    Args:
+        method: one of `thorad.methods.METHODS`.
+        recipe: the model's.
+        asked: only these; None for all. Says nothing to a method without noise.
+
+    Raises:
+        ThoradError: unknown method or noise, or none of the kinds is possible.
+    """
+    if method not in METHODS:
+        raise ThoradError(f"unknown method {method!r}. Known: {', '.join(METHODS)}.")
+    unknown = [kind for kind in asked or () if kind not in NOISES]
+    if unknown:
+        raise ThoradError(f"unknown noise {unknown[0]!r}. Known: {', '.join(NOISES)}.")
+    allowed = list(METHODS[method].options)
+    if not allowed:
+        return [None]
+    possible = [kind for kind in allowed if kind in recipe.noise.kinds and (asked is None or kind in asked)]
+    if not possible:
+        raise ThoradError(
+            f"method {method!r} with noise {' or '.join(asked or allowed)} is not possible: the method works with "
+            f"{' or '.join(allowed)}, the model {recipe.name!r} was trained with {' and '.join(recipe.noise.kinds)}."
+        )
+    return possible
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ThoradError(f"device {name!r} can't be used here ({reason}). Try --device auto or cpu.") from error
+    return device
+
+
+def _to_unit(x: Tensor) -> Tensor:
+    return ((x + 1) / 2).clamp(0, 1)

@@ -1,0 +1,77 @@
+"""THOR: temporal harmonisation for optimal restoration.
+
+Bercea, Wiestler, Rueckert, Schnabel: Diffusion Models with Implicit Guidance for Medical Anomaly Detection,
+MICCAI 2024, arXiv:2403.08464.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from thorad.diffusion.schedule import CLEAN, Schedule, visited_timesteps
+from thorad.maps.anomaly_map import guidance_mask, harmonic_mean
+from thorad.methods.contract import Compare, Denoise, Noise, OnStep, Restoration, Step
+
+
+@dataclass(frozen=True)
+class ThorOptions:
+    """The paper's values for simplex noise; `THOR_GAUSSIAN` holds those for Gaussian noise."""
+
+    noise_level: int = 250
+    """Timestep T that the image is noised to."""
+    harmonise_at: tuple[int, ...] = (200, 150, 100, 50)
+    """Timesteps at which the clean estimate is harmonised with the image; visited whatever `steps` says."""
+    steps: int | None = None
+    """Timesteps visited, evenly spaced; None visits all."""
+    finish: bool = False
+    """Go on below the last harmonised timestep to the end of the chain. Only `pseudo_healthy` gains by it."""
+
+    def network_calls(self) -> int:
+        """Calls of the network for one image: one a timestep, a second one where harmonisation noises anew."""
+        visited = visited_timesteps(self.noise_level, self.steps, self.harmonise_at)
+        last = min(self.harmonise_at)
+        if self.finish:
+            return len(visited) + len(self.harmonise_at)
+        return sum(t >= last for t in visited) + len(self.harmonise_at) - 1
+
+
+THOR_GAUSSIAN = ThorOptions(noise_level=350, harmonise_at=(300, 150, 50))
+
+
+def thor(
+    denoise: Denoise,
+    image: Tensor,
+    schedule: Schedule,
+    noise: Noise,
+    compare: Compare,
+    *,
+    options: ThorOptions,
+    on_step: OnStep | None = None,
+) -> Restoration:
+    """Noise the image to T and denoise it; at chosen timesteps only what differs from the image may change.
+
+    The pseudo-healthy image is the harmonised estimate at the last harmonised timestep or, with `finish`, the end of
+    the chain.
+    """
+    timesteps = visited_timesteps(options.noise_level, options.steps, options.harmonise_at)
+    maps: list[Tensor] = []
+    x_t = schedule.add_noise(image, noise(), options.noise_level)
+    clean = image
+    for t, t_next in zip(timesteps, [*timesteps[1:], CLEAN], strict=True):
+        clean = schedule.predict_clean(x_t, denoise(x_t, t), t)
+        anomaly_map = compare(image, clean) if t in options.harmonise_at else None
+        if on_step:
+            on_step(Step(t, clean, anomaly_map))
+        if anomaly_map is not None:
+            maps.append(anomaly_map)
+            may_change = guidance_mask(anomaly_map)  # cd(m), (B, 1, H, W) in [0, 1]
+            clean = (may_change * clean + (1 - may_change) * image).clamp(-1, 1)
+            if t == min(options.harmonise_at) and not options.finish:
+                break
+            x_t = schedule.add_noise(clean, noise(), t)
+            clean = schedule.predict_clean(x_t, denoise(x_t, t), t)
+        if t_next != CLEAN:  # the step to CLEAN gives the clean estimate itself
+            x_t = schedule.step(x_t, clean, t, t_next, noise())
+    return Restoration(harmonic_mean(maps), pseudo_healthy=clean)

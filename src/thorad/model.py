@@ -1,0 +1,227 @@
+"""A model is a folder: weights.safetensors, recipe.toml, calibration.json, MODEL_CARD.md. Never a pickle.
+
+``weights.safetensors`` holds the denoiser's averaged weights (``network.*``, bfloat16) and the training images' mean
+and standard deviation (``statistics.*``, float32, (1, S, S) on the [-1, 1] scale).
+``calibration.json`` holds the sha256 of the weights and what was measured with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from thorad import __version__
+from thorad.data.images import read_mask
+from thorad.data.preprocess import mask_to_model_grid
+from thorad.diffusion.network import Denoiser
+from thorad.diffusion.schedule import Schedule
+from thorad.errors import ThoradError
+from thorad.recipe import Recipe, parse_recipe
+
+WEIGHTS, RECIPE, CALIBRATION, CARD = "weights.safetensors", "recipe.toml", "calibration.json", "MODEL_CARD.md"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model in memory."""
+
+    recipe: Recipe
+    network: Denoiser
+    mean: Tensor
+    """(1, S, S), of the training images on the [-1, 1] scale."""
+    standard_deviation: Tensor
+    """(1, S, S), on the same scale."""
+    region: NDArray[np.bool_]
+    """(S, S), where anomalies are looked for."""
+    sha256: str
+    """Of the weight file."""
+    calibration: Mapping[str, Any]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the network learned."""
+        return sum(tensor.numel() for tensor in self.network.parameters())
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule it was trained with."""
+        noise = self.recipe.noise
+        return Schedule(noise.timesteps, noise.beta_start, noise.beta_end)
+
+
+def build_network(recipe: Recipe) -> Denoiser:
+    """The recipe's denoiser with fresh weights (from torch's global generator: seed it before)."""
+    return Denoiser(**recipe.network.model_dump(), noise_kinds=len(recipe.noise.kinds))
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with thorad."""
+    return sorted(entry.name for entry in _bundled().iterdir() if (entry / WEIGHTS).is_file())
+
+
+def model_folder(name_or_path: str | Path) -> Path:
+    """The folder of a bundled model's name or of a path.
+
+    Raises:
+        ThoradError: neither a bundled model nor a folder.
+    """
+    if str(name_or_path) in bundled_models():
+        return _bundled() / str(name_or_path)
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        raise ThoradError(
+            f"unknown model {str(name_or_path)!r}: neither a folder nor one of the bundled models "
+            f"({', '.join(bundled_models())}). `thorad models` lists them; `thorad train` makes one."
+        )
+    return folder
+
+
+def load_model(name_or_path: str | Path) -> Model:
+    """Read a model folder, checking that its weights are the ones it was saved with and fit its recipe.
+
+    Raises:
+        ThoradError: unknown model, a file is missing or damaged, weights changed, or of other shapes than the recipe's.
+    """
+    folder = model_folder(name_or_path)
+    recipe = parse_recipe(_read(folder / RECIPE).decode("utf-8", errors="replace"), source=str(folder / RECIPE))
+    weights = _read(folder / WEIGHTS)
+    sha256 = hashlib.sha256(weights).hexdigest()
+    try:
+        calibration = json.loads(_read(folder / CALIBRATION))
+        expected = calibration["weights_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ThoradError(
+            f"{folder / CALIBRATION}: not a model's calibration (expected JSON with weights_sha256). "
+            "Take the folder from its source again."
+        ) from error
+    if sha256 != expected:
+        raise ThoradError(
+            f"{folder / WEIGHTS}: the weights changed since the model was saved (sha256 {sha256[:12]}..., expected "
+            f"{str(expected)[:12]}...). Take the folder from its source again."
+        )
+    try:
+        tensors = load(weights)
+    except SafetensorError as error:
+        raise ThoradError(f"{folder / WEIGHTS}: not a safetensors file ({error}).") from error
+    network = build_network(recipe)
+    _fill(network, tensors, folder / WEIGHTS)
+    size = recipe.image.size
+    statistics = {}
+    for name in ("mean", "standard_deviation"):
+        tensor = tensors.get(f"statistics.{name}")
+        if tensor is None or tensor.shape != (1, size, size):
+            found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+            raise ThoradError(f"{folder / WEIGHTS}: statistics.{name} is {found}, expected {(1, size, size)}.")
+        statistics[name] = tensor.float()
+    region = load_region(recipe.image.region, size)
+    return Model(recipe, network.eval(), **statistics, region=region, sha256=sha256, calibration=calibration)
+
+
+def model_card(name_or_path: str | Path) -> str:
+    """The text of a model's card.
+
+    Raises:
+        ThoradError: unknown model, or no card.
+    """
+    return _read(model_folder(name_or_path) / CARD).decode("utf-8", errors="replace")
+
+
+def weight_megabytes(name_or_path: str | Path) -> float:
+    """Size of a model's weight file, MB (10^6 bytes)."""
+    return len(_read(model_folder(name_or_path) / WEIGHTS)) / 1e6
+
+
+def save_model(
+    folder: Path,
+    recipe: Recipe,
+    network: Mapping[str, Tensor],
+    mean: Tensor,
+    standard_deviation: Tensor,
+    card: str,
+) -> None:
+    """Write a model folder; the weight file last but one, so that a folder that stopped half-way doesn't load.
+
+    Args:
+        folder: made if it isn't there; its files are replaced.
+        recipe: what made the model.
+        network: the denoiser's state; kept as bfloat16.
+        mean: of the training images, (1, S, S) on the [-1, 1] scale.
+        standard_deviation: likewise.
+        card: the model card, Markdown.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"network.{name}": tensor.detach().cpu().bfloat16().contiguous() for name, tensor in network.items()}
+    tensors["statistics.mean"] = mean.float().cpu().contiguous()
+    tensors["statistics.standard_deviation"] = standard_deviation.float().cpu().contiguous()
+    weights = save(tensors)
+    calibration = {"weights_sha256": hashlib.sha256(weights).hexdigest(), "thorad": __version__}
+    _write(folder / RECIPE, recipe.to_toml().encode())
+    _write(folder / CARD, card.encode())
+    _write(folder / WEIGHTS, weights)
+    _write(folder / CALIBRATION, (json.dumps(calibration, indent=2) + "\n").encode())
+
+
+def load_region(name: str, size: int) -> NDArray[np.bool_]:
+    """The bundled region of that name on the model's grid, (S, S); all True where the name is empty.
+
+    Raises:
+        ThoradError: no such region.
+    """
+    if not name:
+        return np.ones((size, size), dtype=bool)
+    path = Path(str(resources.files("thorad"))) / "assets" / "regions" / f"{name}.png"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.png")))
+        raise ThoradError(f"unknown region {name!r}. Known: {known}, or empty for the whole image.")
+    return mask_to_model_grid(read_mask(path), size)
+
+
+def _bundled() -> Path:
+    return Path(str(resources.files("thorad"))) / "assets" / "models"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ThoradError(
+            f"{path}: can't be read ({error.strerror}). A model is a folder of {WEIGHTS}, {RECIPE}, {CALIBRATION} "
+            f"and {CARD}."
+        ) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _fill(network: Denoiser, tensors: Mapping[str, Tensor], source: Path) -> None:
+    wanted = network.state_dict()
+    given = {k.removeprefix("network."): v.float() for k, v in tensors.items() if k.startswith("network.")}
+    wrong = [
+        f"{name} is {tuple(given[name].shape) if name in given else 'missing'}, expected {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name not in given or given[name].shape != tensor.shape
+    ]
+    wrong += [f"{name} isn't in the network" for name in given if name not in wanted]
+    if wrong:
+        raise ThoradError(
+            f"{source}: the weights don't fit the recipe beside them in {len(wrong)} places: {'; '.join(wrong[:3])}."
+        )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in given.values()):
+        raise ThoradError(f"{source}: the weights hold NaN or infinite values. Take the file from its source again.")
+    network.load_state_dict(given)

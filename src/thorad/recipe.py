@@ -1,0 +1,191 @@
+"""A recipe: everything that makes a model, read from TOML. An unknown key is an error.
+
+The bundled recipes are in ``assets/recipes``; a trained model's folder carries the recipe that made it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from thorad.errors import ThoradError
+
+NoiseKind = Literal["gaussian", "simplex"]
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageSection(_Section):
+    """What the model sees of an image."""
+
+    size: Positive = 128
+    """Side of the square that the model works on, px."""
+    region: str = ""
+    """Where anomalies are looked for: the name of a bundled region, or empty for the whole image."""
+
+
+class NetworkSection(_Section):
+    """`thorad.diffusion.network.Denoiser`."""
+
+    channels: tuple[Positive, ...] = (128, 256, 256)
+    attention: tuple[bool, ...] = (False, True, True)
+    residual_blocks: Positive = 1
+    head_channels: Positive = 256
+    patch: Positive = 1
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> NetworkSection:
+        if len(self.channels) != len(self.attention):
+            raise ValueError(f"{len(self.channels)} channels but {len(self.attention)} attention levels")
+        if self.channels[0] % 32:
+            raise ValueError("the first channel count must be a multiple of 32 (group normalisation)")
+        return self
+
+
+class NoiseSection(_Section):
+    """The noise that the network learns to see."""
+
+    kinds: tuple[NoiseKind, ...] = ("simplex",)
+    """One network is told which of these kinds an image was noised with."""
+    share: tuple[Share, ...] = (1.0,)
+    """The share of the training images that gets each kind; sums to 1."""
+    loss_weight: tuple[float, ...] = (1.0,)
+    """Weight of each kind's squared error. Simplex noise has a quarter of Gaussian noise's power."""
+    timesteps: Positive = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+    train_below: Positive = 1000
+    """Only timesteps below this one are trained: restoration starts at 250 to 350."""
+    timestep_power: float = 1.0
+    """Timesteps are train_below * u^power with u uniform: above 1, more of the low ones. The paper's is 1."""
+
+    @model_validator(mode="after")
+    def _kinds_agree(self) -> NoiseSection:
+        if not len(self.kinds) == len(self.share) == len(self.loss_weight):
+            raise ValueError("kinds, share and loss_weight must have the same length")
+        if abs(sum(self.share) - 1) > 1e-6:
+            raise ValueError(f"the shares sum to {sum(self.share)}, expected 1")
+        if self.train_below > self.timesteps:
+            raise ValueError(f"train_below {self.train_below} is above timesteps {self.timesteps}")
+        return self
+
+
+class AugmentationSection(_Section):
+    """How training images are varied. Shape as in the paper; intensity for other scanners."""
+
+    rotation: float = 10.0
+    """Largest rotation, degrees."""
+    shift: Share = 0.1
+    """Largest shift, share of the image's side."""
+    scale: Share = 0.1
+    """Largest relative change of size."""
+    flip: Share = 0.5
+    """Probability of a left-right flip."""
+    warp: float = 0.0
+    """Standard deviation of a smooth displacement, share of half the image's side (imperfect registration)."""
+    intensity: Share = 0.0
+    """Probability of an intensity change: gamma, bias field, contrast and noise by the four numbers below."""
+    gamma: float = 0.25
+    """Largest |log gamma|."""
+    bias_field: float = 0.12
+    """Standard deviation of the log of a smooth factor."""
+    contrast: float = 0.1
+    """Largest relative change of brightness."""
+    noise: float = 0.025
+    """Largest standard deviation of added Gaussian noise, on the [0, 1] scale."""
+
+
+class TrainingSection(_Section):
+    """How the network is fitted."""
+
+    steps: Positive = 45000
+    batch_size: Positive = 16
+    learning_rate: float = 1e-4
+    warm_up: int = 0
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does after the warm-up; cosine falls to 2 % at the last step."""
+    weight_decay: float = 0.0
+    ema: Share = 0.999
+    """Decay of the exponential moving average of the weights, which is what is kept."""
+    gradient_norm: float = 1.0
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """auto: bfloat16 where the hardware is fast at it."""
+    validate_every: Positive = 500
+    """Steps between validations (loss on the validation images and a picture of reconstructions)."""
+    checkpoint_minutes: float = 5.0
+    seed: int = 0
+
+
+class Recipe(_Section):
+    """Everything that makes a model."""
+
+    name: str
+    description: str = ""
+    image: ImageSection = ImageSection()
+    network: NetworkSection = NetworkSection()
+    noise: NoiseSection = NoiseSection()
+    augmentation: AugmentationSection = AugmentationSection()
+    training: TrainingSection = TrainingSection()
+
+    @model_validator(mode="after")
+    def _size_divides(self) -> Recipe:
+        multiple = self.network.patch * 2 ** (len(self.network.channels) - 1)
+        if self.image.size % multiple:
+            raise ValueError(f"image.size {self.image.size} must be a multiple of {multiple} (patch * 2^(levels - 1))")
+        return self
+
+    def to_toml(self) -> str:
+        """The recipe as TOML text, every value written out."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+def bundled_recipes() -> list[str]:
+    """Names of the recipes that come with thorad."""
+    folder = resources.files("thorad") / "assets" / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a recipe by its bundled name or from a TOML file.
+
+    Raises:
+        ThoradError: unknown name, unreadable file, not TOML, unknown key or a value out of range.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ThoradError(f"{path}: can't read this recipe ({error}). Expected a TOML text file.") from error
+    elif str(name_or_path) in bundled_recipes():
+        text = (resources.files("thorad") / "assets" / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    else:
+        raise ThoradError(
+            f"unknown recipe {str(name_or_path)!r}. Give a TOML file or one of: {', '.join(bundled_recipes())}."
+        )
+    return parse_recipe(text, source=str(name_or_path))
+
+
+def parse_recipe(text: str, source: str) -> Recipe:
+    """Read a recipe from TOML text; `source` names it in errors.
+
+    Raises:
+        ThoradError: not TOML, an unknown key or a value out of range.
+    """
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ThoradError(f"{source}: not a TOML file ({error}).") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise ThoradError(f"{source}: not a valid recipe. {problems}.") from error

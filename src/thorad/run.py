@@ -1,0 +1,135 @@
+"""Detection over files: in batches, one bad file never loses the others, a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thorad import __version__
+from thorad.data.images import Image, read_image
+from thorad.data.preprocess import scale
+from thorad.detector import Detector
+from thorad.errors import ThoradError
+from thorad.results.writer import ResultWriter
+
+Progress = Callable[[int, int], None]
+"""Called with (cases done or failed, cases in all), first with those that an earlier run has done."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What became of the cases."""
+
+    done: Mapping[str, float]
+    """{name: score}, the highest first, with those that an earlier run has done."""
+    failed: Mapping[str, str]
+    """{name: why}."""
+    already_done: int
+    """How many of `done` were there before this run."""
+    seconds: float
+    """Wall time of this run."""
+
+
+def open_results(detector: Detector, out: Path, perceptual_weights: Path | None = None) -> ResultWriter:
+    """The result folder of a detector's run, new or to be continued.
+
+    Args:
+        detector: what will run.
+        out: the folder.
+        perceptual_weights: the file that the detector was given, if any.
+
+    Raises:
+        ThoradError: the folder can't be written, or holds the results of other options.
+    """
+    options: dict[str, Any] = {
+        "method": detector.method,
+        "noise": detector.noise,
+        "steps": detector.steps,
+        "finish": detector.finish,
+        "seed": detector.seed,
+        "model": detector.model.recipe.name,
+        "model_sha256": detector.model.sha256,
+        "perceptual_weights_sha256": _sha256(perceptual_weights) if perceptual_weights else None,
+        "device": detector.device.type,
+        "precision": detector.precision,
+        "thorad": __version__,
+    }
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "monai", "numpy")}}
+    run = {"options": options, "versions": versions, "platform": platform.platform()}
+    return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum)
+
+
+def detect_files(
+    detector: Detector, named: Mapping[str, Path], results: ResultWriter, *, on_progress: Progress | None = None
+) -> RunSummary:
+    """Detect in files and write each case as soon as it is done.
+
+    Args:
+        detector: the model and the method.
+        named: {case name: file}, of `thorad.data.images.named_images`.
+        results: where to; what it has already isn't done again.
+        on_progress: see `Progress`.
+
+    Raises:
+        ThoradError: the results can't be written, or the device's memory doesn't hold a batch. What is bad about one
+            file is recorded in the results instead.
+    """
+    began = time.perf_counter()
+    before = results.done_cases() & named.keys()
+    failed: dict[str, str] = {}
+    report = on_progress or (lambda done, total: None)
+    report(len(before), len(named))
+    finished = len(before)
+    todo = [name for name in named if name not in before]
+    for start in range(0, len(todo), detector.batch_size):
+        batch = todo[start : start + detector.batch_size]
+        images = []
+        for name in batch:
+            try:
+                images.append(_read(named[name], name))
+            except ThoradError as error:
+                failed[name] = str(error)
+                results.fail(name, str(named[name]), str(error))
+        finished += len(batch) - len(images)
+        try:
+            for detection in detector.detect_batch(images):
+                if np.isfinite(detection.anomaly_map).all():
+                    results.write(detection)
+                else:
+                    failed[detection.name] = f"{detection.source}: the map is not finite. Is the model damaged?"
+                    results.fail(detection.name, detection.source, failed[detection.name])
+                finished += 1
+                report(finished, len(named))
+        except torch.OutOfMemoryError as error:
+            raise ThoradError(
+                f"the memory of {detector.device} doesn't hold {detector.batch_size} images at once. "
+                "Choose a smaller --batch-size; what is done is kept."
+            ) from error
+        report(finished, len(named))
+    seconds = time.perf_counter() - began
+    results.close(seconds)
+    done = {name: score for name, score in results.scores().items() if name in named}
+    return RunSummary(done, failed, already_done=len(before), seconds=seconds)
+
+
+def _read(path: Path, name: str) -> Image:
+    """An image that the detector takes; whatever is bad about it is told with the file's name."""
+    image = read_image(path, name)
+    try:
+        scale(image.pixels)
+    except ThoradError as error:
+        raise ThoradError(f"{path}: {error}") from error
+    return image
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,370 @@
+"""Learn healthy anatomy: fit a recipe's denoiser to a folder of healthy images.
+
+Ho, Jain, Abbeel: Denoising Diffusion Probabilistic Models, 2020, algorithm 1: predict the noise, mean squared error.
+
+Everything random in a training step depends on (seed, step, process) alone, so that a run that was killed and resumed
+ends with the weights of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+import platform
+import time
+import warnings
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from thorad import __version__
+from thorad.augmentation import augment
+from thorad.data.images import read_image, write_png8
+from thorad.data.preprocess import to_model_input
+from thorad.data.splits import training_images
+from thorad.diffusion.network import fast_precision
+from thorad.diffusion.noise import NOISES
+from thorad.diffusion.schedule import Schedule
+from thorad.errors import ThoradError
+from thorad.model import RECIPE, build_network, load_model, save_model
+from thorad.recipe import Recipe, parse_recipe
+
+PICTURE_NOISE_LEVEL = 0.5
+"""Share of the trained timesteps at which the validation picture noises its images."""
+
+
+class DiffusionTraining(lightning.LightningModule):
+    """The denoiser and its loss, for Lightning's trainer.
+
+    Args:
+        recipe: what to fit.
+        images: (N, 1, S, S) in [0, 1], healthy, on the host.
+        validation: (M, 1, S, S) in [0, 1]; M may be 0.
+        pictures: folder for the pictures of reconstructions.
+    """
+
+    def __init__(self, recipe: Recipe, images: Tensor, validation: Tensor, pictures: Path) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.network = build_network(recipe)
+        self.diffusion = Schedule(recipe.noise.timesteps, recipe.noise.beta_start, recipe.noise.beta_end)
+        self.images, self.validation, self.pictures = images, validation, pictures
+
+    def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+        """The loss of one batch; which images it holds follows from the step's number, not from the loader."""
+        noise, size = self.recipe.noise, self.recipe.training.batch_size
+        generator = _generator(self.recipe.training.seed, self.global_step, self.global_rank)
+        first = (self.global_step * self.trainer.world_size + self.global_rank) * size
+        chosen = images_of_batch(first, size, len(self.images), self.recipe.training.seed)
+        x = augment(self.images[chosen], self.recipe.augmentation, generator) * 2 - 1
+        kind = torch.multinomial(torch.tensor(noise.share), size, replacement=True, generator=generator)
+        t = (noise.train_below * torch.rand(size, generator=generator) ** noise.timestep_power).long()
+        loss, of_kind = self._losses(x, t.clamp(max=noise.train_below - 1), kind, generator)
+        for name, value in of_kind.items():
+            self.log(f"train/{name}", value, on_step=True, on_epoch=False)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_index: int) -> None:
+        """The loss of one validation image with each kind of noise at a fixed spread of timesteps."""
+        index = int(batch)
+        generator = _generator(self.recipe.training.seed, -1 - index, 0)
+        spread = torch.linspace(0, self.recipe.noise.train_below - 1, 5).long()
+        kinds = range(len(self.recipe.noise.kinds))
+        kind = torch.tensor([k for k in kinds for _ in spread])
+        t = spread.repeat(len(kinds))
+        x = self.validation[index].expand(len(t), -1, -1, -1) * 2 - 1
+        loss, of_kind = self._losses(x, t, kind, generator)
+        self.log("validation/loss", loss, on_epoch=True, sync_dist=True, batch_size=1)
+        for name, value in of_kind.items():
+            self.log(f"validation/{name}", value, on_epoch=True, sync_dist=True, batch_size=1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Write the picture of reconstructions: a row each of images, noised images and clean estimates."""
+        if self.global_rank == 0 and len(self.validation) and not self.trainer.sanity_checking:
+            write_png8(self.pictures / f"step-{self.global_step:07d}.png", self._reconstructions().numpy())
+
+    def configure_optimizers(self) -> Any:
+        """AdamW (Adam where the weight decay is 0) with warm-up and, where asked, a cosine."""
+        training = self.recipe.training
+        optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, self.recipe))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    def train_dataloader(self) -> DataLoader[int]:
+        """One pass is the whole training: an item for every step."""
+        return DataLoader(range(self.recipe.training.steps * self.trainer.world_size), batch_size=1)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[int]:
+        """The validation images' indices."""
+        return DataLoader(range(len(self.validation)), batch_size=1)  # type: ignore[arg-type]
+
+    def _losses(
+        self, x: Tensor, t: Tensor, kind: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted mean squared error of the predicted noise, and each kind's own unweighted mean."""
+        x, t, kind = x.to(self.device), t.to(self.device), kind.to(self.device)
+        eps = self._noise_of(kind.tolist(), x, generator)
+        predicted = self.network(self.diffusion.add_noise(x, eps, t), t, kind)
+        squared = (predicted - eps).square().mean((1, 2, 3))  # (B,)
+        weight = torch.tensor(self.recipe.noise.loss_weight, device=self.device)[kind]
+        names = self.recipe.noise.kinds
+        of_kind = {names[k]: squared[kind == k].mean().detach() for k in sorted(set(kind.tolist()))}
+        return (weight * squared).mean(), of_kind
+
+    def _noise_of(self, kinds: list[int], x: Tensor, generator: torch.Generator) -> Tensor:
+        eps = torch.empty_like(x)
+        for k in sorted(set(kinds)):
+            of_kind = [i for i, kind in enumerate(kinds) if kind == k]
+            make = NOISES[self.recipe.noise.kinds[k]]
+            eps[of_kind] = make([generator] * len(of_kind), x.shape[-2], x.shape[-1], x.device)
+        return eps
+
+    @torch.no_grad()
+    def _reconstructions(self) -> Tensor:
+        x = (self.validation[:8] * 2 - 1).to(self.device)
+        t = int(PICTURE_NOISE_LEVEL * self.recipe.noise.train_below)
+        rows = [x]
+        for k in range(len(self.recipe.noise.kinds)):
+            eps = self._noise_of([k] * len(x), x, _generator(self.recipe.training.seed, -1, 0))
+            x_t = self.diffusion.add_noise(x, eps, t)
+            steps = torch.full((len(x),), t, device=self.device)
+            predicted = self.network(x_t, steps, torch.full_like(steps, k))
+            rows += [x_t, self.diffusion.predict_clean(x_t, predicted, t)]
+        strips = [torch.cat(list(row[:, 0]), dim=1) for row in rows]  # (S, 8 S) each
+        return ((torch.cat(strips) + 1) / 2).clamp(0, 1).float().cpu()
+
+
+class _OneLine(Callback):
+    """Where there is no terminal: a line a validation instead of a bar."""
+
+    def __init__(self) -> None:
+        self._began, self._first = time.monotonic(), 0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._began, self._first = time.monotonic(), trainer.global_step
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        done, seconds = trainer.global_step - self._first, time.monotonic() - self._began
+        left = (int(trainer.max_steps) - trainer.global_step) * seconds / max(done, 1)
+        measured = " ".join(f"{k} {float(v):.5f}" for k, v in sorted(trainer.callback_metrics.items()) if "/" in k)
+        print(  # noqa: T201
+            f"step {trainer.global_step}/{trainer.max_steps}  {done / seconds:.2f} steps/s  "
+            f"{timedelta(seconds=round(left))} left  {measured}",
+            flush=True,
+        )
+
+
+def fit(
+    recipe: Recipe,
+    train: Path,
+    out: Path,
+    *,
+    validation: Path | None = None,
+    accelerator: str = "auto",
+    devices: str = "auto",
+    nodes: int = 1,
+    start_from: str | Path | None = None,
+    progress_bar: bool = True,
+) -> Path:
+    """Train, or go on with the training that `out` holds.
+
+    Args:
+        recipe: what to fit.
+        train: folder of healthy images.
+        out: folder for ``recipe.toml``, ``checkpoints/``, ``logs/`` (CSV and TensorBoard), ``pictures/``, ``model/``.
+        validation: folder of other subjects' healthy images, for the validation loss and the pictures.
+        accelerator: Lightning's: "auto", "cpu", "gpu", "mps".
+        devices: Lightning's: "auto", a number or a list of indices; processes where the accelerator is "cpu".
+        nodes: machines, as Lightning's launchers know them.
+        start_from: a model whose weights are the first ones; its network must have the same shapes.
+        progress_bar: a bar on the terminal, or a line at every validation.
+
+    Returns:
+        The model folder, `out`/model.
+
+    Raises:
+        ThoradError: unusable training folder or images, another training in `out`, an unfit `start_from` or device.
+    """
+    train_files, validation_files = training_images(train, validation)
+    images = _load(train_files, recipe.image.size)
+    held_out = _load(validation_files, recipe.image.size)
+    _claim(out, recipe)
+    model_folder = out / "model"
+    latest = _latest_checkpoint(out / "checkpoints")
+    torch.manual_seed(recipe.training.seed)  # the one place where fresh weights are drawn
+    module = DiffusionTraining(recipe, images, held_out, out / "pictures")
+    if start_from is not None and latest is None:
+        _start_from(module, start_from)
+    began = time.monotonic()
+    trainer = _trainer(recipe, out, accelerator, devices, nodes, bool(len(held_out)), progress_bar)
+    with warnings.catch_warnings():
+        # The loader only counts steps; more workers would do nothing.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer.fit(module, ckpt_path=latest, weights_only=True if latest else None)
+    if trainer.is_global_zero and trainer.global_step >= recipe.training.steps:
+        x = images * 2 - 1
+        card = _card(recipe, len(images), len(held_out), trainer, time.monotonic() - began)
+        deviation = x.std(0, correction=0)
+        save_model(model_folder, recipe, module.network.state_dict(), x.mean(0), deviation, card)
+    return model_folder
+
+
+def learning_rate_factor(step: int, recipe: Recipe) -> float:
+    """The learning rate at a step, as a share of the recipe's."""
+    training = recipe.training
+    warm = min(1.0, (step + 1) / training.warm_up) if training.warm_up else 1.0
+    if training.schedule == "constant":
+        return warm
+    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(step / training.steps, 1))))
+
+
+def average_weights(averaged: Tensor, current: Tensor, count: Tensor | int, decay: float) -> Tensor:
+    """Exponential moving average whose decay rises to its value as (1 + n) / (10 + n), so that it soon forgets step 0."""
+    now = min(decay, (1 + int(count)) / (10 + int(count)))
+    return averaged.lerp(current, 1 - now)
+
+
+def images_of_batch(first: int, size: int, count: int, seed: int) -> list[int]:
+    """Places first ... first + size - 1 in an endless row of shuffles of `count` images."""
+    return [_shuffle(place // count, count, seed)[place % count] for place in range(first, first + size)]
+
+
+@lru_cache(maxsize=4)
+def _shuffle(epoch: int, count: int, seed: int) -> list[int]:
+    return torch.randperm(count, generator=_generator(seed, epoch, -1)).tolist()  # type: ignore[no-any-return]
+
+
+def _generator(seed: int, step: int, process: int) -> torch.Generator:
+    # Odd multipliers spread neighbouring (seed, step, process) over all 64 bits.
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + process * 0x165667B19E3779F9) % 2**64
+    return torch.Generator().manual_seed(mixed - 2**63)
+
+
+def _load(files: list[Path], size: int) -> Tensor:
+    inputs, problems = [], []
+    for path in files:
+        try:
+            inputs.append(to_model_input(read_image(path).pixels, size)[0])
+        except ThoradError as error:
+            problems.append(f"{path}: {error}" if str(path) not in str(error) else str(error))
+    if problems:
+        listed = "\n".join(problems[:5])
+        raise ThoradError(f"{len(problems)} of {len(files)} images can't be trained on; mend or remove them:\n{listed}")
+    return torch.stack(inputs) if inputs else torch.empty(0, 1, size, size)
+
+
+def _claim(out: Path, recipe: Recipe) -> None:
+    """Make `out`, or check that it holds this recipe's training."""
+    path = out / RECIPE
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            earlier = parse_recipe(path.read_text(encoding="utf-8"), source=str(path))
+            if earlier != recipe:
+                raise ThoradError(f"{out}: holds a training with another recipe. Use another folder or its recipe.")
+        else:
+            path.write_text(recipe.to_toml(), encoding="utf-8")
+        (out / "pictures").mkdir(exist_ok=True)
+    except OSError as error:
+        raise ThoradError(f"{out}: can't be written ({error.strerror}). Give a folder that you may write to.") from error
+
+
+def _latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole: a kill may leave a torn one behind."""
+    for path in sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            continue
+        return path
+    return None
+
+
+def _start_from(module: DiffusionTraining, model: str | Path) -> None:
+    weights: Mapping[str, Tensor] = load_model(model).network.state_dict()
+    wanted = module.network.state_dict()
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in wanted.items()}:
+        raise ThoradError(f"{model}: its network has other shapes than recipe {module.recipe.name!r}; can't start from it.")
+    module.network.load_state_dict(weights)
+
+
+def _trainer(
+    recipe: Recipe, out: Path, accelerator: str, devices: str, nodes: int, validate: bool, progress_bar: bool
+) -> lightning.Trainer:
+    training = recipe.training
+    # Lightning's hints about loggers and accelerators are not the user's concern here.
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    checkpoints = ModelCheckpoint(
+        out / "checkpoints",
+        filename="{step}",
+        train_time_interval=timedelta(minutes=training.checkpoint_minutes),
+        save_top_k=1,
+    )
+    averaging = WeightAveraging(
+        avg_fn=lambda averaged, current, count: average_weights(averaged, current, count, training.ema)
+    )
+    try:
+        return lightning.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            precision=_precision(recipe, accelerator),
+            max_steps=training.steps,
+            max_epochs=-1,
+            gradient_clip_val=training.gradient_norm,
+            val_check_interval=min(training.validate_every, training.steps) if validate else None,
+            limit_val_batches=None if validate else 0,
+            num_sanity_val_steps=0,
+            logger=[CSVLogger(out, "logs", ""), TensorBoardLogger(out, "logs", "")],
+            log_every_n_steps=10,
+            callbacks=[checkpoints, averaging, RichProgressBar() if progress_bar else _OneLine()],
+            enable_progress_bar=progress_bar,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (RuntimeError, ValueError, lightning.fabric.utilities.exceptions.MisconfigurationException) as error:
+        raise ThoradError(f"accelerator {accelerator!r} with devices {devices!r}: {error}") from error
+
+
+def _precision(recipe: Recipe, accelerator: str) -> Any:
+    if recipe.training.precision != "auto":
+        return recipe.training.precision
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    fast = fast_precision(torch.device("cuda" if cuda else "cpu")) == torch.bfloat16
+    return "bf16-mixed" if fast else "32-true"
+
+
+def _card(recipe: Recipe, trained_on: int, validated_on: int, trainer: lightning.Trainer, seconds: float) -> str:
+    return f"""# {recipe.name}
+
+{recipe.description}
+
+Research use only; not a medical device.
+
+| | |
+|---|---|
+| made by | thorad {__version__}, torch {torch.__version__} |
+| trained on | {trained_on} images (validated on {validated_on}) |
+| steps | {trainer.global_step} of {recipe.training.batch_size * trainer.world_size} images |
+| time | {seconds / 3600:.2f} h since the last start, {trainer.world_size} process(es), {platform.machine()} |
+| precision | {trainer.precision} |
+| figures | not measured: run `thorad evaluate` on labelled cases |
+
+Fill in before you share it: where the images come from, their licence, for whom the model is valid.
+"""

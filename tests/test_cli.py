@@ -1,0 +1,441 @@
+"""The verbs, through the command line: what they print, what they leave, and with which code they end."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+import thorad
+from thorad import cli
+from thorad.model import load_model
+from thorad.recipe import Recipe, bundled_recipes
+
+CONTROL = re.compile(r"\x1b|\r")
+
+
+def thorad_command(*arguments: object) -> Result:
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert not CONTROL.search(result.output), "no control codes where nobody watches"
+    return result
+
+
+def detect(tiny_model: Path, *arguments: object) -> Result:
+    return thorad_command("detect", *arguments, "--model", tiny_model, "--steps", 5, "--device", "cpu")
+
+
+def write_scan(path: Path, seed: int = 0, lesion: bool = False) -> Path:
+    pixels = np.add.outer(np.hanning(32), np.hanning(32)) * 100 + np.random.default_rng(seed).random((32, 32)) * 40
+    if lesion:
+        pixels[10:16, 12:18] = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+def write_mask(path: Path, size: int = 32) -> Path:
+    mask = np.zeros((size, size), np.uint8)
+    mask[10:16, 12:18] = 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(mask).save(path)
+    return path
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    """Four lesion cases and two healthy ones."""
+    rows = ["image,mask,subject"]
+    for index in range(6):
+        write_scan(tmp_path / "bench" / f"i{index}.png", index, lesion=index < 4)
+        mask = write_mask(tmp_path / "bench" / "masks" / f"i{index}.png").relative_to(tmp_path / "bench")
+        rows.append(f"i{index}.png,{mask if index < 4 else ''},sub-{index}")
+    (tmp_path / "bench" / "cases.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "bench" / "cases.csv"
+
+
+# ---- detect
+
+
+def test_detect(tiny_model: Path, tmp_path: Path) -> None:
+    for index in range(7):
+        write_scan(tmp_path / "in" / "deep" / f"s{index}.png", index)
+    result = detect(tiny_model, tmp_path / "in", "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "7 done, 0 failed" in result.stdout
+    assert f"Results: {tmp_path / 'out'}\n" in result.stdout
+    assert result.stderr == ""
+    with (tmp_path / "out" / "cases.csv").open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: -float(row["score"]))
+    shown = re.findall(r"^(deep__s\d) +(\S+)$", result.stdout, flags=re.MULTILINE)
+    assert [name for name, _ in shown] == [row["name"] for row in rows[:5]], "the five highest scores"
+    assert [float(score) for _, score in shown] == pytest.approx([float(row["score"]) for row in rows[:5]], rel=1e-4)
+
+    again = detect(tiny_model, tmp_path / "in", "--out", tmp_path / "out")
+    assert again.exit_code == 0
+    assert "7 done (7 of them before), 0 failed" in again.stdout
+
+
+def test_detect_takes_every_option(tiny_model: Path, tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "a.png")
+    result = thorad_command(
+        *("detect", scan, "--out", tmp_path / "out", "--model", tiny_model, "--method", "thor", "--noise", "gaussian"),
+        *("--steps", "3", "--device", "cpu", "--seed", "5", "--batch-size", "2", "--finish", "--quiet"),
+    )
+    assert (result.exit_code, result.output) == (0, "")
+    options = json.loads((tmp_path / "out" / "run.json").read_text())["options"]
+    assert {key: options[key] for key in ("method", "noise", "steps", "seed", "finish")} == {
+        "method": "thor",
+        "noise": "gaussian",
+        "steps": 3,
+        "seed": 5,
+        "finish": True,
+    }
+    result = thorad_command(
+        *("detect", scan, "--out", tmp_path / "all", "--model", tiny_model, "--method", "ddpm", "--steps", "all"),
+        *("--device", "cpu"),
+    )
+    assert result.exit_code == 0
+    with (tmp_path / "all" / "cases.csv").open(newline="") as file:
+        assert [row["network_calls"] for row in csv.DictReader(file)] == ["351"]
+
+
+def test_a_table_names_the_images(tiny_model: Path, tmp_path: Path) -> None:
+    write_scan(tmp_path / "x" / "a.png")
+    (tmp_path / "list.csv").write_text("image\nx/a.png\n")
+    result = detect(tiny_model, tmp_path / "list.csv", "--out", tmp_path / "out", "--method", "zscore")
+    assert result.exit_code == 0
+    assert (tmp_path / "out" / "cases" / "x__a" / "anomaly_map.npy").is_file()
+
+
+def test_failures_keep_the_others_and_end_with_1(tiny_model: Path, tmp_path: Path) -> None:
+    write_scan(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "bad.png").write_bytes(b"")
+    result = detect(tiny_model, tmp_path / "in", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "1 done, 1 failed" in result.stdout
+    assert re.fullmatch(r"bad failed: .*bad\.png: the file is empty.*\n", result.stderr), "one line, unbroken"
+    assert (tmp_path / "out" / "cases" / "good" / "anomaly_map.npy").is_file()
+    (tmp_path / "in" / "good.png").unlink()
+    assert detect(tiny_model, tmp_path / "in", "--out", tmp_path / "none").exit_code == 1, "all of them failed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no-such-model"], "unknown model 'no-such-model'"),
+        (["--method", "telepathy"], "unknown method 'telepathy'"),
+        (["--noise", "pink"], "unknown noise 'pink'"),
+        (["--method", "ddpm", "--noise", "simplex"], "is not possible"),
+        (["--steps", "few"], "--steps is 'few', expected a number or all"),
+        (["--steps", "0"], "steps is 0"),
+        (["--device", "abacus"], "device 'abacus'"),
+        (["--perceptual-weights", "nothing.pth"], "nothing.pth: no such file"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--seed", "x"], "--seed"),
+        (["--colour", "red"], "No such option"),
+    ],
+)
+def test_wrong_arguments_end_with_2(tiny_model: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    scan = write_scan(tmp_path / "a.png")
+    result = thorad_command(
+        "detect", scan, "--out", tmp_path / "out", "--model", tiny_model, "--device", "cpu", *arguments
+    )
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists(), "nothing was begun"
+
+
+def test_missing_arguments_end_with_2(tmp_path: Path) -> None:
+    assert thorad_command("detect", tmp_path).exit_code == 2
+    assert thorad_command("evaluate").exit_code == 2
+    assert thorad_command("nonsense").exit_code == 2
+
+
+def test_an_error_is_one_red_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    screen = Console(file=StringIO(), force_terminal=True, color_system="standard", width=40, soft_wrap=True)
+    monkeypatch.setattr(cli, "error_console", screen)
+    result = thorad_command("detect", tmp_path / "[bold]gone", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert isinstance(screen.file, StringIO)
+    said = screen.file.getvalue()
+    assert said.startswith("\x1b[31mError: ")
+    assert "[bold]gone: no such file or folder" in said, "a file's name is no markup"
+    assert said.count("\n") == 1
+
+
+def test_the_bar_shows_what_remains_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = StringIO()
+    monkeypatch.setattr(cli, "error_console", Console(file=screen, force_terminal=True, width=100))
+    with cli._progress("detect") as report:
+        report(1, 3)
+        report(2, 3, "another")
+    shown = screen.getvalue()
+    assert "1/3" in shown or "2/3" in shown
+    assert "remaining" in shown
+    assert "another" in shown
+    screen.truncate(0)
+    with cli._progress("detect", quiet=True) as report:
+        report(1, 1)
+    assert "1/1" not in screen.getvalue()
+
+
+@pytest.mark.parametrize("how", ["interrupt", "as Lightning does"])
+def test_ctrl_c_ends_with_130(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        if how == "interrupt":
+            raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    monkeypatch.setattr("thorad.run.detect_files", interrupted)
+    result = detect(tiny_model, write_scan(tmp_path / "a.png"), "--out", tmp_path / "out")
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted. The same command goes on where it stopped.\n"
+
+
+# ---- evaluate
+
+
+def test_evaluate(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
+    write_scan(tmp_path / "healthy" / "h.png", 9)
+    result = thorad_command(
+        *("evaluate", bench, "--model", tiny_model, "--method", "thor,anoddpm, ddpm,zscore", "--steps", "3"),
+        *("--out", tmp_path / "out", "--device", "cpu", "--bootstrap", "20", "--healthy", tmp_path / "healthy"),
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [(one["method"], one["noise"], one["steps"]) for one in found] == [
+        ("thor", "simplex", 3),
+        ("thor", "gaussian", 3),
+        ("anoddpm", "simplex", 3),
+        ("ddpm", "gaussian", 3),
+        ("zscore", None, None),
+    ]
+    assert all(one["counts"]["healthy_cases"] == 3 for one in found)
+    assert {"small", "medium", "large", "average", "pooled"} <= found[0]["best_dice"].keys()
+    for title in ("thor simplex", "thor gaussian", "anoddpm simplex", "ddpm gaussian", "zscore"):
+        assert re.search(rf"^{title} +\d", result.stdout, flags=re.MULTILINE), title
+    assert max(map(len, result.stdout.splitlines()[:8])) <= 80, "fits a plain terminal"
+    assert f"Results: {tmp_path / 'out'}" in result.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"metrics.json", "cases.csv", "table.md"}
+
+
+def test_evaluate_tells_when_the_floor_wins(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
+    result = thorad_command(
+        *("evaluate", bench, "--model", tiny_model, "--method", "anoddpm,zscore", "--steps", "1"),
+        *("--out", tmp_path / "out", "--device", "cpu", "--bootstrap", "0"),
+    )
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    network, floor = (one["best_dice"]["average"] for one in found)
+    assert network != floor
+    assert ("zscore needs no network" in result.stdout) == (floor >= network)
+
+
+def test_evaluate_with_one_noise(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
+    command = ("evaluate", bench, "--model", tiny_model, "--steps", "1", "--device", "cpu", "--bootstrap", "0")
+    result = thorad_command(*command, "--method", "thor,zscore", "--noise", "gaussian", "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [(one["method"], one["noise"]) for one in found] == [("thor", "gaussian"), ("zscore", None)]
+
+    result = thorad_command(*command, "--method", "anoddpm", "--noise", "gaussian", "--out", tmp_path / "two")
+    assert result.exit_code == 2
+    assert "'anoddpm' with noise gaussian is not possible" in result.stderr
+
+
+def test_evaluate_with_a_bad_case_ends_with_1(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
+    write_mask(bench.parent / "masks" / "i1.png", size=31)
+    result = thorad_command(
+        *("evaluate", bench, "--model", tiny_model, "--method", "zscore", "--out", tmp_path / "out"),
+        *("--device", "cpu", "--bootstrap", "0"),
+    )
+    assert result.exit_code == 1
+    assert re.search(r"^i1 failed: .*i1\.png: the mask is 31 x 31 px, its image 32 x 32 px", result.stderr)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())[0]["counts"]["lesion_cases"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,mask\ni0.png,masks/i0.png\ngone.png,\n", "gone.png (line 3)"),
+        ("image,mask\ni0.png,masks/gone.png\n", "masks/gone.png (line 2)"),
+        ("image\ni0.png\n", "no column mask"),
+        ("", "no column image, mask"),
+        ("image,mask\ni0.png,\n", "nothing to measure"),
+    ],
+)
+def test_evaluate_with_a_wrong_table_ends_with_2(
+    tiny_model: Path, bench: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    bench.write_text(text)
+    result = thorad_command(
+        *("evaluate", bench, "--model", tiny_model, "--method", "zscore", "--out", tmp_path / "out"),
+        *("--device", "cpu"),
+    )
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_an_interrupted_evaluation_says_that_it_starts_anew(
+    tiny_model: Path, bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thorad.evaluation.evaluate.evaluate", interrupted)
+    result = thorad_command(
+        "evaluate", bench, "--model", tiny_model, "--method", "zscore", "--out", tmp_path / "out", "--device", "cpu"
+    )
+    assert result.exit_code == 130
+    assert "starts anew" in result.stderr
+
+
+# ---- train
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the verb asks of `thorad.training.fit`."""
+    asked: dict[str, Any] = {}
+
+    def fit(recipe: Recipe, train: Path, out: Path, **options: Any) -> Path:
+        asked.update(recipe=recipe, train=train, out=out, **options)
+        return out / "model"
+
+    monkeypatch.setitem(sys.modules, "thorad.training", SimpleNamespace(fit=fit))
+    return asked
+
+
+def test_train(fitted: dict[str, Any], tmp_path: Path) -> None:
+    result = thorad_command("train", "--recipe", "hand-xray64", "--train", tmp_path / "in", "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    recipe = fitted.pop("recipe")
+    assert (recipe.name, recipe.training.steps) == ("hand-xray64", 6000)
+    assert fitted == {
+        "train": tmp_path / "in",
+        "out": tmp_path / "out",
+        "validation": None,
+        "accelerator": "auto",
+        "devices": "auto",
+        "nodes": 1,
+        "start_from": None,
+        "progress_bar": False,
+    }
+    assert f"Model: {tmp_path / 'out' / 'model'}\n" in result.stdout
+
+
+def test_train_takes_every_option(fitted: dict[str, Any], tmp_path: Path) -> None:
+    result = thorad_command(
+        *("train", "--recipe", "brain-t1-compact", "--train", "t", "--validation", "v", "--out", "o", "--devices", "4"),
+        *("--nodes", "2", "--accelerator", "gpu", "--steps", "7", "--start-from", "brain-t1-compact"),
+    )
+    assert result.exit_code == 0
+    assert fitted["recipe"].training.steps == 7
+    assert fitted["validation"] == Path("v")
+    assert (fitted["devices"], fitted["nodes"], fitted["accelerator"]) == ("4", 2, "gpu")
+    assert fitted["start_from"] == "brain-t1-compact"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [("no-such", "unknown recipe 'no-such'"), ("gone.toml", "gone.toml: can't read"), ("x.toml", "colour")],
+)
+def test_train_with_a_wrong_recipe_ends_with_2(
+    fitted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.toml").write_text('name = "x"\ncolour = 3\n')
+    result = thorad_command("train", "--recipe", recipe, "--train", "t", "--out", "o")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not fitted
+
+
+# ---- models
+
+
+def test_models_lists_recipes_and_models() -> None:
+    result = thorad_command("models")
+    assert result.exit_code == 0
+    for name in bundled_recipes():
+        assert name in result.stdout
+
+
+def test_models_describes_one(tiny_model: Path) -> None:
+    result = thorad_command("models", tiny_model)
+    assert result.exit_code == 0
+    model = load_model(tiny_model)
+    assert model.sha256 in result.stdout
+    assert "noise       gaussian, simplex" in result.stdout
+    assert f"{model.parameters / 1e6:.2f} million" in result.stdout
+    assert "Random weights, for tests." in result.stdout
+    assert "timestep_power = 1.0" in result.stdout
+
+
+def test_models_refuses_a_changed_one(tiny_model: Path, tmp_path: Path) -> None:
+    for path in tiny_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes() + (b"x" if path.suffix == ".safetensors" else b""))
+    result = thorad_command("models", tmp_path)
+    assert result.exit_code == 2
+    assert "the weights changed" in result.stderr
+
+
+# ---- demo, bench, the program
+
+
+def test_demo(tiny_model: Path, tmp_path: Path) -> None:
+    result = thorad_command("demo", "--out", tmp_path / "demo", "--model", tiny_model, "--device", "cpu")
+    assert result.exit_code == 0
+    assert f"Look at {tmp_path / 'demo' / 'montage.png'} first" in result.stdout
+    paths = [Path(line.strip()) for line in result.stdout.splitlines() if line.strip().endswith("overlay.png")]
+    assert len(paths) == 6
+    assert all(path.is_file() for path in paths)
+    assert re.search(r"^healthy +thor +\S+ +no lesion here", result.stdout, flags=re.MULTILINE)
+
+
+def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from thorad import benchmark
+
+    figures = benchmark.Figures(
+        "a machine", "cpu", 2, "float32", {"float32": 100.0},
+        [benchmark.NetworkSpeed("compact", 4_640_000, 10.1, 0.1, 101, 0.9)],
+        [benchmark.Detecting("compact", "default", 9, 0.8, 1.4, None)], 6.0, 1.5,
+    )  # fmt: skip
+    monkeypatch.setattr(benchmark, "run_bench", lambda model, device, on_progress: figures)
+    result = thorad_command("bench", "--json", tmp_path / "b.json")
+    assert result.exit_code == 0
+    assert re.search(r"^compact, default +9 +0\.80 +1\.40 +500\.0 +39\.0 +12\.8", result.stdout, flags=re.MULTILINE)
+    assert json.loads((tmp_path / "b.json").read_text())["threads"] == 2
+
+
+def test_version() -> None:
+    result = thorad_command("--version")
+    assert (result.exit_code, result.stdout) == (0, f"thorad {thorad.__version__}\n")
+
+
+def test_as_a_program() -> None:
+    """Without typer's test runner: a real process, its exit code and its two streams."""
+    done = subprocess.run(
+        [sys.executable, "-m", "thorad", "detect", "no-such-folder", "--out", "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: no-such-folder: no such file or folder. Check the path.\n"

@@ -1,0 +1,223 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import thorad.detector
+from thorad.data.images import Image
+from thorad.data.preprocess import scale, to_model_input
+from thorad.detector import Detection, Detector, possible_noises
+from thorad.errors import ThoradError
+from thorad.methods import METHODS, Step
+from thorad.model import load_model
+from thorad.recipe import Recipe, load_recipe
+
+
+def picture(name: str = "a", height: int = 40, width: int = 30) -> Image:
+    generator = np.random.default_rng(list(name.encode()))
+    smooth = np.add.outer(np.hanning(height), np.hanning(width)) * 100
+    pixels = smooth + generator.random((height, width)) * 20
+    return Image(pixels.astype(np.float32), source=f"{name}.png", name=name)
+
+
+def assert_same(one: Detection, other: Detection, tolerance: float = 1e-5) -> None:
+    for field in ("image", "anomaly_map", "pseudo_healthy"):
+        np.testing.assert_allclose(getattr(one, field), getattr(other, field), rtol=0, atol=tolerance)
+    assert one.score == pytest.approx(other.score, abs=tolerance)
+
+
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 a batch may round differently from an image alone, as on a graphics card."""
+    monkeypatch.setattr(thorad.detector, "fast_precision", lambda device: torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("method", "noise"),
+    [("thor", "simplex"), ("thor", "gaussian"), ("anoddpm", "simplex"), ("ddpm", "gaussian"), ("zscore", None)],
+)
+@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.usefixtures("float32")
+def test_one_image_is_the_same_in_any_batch_and_order(
+    tiny_model: Path, method: str, noise: str | None, together: int
+) -> None:
+    detector = Detector(tiny_model, method=method, noise=noise, device="cpu")
+    detector.batch_size = together  # what an accelerator does
+    images = [picture(name) for name in "abcd"]
+    forth = {found.name: found for found in detector.detect_batch(images)}
+    back = {found.name: found for found in detector.detect_batch(images[::-1])}
+    assert list(forth) == ["a", "b", "c", "d"]
+    assert list(back) == ["d", "c", "b", "a"]
+    for image in images:
+        alone = detector.detect(image)
+        assert_same(alone, forth[image.name])
+        assert_same(alone, back[image.name])
+    if noise:
+        assert np.abs(forth["a"].anomaly_map - forth["b"].anomaly_map).max() > 1e-3
+
+
+def test_on_a_cpu_the_batch_size_does_not_change_a_bit(tiny_model: Path) -> None:
+    images = [picture(name) for name in "ab"]
+    first, second = (list(Detector(tiny_model, device="cpu", batch_size=size).detect_batch(images)) for size in (1, 16))
+    for one, other in zip(first, second, strict=True):
+        assert_same(one, other, tolerance=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 30), (31, 77), (9, 50), (200, 11)])
+def test_everything_lies_on_the_images_own_grid(tiny_model: Path, height: int, width: int) -> None:
+    image = picture("x", height, width)
+    found = Detector(tiny_model, method="anoddpm", device="cpu", steps=2).detect(image)
+    for pixels in (found.image, found.anomaly_map, found.pseudo_healthy):
+        assert pixels.shape == (height, width)
+        assert pixels.dtype == np.float32
+        assert np.isfinite(pixels).all()
+    np.testing.assert_array_equal(found.image, scale(image.pixels))
+    assert found.anomaly_map.min() >= 0
+    assert 0 <= found.pseudo_healthy.min() <= found.pseudo_healthy.max() <= 1
+    assert (found.name, found.source, found.network_calls) == ("x", "x.png", 2)
+
+
+def test_the_zscore_is_the_one_of_the_models_statistics(tiny_model: Path) -> None:
+    """|mean - x| / (standard deviation + 0.1) by hand: the fixture's deviation is 0.2 everywhere."""
+    image = picture("x", 32, 32)
+    model = load_model(tiny_model)
+    x = to_model_input(image.pixels, 32)[0].numpy() * 2 - 1
+    difference = (model.mean.numpy() - x)[0]
+    one = Detector(tiny_model, method="zscore", device="cpu").detect(image)
+    two = Detector(tiny_model, method="zscore-two-sided", device="cpu").detect(image)
+    np.testing.assert_allclose(one.anomaly_map, np.maximum(difference, 0) / 0.3, atol=1e-5)
+    np.testing.assert_allclose(two.anomaly_map, np.abs(difference) / 0.3, atol=1e-5)
+    assert one.score == pytest.approx(one.anomaly_map.mean(), rel=1e-5)
+    assert one.network_calls == 0
+    np.testing.assert_allclose(one.pseudo_healthy, (model.mean.numpy()[0] + 1) / 2, atol=1e-6)
+
+
+def test_the_map_is_zero_outside_the_region_and_the_score_is_its_mean_inside(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region = np.zeros((32, 32), bool)
+    region[8:20, 5:25] = True
+    monkeypatch.setattr("thorad.model.load_region", lambda name, size: region)
+    detector = Detector(tiny_model, method="zscore-two-sided", device="cpu")
+    x, _ = to_model_input(picture("x", 32, 32).pixels, 32)
+    maps = detector.model_maps(x[None], ["x"])
+    assert maps.shape == (1, 1, 32, 32)
+    assert (maps[0, 0].numpy()[~region] == 0).all()
+    assert (maps[0, 0].numpy()[region] > 0).all()
+    assert float(detector.scores(maps)) == pytest.approx(float(maps[0, 0].numpy()[region].mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("change", ["seed", "name"])
+def test_noise_comes_from_the_seed_and_the_name(tiny_model: Path, change: str) -> None:
+    image = picture("x")
+    found = Detector(tiny_model, device="cpu", seed=0).detect(image)
+    assert_same(found, Detector(tiny_model, device="cpu", seed=0).detect(image), tolerance=0)
+    if change == "seed":
+        other = Detector(tiny_model, device="cpu", seed=1).detect(image)
+    else:
+        other = Detector(tiny_model, device="cpu", seed=0).detect(Image(image.pixels, image.source, "y"))
+    assert np.abs(found.anomaly_map - other.anomaly_map).max() > 1e-4
+
+
+def test_finish_changes_the_picture_and_not_the_map(tiny_model: Path) -> None:
+    image = picture("x")
+    short, whole = (Detector(tiny_model, device="cpu", finish=finish, steps=10) for finish in (False, True))
+    assert whole.network_calls > short.network_calls
+    one, other = short.detect(image), whole.detect(image)
+    np.testing.assert_array_equal(one.anomaly_map, other.anomaly_map)
+    assert one.score == other.score
+    assert np.abs(one.pseudo_healthy - other.pseudo_healthy).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("method", "noise", "steps", "finish"),
+    [("thor", None, None, False), ("thor", "gaussian", 7, True), ("anoddpm", None, 3, False), ("ddpm", None, 5, False)],
+)
+def test_network_calls_are_what_is_called(
+    tiny_model: Path, method: str, noise: str | None, steps: int | None, finish: bool
+) -> None:
+    detector = Detector(tiny_model, method=method, noise=noise, steps=steps, finish=finish, device="cpu")
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    detector.model.network.register_forward_hook(count)
+    assert detector.detect(picture("x")).network_calls == calls == detector.network_calls
+
+
+def test_all_steps_and_few_steps(tiny_model: Path) -> None:
+    """THOR with simplex noise visits 250 ... 50 and calls twice at 200, 150 and 100 (the map needs no more)."""
+    assert Detector(tiny_model, device="cpu", steps="all").network_calls == 201 + 3
+    assert Detector(tiny_model, device="cpu", steps="all", finish=True).network_calls == 251 + 4
+    assert Detector(tiny_model, device="cpu", steps="all", method="ddpm").network_calls == 351
+    assert Detector(tiny_model, device="cpu", steps=1, method="anoddpm").network_calls == 1
+
+
+def test_steps_can_be_watched(tiny_model: Path) -> None:
+    seen: list[Step] = []
+    Detector(tiny_model, device="cpu", steps=5).detect(picture("x"), on_step=seen.append)
+    assert [step.t for step in seen] == [250, 200, 150, 100, 50]
+    assert [step.anomaly_map is not None for step in seen] == [False, True, True, True, True]
+
+
+def test_an_array_is_an_image(tiny_model: Path) -> None:
+    detector = Detector(tiny_model, method="zscore", device="cpu")
+    image = picture("x")
+    assert_same(detector.detect(image.pixels), detector.detect(image), tolerance=0)
+    # Scale does not matter: the 98th percentile becomes 1.
+    assert_same(detector.detect(image.pixels * 7), detector.detect(image), tolerance=1e-5)
+    with pytest.raises(ThoradError, match="NaN"):
+        detector.detect(np.full((20, 20), np.nan))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "telepathy"}, "unknown method 'telepathy'. Known: thor"),
+        ({"noise": "pink"}, "unknown noise 'pink'. Known: gaussian, simplex"),
+        ({"method": "ddpm", "noise": "simplex"}, "works with gaussian"),
+        ({"method": "zscore", "noise": "gaussian"}, "uses no noise"),
+        ({"steps": 0}, "steps is 0, expected 'all' or a number from 1 to 250"),
+        ({"steps": 251}, "from 1 to 250"),
+        ({"noise": "gaussian", "steps": 351}, "from 1 to 350"),
+        ({"steps": "some"}, "steps is 'some'"),
+        ({"batch_size": 0}, "batch size is 0"),
+        ({"device": "abacus"}, "device 'abacus' can't be used"),
+        ({"device": "meta:x"}, "device 'meta:x' can't be used"),
+    ],
+)
+def test_wrong_arguments(tiny_model: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ThoradError, match=message):
+        Detector(tiny_model, **{"device": "cpu", **options})  # type: ignore[arg-type]
+
+
+def test_a_model_trained_on_less_noise_is_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_model(tiny_model).recipe
+    below = recipe.model_copy(update={"noise": recipe.noise.model_copy(update={"train_below": 200})})
+    monkeypatch.setattr("thorad.model.parse_recipe", lambda text, source: below)
+    with pytest.raises(ThoradError, match="was trained below timestep 200; thor starts at 250"):
+        Detector(tiny_model, device="cpu")
+
+
+def test_possible_noises(tiny_model: Path) -> None:
+    both, simplex = load_recipe("brain-t1-compact"), load_recipe("brain-t1")
+    assert possible_noises("thor", both) == ["simplex", "gaussian"]
+    assert possible_noises("thor", both, ["gaussian"]) == ["gaussian"]
+    assert possible_noises("thor", simplex) == ["simplex"]
+    assert possible_noises("ddpm", both) == ["gaussian"]
+    assert possible_noises("anoddpm", both, ["gaussian", "simplex"]) == ["simplex"]
+    assert possible_noises("zscore", both, ["gaussian"]) == [None]
+    with pytest.raises(ThoradError, match="'brain-t1' was trained with simplex"):
+        possible_noises("ddpm", simplex)
+    with pytest.raises(ThoradError, match="method 'anoddpm' with noise gaussian is not possible"):
+        possible_noises("anoddpm", both, ["gaussian"])
+
+
+def test_every_method_has_default_steps_for_every_noise(tiny_model: Path) -> None:
+    recipe: Recipe = load_model(tiny_model).recipe
+    for method in METHODS:
+        for noise in possible_noises(method, recipe):
+            assert Detector(tiny_model, method=method, noise=noise, device="cpu").overlay_maximum > 0
