@@ -33,7 +33,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "name": "tiny",
             "image": {"size": 32},
-            "network": {"channels": (32, 32), "attention": (False, True), "head_channels": 32},
+            "network": {"channels": (32, 64), "attention": (False, True), "head_channels": 32},
             "noise": {"kinds": ("gaussian", "simplex"), "share": (0.5, 0.5), "loss_weight": (1.0, 1.0)},
         }
     )

@@ -51,7 +51,7 @@ def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     recipe = Recipe.model_validate(
-        {"name": "x", "image": {"size": 16}, "network": {"channels": (32,), "attention": (False,), "head_channels": 32}}
+        {"name": "x", "image": {"size": 16}, "network": {"channels": (64,), "attention": (False,), "head_channels": 64}}
     )
     torch.manual_seed(1)
     network = build_network(recipe)
@@ -103,9 +103,7 @@ def test_one_changed_byte_is_noticed(folder: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused(folder: Path) -> None:
-    text = (
-        (folder / RECIPE).read_text().replace("channels = [\n    32,\n    32,\n]", "channels = [\n    64,\n    32,\n]")
-    )
+    text = (folder / RECIPE).read_text().replace("channels = [\n    32,\n", "channels = [\n    64,\n")
     (folder / RECIPE).write_text(text)
     with pytest.raises(ThoradError, match=r"don't fit the recipe beside them in \d+ places: unet.*, expected"):
         load_model(folder)

@@ -192,6 +192,7 @@ def run_bench(
         for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
     }
     report(1)
+    _detecting("compact", compact, slices=1)  # not kept: the first is slower by what every library prepares once
     networks = [_network_speed("compact", compact, peaks)]
     detecting = [_detecting("compact", compact, SLICES)]
     report(2)
@@ -314,8 +315,6 @@ def _network_speed(name: str, detector: Detector, peaks: dict[str, float]) -> Ne
 def _detecting(name: str, detector: Detector, slices: int) -> Detecting:
     images = torch.rand(slices, 1, detector.model_size, detector.model_size, generator=torch.Generator().manual_seed(0))
     names = [str(index) for index in range(slices)]
-    if detector.steps != "all":  # the first run is slower by what every library prepares once
-        detector.model_maps(images[:1], names[:1])
     spent = timed(lambda: detector.model_maps(images, names))
     return Detecting(
         network=name,

@@ -48,6 +48,9 @@ class NetworkSection(_Section):
             raise ValueError(f"{len(self.channels)} channels but {len(self.attention)} attention levels")
         if self.channels[0] % 32:
             raise ValueError("the first channel count must be a multiple of 32 (group normalisation)")
+        if max(self.channels) < 64:
+            # With one channel a group, normalisation cancels what tells the network the timestep and the noise.
+            raise ValueError("at least one level needs 64 channels, or the network doesn't see the timestep")
         return self
 
 

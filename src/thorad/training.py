@@ -186,7 +186,7 @@ def fit(
     Args:
         recipe: what to fit.
         train: folder of healthy images.
-        out: folder for ``recipe.toml``, ``checkpoints/``, ``logs/`` (CSV and TensorBoard), ``pictures/``, ``model/``.
+        out: folder for ``recipe.toml``, ``checkpoints/``, ``logs/`` (CSV and TensorBoard, one a start), ``pictures/``, ``model/``.
         validation: folder of other subjects' healthy images, for the validation loss and the pictures.
         accelerator: Lightning's: "auto", "cpu", "gpu", "mps".
         devices: Lightning's: "auto", a number or a list of indices; processes where the accelerator is "cpu".
@@ -211,12 +211,17 @@ def fit(
     if start_from is not None and latest is None:
         _start_from(module, start_from)
     began = time.monotonic()
-    trainer = _trainer(recipe, out, accelerator, devices, nodes, bool(len(held_out)), progress_bar)
+    # A log of its own for each start: a logger empties the folder that it is given.
+    log = f"from-step-{latest.stem.rpartition('=')[2] if latest else 0}"
+    trainer = _trainer(recipe, out, log, accelerator, devices, nodes, bool(len(held_out)), progress_bar)
     with warnings.catch_warnings():
         # The loader only counts steps; more workers would do nothing.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # A training that was killed before its first checkpoint left a log that is worth nothing.
+        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
         trainer.fit(module, ckpt_path=latest, weights_only=True if latest else None)
     if trainer.is_global_zero and trainer.global_step >= recipe.training.steps:
+        _drop_older_checkpoints(out / "checkpoints")
         x = images * 2 - 1
         card = _card(recipe, len(images), len(held_out), trainer, time.monotonic() - began)
         deviation = x.std(0, correction=0)
@@ -295,6 +300,12 @@ def _latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def _drop_older_checkpoints(folder: Path) -> None:
+    """Keep the newest: those of runs that were killed are unknown to the last run's own tidying."""
+    for path in sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime)[:-1]:
+        path.unlink()
+
+
 def _start_from(module: DiffusionTraining, model: str | Path) -> None:
     weights: Mapping[str, Tensor] = load_model(model).network.state_dict()
     wanted = module.network.state_dict()
@@ -304,7 +315,14 @@ def _start_from(module: DiffusionTraining, model: str | Path) -> None:
 
 
 def _trainer(
-    recipe: Recipe, out: Path, accelerator: str, devices: str, nodes: int, validate: bool, progress_bar: bool
+    recipe: Recipe,
+    out: Path,
+    log: str,
+    accelerator: str,
+    devices: str,
+    nodes: int,
+    validate: bool,
+    progress_bar: bool,
 ) -> lightning.Trainer:
     training = recipe.training
     # Lightning's hints about loggers and accelerators are not the user's concern here.
@@ -331,8 +349,8 @@ def _trainer(
             val_check_interval=min(training.validate_every, training.steps) if validate else None,
             limit_val_batches=None if validate else 0,
             num_sanity_val_steps=0,
-            logger=[CSVLogger(out, "logs", ""), TensorBoardLogger(out, "logs", "")],
-            log_every_n_steps=10,
+            logger=[CSVLogger(out, "logs", log), TensorBoardLogger(out, "logs", log)],
+            log_every_n_steps=min(10, training.steps),
             callbacks=[checkpoints, averaging, RichProgressBar() if progress_bar else _OneLine()],
             enable_progress_bar=progress_bar,
             enable_model_summary=False,

@@ -102,6 +102,8 @@ def visited_timesteps(noise_level: int, steps: int | None, harmonise_at: tuple[i
     Returns:
         Timesteps in falling order, the first is T.
     """
+    if noise_level < 0:
+        raise ValueError(f"the noise level is {noise_level}, expected a timestep from 0 on")
     if any(not 0 <= t <= noise_level for t in harmonise_at):
         raise ValueError(f"harmonise_at {harmonise_at} must lie in 0 ... {noise_level} (the noise level)")
     if steps is None:

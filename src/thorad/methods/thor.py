@@ -28,6 +28,11 @@ class ThorOptions:
     finish: bool = False
     """Go on below the last harmonised timestep to the end of the chain. Only `pseudo_healthy` gains by it."""
 
+    def __post_init__(self) -> None:
+        """Refuse what isn't a way to harmonise."""
+        if not self.harmonise_at or len(set(self.harmonise_at)) < len(self.harmonise_at):
+            raise ValueError(f"harmonise_at must hold one or more different timesteps, got {self.harmonise_at}")
+
     def network_calls(self) -> int:
         """Calls of the network for one image: one a timestep, a second one where harmonisation noises anew."""
         visited = visited_timesteps(self.noise_level, self.steps, self.harmonise_at)

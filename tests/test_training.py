@@ -1,0 +1,301 @@
+"""Training: what is learnt, that a kill costs nothing, several processes, and errors that say what to do."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from thorad.augmentation import augment
+from thorad.errors import ThoradError
+from thorad.model import load_model
+from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
+from thorad.training import average_weights, fit, images_of_batch, learning_rate_factor
+
+
+def tiny_recipe(**training: object) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "image": {"size": 16},
+            "network": {"channels": (32, 64), "attention": (False, True), "head_channels": 32},
+            "noise": {"kinds": ("gaussian", "simplex"), "share": (0.5, 0.5), "loss_weight": (1.0, 3.0)},
+            "augmentation": {"warp": 0.01, "intensity": 0.5},
+            "training": {
+                **{"steps": 6, "batch_size": 2, "learning_rate": 1e-3, "warm_up": 2, "schedule": "cosine"},
+                **{"validate_every": 3, "checkpoint_minutes": 1e-6, "precision": "32-true"},
+                **training,
+            },
+        }
+    )
+
+
+@pytest.fixture
+def healthy(tmp_path: Path, rng: np.random.Generator) -> tuple[Path, Path]:
+    """Folders of a few smooth pictures, for training and validation."""
+    folders = (tmp_path / "train", tmp_path / "validation")
+    for folder, first in zip(folders, (0, 100), strict=True):
+        folder.mkdir()
+        for i in range(first, first + 5):
+            rows, columns = np.mgrid[:20, :24]
+            picture = 120 + 60 * np.sin(rows / 4 + rng.normal()) + 40 * np.cos(columns / 5) + rng.normal(0, 3, (20, 24))
+            PIL.Image.fromarray(picture.astype(np.uint8)).save(folder / f"sub-{i:03d}.png")
+    return folders
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    return load_file(model / "weights.safetensors")
+
+
+def test_training_leaves_a_model_pictures_and_logs(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    model = fit(
+        tiny_recipe(), healthy[0], tmp_path / "out", validation=healthy[1], accelerator="cpu", progress_bar=False
+    )
+    loaded = load_model(model)
+    assert loaded.recipe == tiny_recipe()
+    assert loaded.mean.shape == (1, 16, 16)
+    assert sorted(p.name for p in (tmp_path / "out" / "pictures").iterdir()) == [
+        "step-0000003.png",
+        "step-0000006.png",
+    ]
+    with PIL.Image.open(tmp_path / "out" / "pictures" / "step-0000006.png") as picture:
+        assert picture.size == (5 * 16, 5 * 16)  # five images; image, and noised and clean for two noises
+    rows = list(csv.DictReader((tmp_path / "out" / "logs" / "from-step-0" / "metrics.csv").read_text().splitlines()))
+    assert any(row.get("validation/loss") for row in rows)
+    assert "Research use only" in (model / "MODEL_CARD.md").read_text()
+    assert list((tmp_path / "out" / "logs" / "from-step-0").glob("events.out.tfevents.*"))
+
+
+def test_the_statistics_are_those_of_the_training_images(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    from thorad.data.images import read_image
+    from thorad.data.preprocess import to_model_input
+
+    model = load_model(
+        fit(tiny_recipe(steps=1), healthy[0], tmp_path / "out", accelerator="cpu", progress_bar=False)
+    )
+    stack = np.stack([to_model_input(read_image(p).pixels, 16)[0].numpy() for p in sorted(healthy[0].iterdir())])
+    np.testing.assert_allclose(model.mean, (2 * stack - 1).mean(0), atol=1e-6)
+    np.testing.assert_allclose(model.standard_deviation, (2 * stack - 1).std(0), atol=1e-6)
+
+
+def test_the_loss_falls(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    """A network that predicts nothing has a squared error of 1 (Gaussian); 60 steps already learn some of it."""
+    recipe = tiny_recipe(steps=60, validate_every=20, batch_size=8)
+    fit(recipe, healthy[0], tmp_path / "out", validation=healthy[1], accelerator="cpu", progress_bar=False)
+    rows = list(csv.DictReader((tmp_path / "out" / "logs" / "from-step-0" / "metrics.csv").read_text().splitlines()))
+    losses = [float(row["validation/gaussian"]) for row in rows if row.get("validation/gaussian")]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0] < 1.2
+    assert losses[-1] < 0.9
+
+
+def run_cli(train: Path, out: Path, recipe: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "thorad", "train", "--recipe", str(recipe), "--train", str(train)]
+    return subprocess.Popen(
+        [*command, "--out", str(out), "--accelerator", "cpu", *more],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_killed_and_resumed_equals_uninterrupted(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    """A real SIGKILL at an arbitrary moment after the first checkpoint; then the same command again."""
+    recipe = tiny_recipe(steps=40)
+    path = tmp_path / "tiny.toml"
+    path.write_text(recipe.to_toml())
+    killed = tmp_path / "killed"
+    process = run_cli(healthy[0], killed, path)
+    deadline = time.monotonic() + 120
+    while not list((killed / "checkpoints").glob("*.ckpt")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "model").exists(), "finished before it was killed: the test needs more steps"
+    again = run_cli(healthy[0], killed, path)
+    assert again.wait(200) == 0, again.communicate()[0]
+
+    whole = run_cli(healthy[0], tmp_path / "whole", path)
+    assert whole.wait(200) == 0, whole.communicate()[0]
+    resumed, uninterrupted = weights(killed / "model"), weights(tmp_path / "whole" / "model")
+    assert resumed.keys() == uninterrupted.keys()
+    for name, tensor in resumed.items():
+        assert torch.equal(tensor, uninterrupted[name]), name
+    assert len(list((killed / "checkpoints").glob("*.ckpt"))) == 1
+    assert len(list((killed / "logs").iterdir())) == 2  # the killed start's log is still there
+
+
+def test_two_processes(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two processes on the CPU see different images and end with one model, other than one process's."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(tiny_recipe(steps=4).to_toml())
+    process = run_cli(healthy[0], tmp_path / "two", path, "--devices", "2")
+    output = process.communicate(timeout=280)[0]
+    assert process.returncode == 0, output
+    assert "MEMBER: 2/2" in output
+    assert "| steps | 4 of 4 images |" in (tmp_path / "two" / "model" / "MODEL_CARD.md").read_text()
+    one = fit(tiny_recipe(steps=4), healthy[0], tmp_path / "one", accelerator="cpu", devices="1", progress_bar=False)
+    two = weights(tmp_path / "two" / "model")
+    assert any(not torch.equal(tensor, two[name]) for name, tensor in weights(one).items())
+
+
+def test_a_torn_checkpoint_is_passed_over(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, out = tiny_recipe(), tmp_path / "out"
+    whole = weights(fit(recipe, healthy[0], out, accelerator="cpu", progress_bar=False))
+    torn = out / "checkpoints" / "step=99.ckpt"
+    torn.write_bytes(next((out / "checkpoints").iterdir()).read_bytes()[:1000])
+    again = weights(fit(recipe, healthy[0], out, accelerator="cpu", progress_bar=False))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, again[name]), name
+
+
+def test_start_from_takes_the_weights(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    first = fit(tiny_recipe(), healthy[0], tmp_path / "first", accelerator="cpu", progress_bar=False)
+    frozen = tiny_recipe(steps=1, learning_rate=1e-12)
+    second = fit(
+        frozen, healthy[0], tmp_path / "second", accelerator="cpu", start_from=first, progress_bar=False
+    )
+    for name, tensor in weights(first).items():
+        torch.testing.assert_close(weights(second)[name], tensor, atol=1e-2, rtol=1e-2)
+
+
+def test_start_from_another_shape_is_refused(
+    healthy: tuple[Path, Path], tmp_path: Path, tiny_model: Path
+) -> None:
+    wide = tiny_recipe().model_copy(
+        update={"network": tiny_recipe().network.model_copy(update={"channels": (64, 64)})}
+    )
+    with pytest.raises(ThoradError, match="other shapes"):
+        fit(wide, healthy[0], tmp_path / "out", accelerator="cpu", start_from=tiny_model, progress_bar=False)
+
+
+def test_another_recipe_in_the_folder_is_refused(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    fit(tiny_recipe(steps=1), healthy[0], tmp_path / "out", accelerator="cpu", progress_bar=False)
+    with pytest.raises(ThoradError, match="another recipe"):
+        fit(tiny_recipe(steps=2), healthy[0], tmp_path / "out", accelerator="cpu", progress_bar=False)
+
+
+def test_a_damaged_training_image_is_named(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    (healthy[0] / "sub-bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ThoradError, match=r"sub-bad\.png"):
+        fit(tiny_recipe(), healthy[0], tmp_path / "out", accelerator="cpu", progress_bar=False)
+
+
+def test_an_impossible_device_is_an_error(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ThoradError, match="accelerator 'nonsense'"):
+        fit(tiny_recipe(), healthy[0], tmp_path / "out", accelerator="nonsense", progress_bar=False)
+
+
+def test_every_image_comes_once_an_epoch_in_a_seeded_order() -> None:
+    places = images_of_batch(0, 10, 10, seed=1)
+    assert sorted(places) == list(range(10))
+    assert images_of_batch(10, 10, 10, seed=1) != places
+    assert images_of_batch(0, 10, 10, seed=2) != places
+    assert images_of_batch(7, 6, 10, seed=1) == places[7:] + images_of_batch(10, 3, 10, seed=1)
+
+
+def test_learning_rate_by_hand() -> None:
+    cosine = tiny_recipe(steps=100, warm_up=10)
+    assert learning_rate_factor(0, cosine) == pytest.approx(0.1)
+    assert learning_rate_factor(50, cosine) == pytest.approx(0.02 + 0.98 / 2)
+    assert learning_rate_factor(100, cosine) == pytest.approx(0.02)
+    constant = tiny_recipe(warm_up=0, schedule="constant")
+    assert learning_rate_factor(3, constant) == 1
+
+
+def test_average_by_hand() -> None:
+    assert average_weights(torch.zeros(1), torch.ones(1), 0, 0.999).item() == pytest.approx(0.9)
+    assert average_weights(torch.zeros(1), torch.ones(1), 10**9, 0.999).item() == pytest.approx(0.001, abs=1e-6)
+
+
+def test_augmentation_off_is_the_identity() -> None:
+    x = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    off = AugmentationSection(rotation=0, shift=0, scale=0, flip=0)
+    torch.testing.assert_close(augment(x, off, torch.Generator().manual_seed(1)), x, atol=1e-5, rtol=0)
+
+
+def test_augmentation_flips_left_and_right() -> None:
+    x = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    mirror = AugmentationSection(rotation=0, shift=0, scale=0, flip=1)
+    torch.testing.assert_close(augment(x, mirror, torch.Generator().manual_seed(1)), x.flip(3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "bound"),
+    [({"shift": 0.1}, 0.1 * 64), ({"warp": 0.006}, 5 * 0.006 * 32)],
+    ids=["shift", "warp"],
+)
+def test_augmentation_moves_a_point_by_no_more_than_asked(change: dict[str, float], bound: float) -> None:
+    """px; a warp of 5 standard deviations is as good as impossible."""
+    x = torch.zeros(64, 1, 64, 64)
+    x[:, :, 31:33, 31:33] = 1
+    none = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "flip": 0.0}
+    moved = augment(x, AugmentationSection(**{**none, **change}), torch.Generator().manual_seed(0))
+    rows = torch.arange(64.0)
+    mass = moved.sum((1, 2, 3))
+    centre = torch.stack([(moved.sum(3)[:, 0] * rows).sum(1), (moved.sum(2)[:, 0] * rows).sum(1)]) / mass
+    away = (centre - 31.5).abs().max().item()
+    assert 0.1 * bound < away < bound + 0.1
+
+
+def test_intensity_changes_some_images_and_stays_in_range() -> None:
+    x = torch.full((200, 1, 16, 16), 0.5)
+    options = AugmentationSection(rotation=0, shift=0, scale=0, flip=0, intensity=0.7)
+    varied = augment(x, options, torch.Generator().manual_seed(0))
+    changed = ((varied - x).abs().amax((1, 2, 3)) > 1e-4).float().mean().item()
+    assert 0.6 < changed < 0.8
+    assert varied.min() >= 0
+    assert varied.max() <= 1
+
+
+def test_bundled_recipes_are_valid_and_survive_a_round_trip() -> None:
+    assert bundled_recipes() == ["brain-t1", "brain-t1-compact", "hand-xray64"]
+    for name in bundled_recipes():
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        assert parse_recipe(recipe.to_toml(), "round trip") == recipe
+
+
+def test_brain_t1_is_the_papers() -> None:
+    """THOR paper, section 3, and design of its network: 1500 epochs of 465 slices in batches of 16 at 1e-4."""
+    recipe = load_recipe("brain-t1")
+    assert recipe.network.channels == (128, 256, 256)
+    assert recipe.training.learning_rate == 1e-4
+    assert recipe.training.steps * recipe.training.batch_size >= 1500 * 465
+    assert recipe.noise.train_below == recipe.noise.timesteps == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name = "x"\n[netwerk]\n', "netwerk: Extra inputs"),
+        ('name = "x"\n[network]\nchannels = [32, 32]\nattention = [false, true]\n', "doesn't see the timestep"),
+        ('name = "x"\n[network]\nchannels = [64]\nattention = [false, true]\n', "1 channels but 2"),
+        ('name = "x"\n[noise]\nshare = [0.4]\n', "sum to 0.4"),
+        ('name = "x"\n[image]\nsize = 30\n', "multiple of 4"),
+        ("name = ", "not a TOML file"),
+        ("", "name: Field required"),
+    ],
+)
+def test_a_wrong_recipe_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(ThoradError, match=message) as error:
+        load_recipe(path)
+    assert "wrong.toml" in str(error.value)
+
+
+def test_an_unknown_recipe_lists_the_known() -> None:
+    with pytest.raises(ThoradError, match="brain-t1-compact"):
+        load_recipe("brain")
