@@ -78,9 +78,7 @@ def test_the_statistics_are_those_of_the_training_images(healthy: tuple[Path, Pa
     from thorad.data.images import read_image
     from thorad.data.preprocess import to_model_input
 
-    model = load_model(
-        fit(tiny_recipe(steps=1), healthy[0], tmp_path / "out", accelerator="cpu", progress_bar=False)
-    )
+    model = load_model(fit(tiny_recipe(steps=1), healthy[0], tmp_path / "out", accelerator="cpu", progress_bar=False))
     stack = np.stack([to_model_input(read_image(p).pixels, 16)[0].numpy() for p in sorted(healthy[0].iterdir())])
     np.testing.assert_allclose(model.mean, (2 * stack - 1).mean(0), atol=1e-6)
     np.testing.assert_allclose(model.standard_deviation, (2 * stack - 1).std(0), atol=1e-6)
@@ -123,11 +121,10 @@ def test_killed_and_resumed_equals_uninterrupted(healthy: tuple[Path, Path], tmp
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (killed / "model").exists(), "finished before it was killed: the test needs more steps"
-    again = run_cli(healthy[0], killed, path)
-    assert again.wait(200) == 0, again.communicate()[0]
-
-    whole = run_cli(healthy[0], tmp_path / "whole", path)
-    assert whole.wait(200) == 0, whole.communicate()[0]
+    for out in (killed, tmp_path / "whole"):
+        process = run_cli(healthy[0], out, path)
+        output = process.communicate(timeout=200)[0]
+        assert process.returncode == 0, output
     resumed, uninterrupted = weights(killed / "model"), weights(tmp_path / "whole" / "model")
     assert resumed.keys() == uninterrupted.keys()
     for name, tensor in resumed.items():
@@ -155,6 +152,7 @@ def test_a_torn_checkpoint_is_passed_over(healthy: tuple[Path, Path], tmp_path: 
     whole = weights(fit(recipe, healthy[0], out, accelerator="cpu", progress_bar=False))
     torn = out / "checkpoints" / "step=99.ckpt"
     torn.write_bytes(next((out / "checkpoints").iterdir()).read_bytes()[:1000])
+    (out / "model" / "weights.safetensors").unlink()  # as if killed before the model was written
     again = weights(fit(recipe, healthy[0], out, accelerator="cpu", progress_bar=False))
     for name, tensor in whole.items():
         assert torch.equal(tensor, again[name]), name
@@ -163,19 +161,13 @@ def test_a_torn_checkpoint_is_passed_over(healthy: tuple[Path, Path], tmp_path: 
 def test_start_from_takes_the_weights(healthy: tuple[Path, Path], tmp_path: Path) -> None:
     first = fit(tiny_recipe(), healthy[0], tmp_path / "first", accelerator="cpu", progress_bar=False)
     frozen = tiny_recipe(steps=1, learning_rate=1e-12)
-    second = fit(
-        frozen, healthy[0], tmp_path / "second", accelerator="cpu", start_from=first, progress_bar=False
-    )
+    second = fit(frozen, healthy[0], tmp_path / "second", accelerator="cpu", start_from=first, progress_bar=False)
     for name, tensor in weights(first).items():
         torch.testing.assert_close(weights(second)[name], tensor, atol=1e-2, rtol=1e-2)
 
 
-def test_start_from_another_shape_is_refused(
-    healthy: tuple[Path, Path], tmp_path: Path, tiny_model: Path
-) -> None:
-    wide = tiny_recipe().model_copy(
-        update={"network": tiny_recipe().network.model_copy(update={"channels": (64, 64)})}
-    )
+def test_start_from_another_shape_is_refused(healthy: tuple[Path, Path], tmp_path: Path, tiny_model: Path) -> None:
+    wide = tiny_recipe().model_copy(update={"network": tiny_recipe().network.model_copy(update={"channels": (64, 64)})})
     with pytest.raises(ThoradError, match="other shapes"):
         fit(wide, healthy[0], tmp_path / "out", accelerator="cpu", start_from=tiny_model, progress_bar=False)
 
@@ -282,6 +274,8 @@ def test_brain_t1_is_the_papers() -> None:
         ('name = "x"\n[netwerk]\n', "netwerk: Extra inputs"),
         ('name = "x"\n[network]\nchannels = [32, 32]\nattention = [false, true]\n', "doesn't see the timestep"),
         ('name = "x"\n[network]\nchannels = [64]\nattention = [false, true]\n', "1 channels but 2"),
+        ('name = "x"\n[network]\nchannels = [64, 96]\nattention = [false, true]\n', "must divide the channels"),
+        ('name = "x"\n[network]\nchannels = [64, 72]\nattention = [false, true]\n', "multiples of 32"),
         ('name = "x"\n[noise]\nshare = [0.4]\n', "sum to 0.4"),
         ('name = "x"\n[image]\nsize = 30\n', "multiple of 4"),
         ("name = ", "not a TOML file"),

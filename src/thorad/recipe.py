@@ -46,8 +46,10 @@ class NetworkSection(_Section):
     def _levels_agree(self) -> NetworkSection:
         if len(self.channels) != len(self.attention):
             raise ValueError(f"{len(self.channels)} channels but {len(self.attention)} attention levels")
-        if self.channels[0] % 32:
-            raise ValueError("the first channel count must be a multiple of 32 (group normalisation)")
+        if any(width % 32 for width in self.channels):
+            raise ValueError(f"channels {self.channels} must be multiples of 32 (group normalisation)")
+        if any(width % self.head_channels for width, heads in zip(self.channels, self.attention, strict=True) if heads):
+            raise ValueError(f"head_channels {self.head_channels} must divide the channels of levels with attention")
         if max(self.channels) < 64:
             # With one channel a group, normalisation cancels what tells the network the timestep and the noise.
             raise ValueError("at least one level needs 64 channels, or the network doesn't see the timestep")

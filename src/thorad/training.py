@@ -36,7 +36,7 @@ from thorad.diffusion.network import fast_precision
 from thorad.diffusion.noise import NOISES
 from thorad.diffusion.schedule import Schedule
 from thorad.errors import ThoradError
-from thorad.model import RECIPE, build_network, load_model, save_model
+from thorad.model import RECIPE, WEIGHTS, build_network, load_model, save_model
 from thorad.recipe import Recipe, parse_recipe
 
 PICTURE_NOISE_LEVEL = 0.5
@@ -162,7 +162,7 @@ class _OneLine(Callback):
         done, seconds = trainer.global_step - self._first, time.monotonic() - self._began
         left = (int(trainer.max_steps) - trainer.global_step) * seconds / max(done, 1)
         measured = " ".join(f"{k} {float(v):.5f}" for k, v in sorted(trainer.callback_metrics.items()) if "/" in k)
-        print(  # noqa: T201
+        print(
             f"step {trainer.global_step}/{trainer.max_steps}  {done / seconds:.2f} steps/s  "
             f"{timedelta(seconds=round(left))} left  {measured}",
             flush=True,
@@ -186,7 +186,8 @@ def fit(
     Args:
         recipe: what to fit.
         train: folder of healthy images.
-        out: folder for ``recipe.toml``, ``checkpoints/``, ``logs/`` (CSV and TensorBoard, one a start), ``pictures/``, ``model/``.
+        out: folder for ``recipe.toml``, ``checkpoints/``, ``logs/`` (CSV and TensorBoard, one a start), ``pictures/``
+            and ``model/``.
         validation: folder of other subjects' healthy images, for the validation loss and the pictures.
         accelerator: Lightning's: "auto", "cpu", "gpu", "mps".
         devices: Lightning's: "auto", a number or a list of indices; processes where the accelerator is "cpu".
@@ -205,6 +206,8 @@ def fit(
     held_out = _load(validation_files, recipe.image.size)
     _claim(out, recipe)
     model_folder = out / "model"
+    if (model_folder / WEIGHTS).is_file():
+        return model_folder
     latest = _latest_checkpoint(out / "checkpoints")
     torch.manual_seed(recipe.training.seed)  # the one place where fresh weights are drawn
     module = DiffusionTraining(recipe, images, held_out, out / "pictures")
@@ -212,14 +215,19 @@ def fit(
         _start_from(module, start_from)
     began = time.monotonic()
     # A log of its own for each start: a logger empties the folder that it is given.
-    log = f"from-step-{latest.stem.rpartition('=')[2] if latest else 0}"
+    log = f"from-step-{_step_of(latest) if latest else 0}"
     trainer = _trainer(recipe, out, log, accelerator, devices, nodes, bool(len(held_out)), progress_bar)
     with warnings.catch_warnings():
         # The loader only counts steps; more workers would do nothing.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # A training that was killed before its first checkpoint left a log that is worth nothing.
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        # Lightning's own use of torch.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         trainer.fit(module, ckpt_path=latest, weights_only=True if latest else None)
+    if latest is not None and _step_of(latest) == recipe.training.steps:
+        # Killed between the last checkpoint and the model: nothing was left to train, so nothing was averaged.
+        module.load_state_dict(torch.load(latest, map_location="cpu", weights_only=True)["state_dict"])
     if trainer.is_global_zero and trainer.global_step >= recipe.training.steps:
         _drop_older_checkpoints(out / "checkpoints")
         x = images * 2 - 1
@@ -239,7 +247,7 @@ def learning_rate_factor(step: int, recipe: Recipe) -> float:
 
 
 def average_weights(averaged: Tensor, current: Tensor, count: Tensor | int, decay: float) -> Tensor:
-    """Exponential moving average whose decay rises to its value as (1 + n) / (10 + n), so that it soon forgets step 0."""
+    """Exponential moving average, whose decay rises to its value as (1 + n) / (10 + n): it soon forgets step 0."""
     now = min(decay, (1 + int(count)) / (10 + int(count)))
     return averaged.lerp(current, 1 - now)
 
@@ -251,7 +259,7 @@ def images_of_batch(first: int, size: int, count: int, seed: int) -> list[int]:
 
 @lru_cache(maxsize=4)
 def _shuffle(epoch: int, count: int, seed: int) -> list[int]:
-    return torch.randperm(count, generator=_generator(seed, epoch, -1)).tolist()  # type: ignore[no-any-return]
+    return torch.randperm(count, generator=_generator(seed, epoch, -1)).tolist()
 
 
 def _generator(seed: int, step: int, process: int) -> torch.Generator:
@@ -286,7 +294,9 @@ def _claim(out: Path, recipe: Recipe) -> None:
             path.write_text(recipe.to_toml(), encoding="utf-8")
         (out / "pictures").mkdir(exist_ok=True)
     except OSError as error:
-        raise ThoradError(f"{out}: can't be written ({error.strerror}). Give a folder that you may write to.") from error
+        raise ThoradError(
+            f"{out}: can't be written ({error.strerror}). Give a folder that you may write to."
+        ) from error
 
 
 def _latest_checkpoint(folder: Path) -> Path | None:
@@ -300,6 +310,10 @@ def _latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.stem.rpartition("=")[2])
+
+
 def _drop_older_checkpoints(folder: Path) -> None:
     """Keep the newest: those of runs that were killed are unknown to the last run's own tidying."""
     for path in sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime)[:-1]:
@@ -310,7 +324,9 @@ def _start_from(module: DiffusionTraining, model: str | Path) -> None:
     weights: Mapping[str, Tensor] = load_model(model).network.state_dict()
     wanted = module.network.state_dict()
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in wanted.items()}:
-        raise ThoradError(f"{model}: its network has other shapes than recipe {module.recipe.name!r}; can't start from it.")
+        raise ThoradError(
+            f"{model}: its network has other shapes than recipe {module.recipe.name!r}; can't start from it."
+        )
     module.network.load_state_dict(weights)
 
 

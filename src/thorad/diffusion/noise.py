@@ -76,8 +76,9 @@ def _fractal_slices(
     depth = torch.tensor(depths, dtype=torch.float32, device=device).view(-1, 1, 1)
     row = torch.arange(height, dtype=torch.float32, device=device).view(1, -1, 1)
     column = torch.arange(width, dtype=torch.float32, device=device).view(1, 1, -1)
-    x, y, z = torch.broadcast_tensors(column, row, depth)  # (B, H, W) px
-    total = torch.zeros(z.shape, device=device)
+    shape = (len(seeds), height, width)
+    x, y, z = column.expand(shape), row.expand(shape), depth.expand(shape)  # px
+    total = torch.zeros(shape, device=device)
     for octave in range(OCTAVES):
         per_px = _LATTICE_SCALE * 2**octave / FIRST_WAVELENGTH
         total.add_(_simplex(x * per_px, y * per_px, z * per_px, seed), alpha=_AMPLITUDE * PERSISTENCE**octave)
