@@ -87,6 +87,17 @@ def test_detect(tiny_model: Path, tmp_path: Path) -> None:
     assert "7 done (7 of them before), 0 failed" in again.stdout
 
 
+def test_results_among_the_images_are_no_images(tiny_model: Path, tmp_path: Path) -> None:
+    write_scan(tmp_path / "in" / "a.png")
+    for earlier in ("", " (1 of them before)"):
+        result = detect(tiny_model, tmp_path / "in", "--out", tmp_path / "in" / "results", "--method", "zscore")
+        assert result.exit_code == 0
+        assert f"1 done{earlier}, 0 failed" in result.stdout
+    result = detect(tiny_model, tmp_path / "in", "--out", tmp_path / "in", "--method", "zscore")
+    assert result.exit_code == 2
+    assert "can't go into the images' own folder" in result.stderr
+
+
 def test_detect_takes_every_option(tiny_model: Path, tmp_path: Path) -> None:
     scan = write_scan(tmp_path / "a.png")
     result = thorad_command(
@@ -232,7 +243,9 @@ def test_evaluate(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
         assert re.search(rf"^{title} +\d", result.stdout, flags=re.MULTILINE), title
     assert max(map(len, result.stdout.splitlines()[:8])) <= 80, "fits a plain terminal"
     assert f"Results: {tmp_path / 'out'}" in result.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"metrics.json", "cases.csv", "table.md"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("metrics.json", "cases.csv", "table.md", "run.json")
+    }
 
 
 def test_evaluate_tells_when_the_floor_wins(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
@@ -252,6 +265,11 @@ def test_evaluate_with_one_noise(tiny_model: Path, bench: Path, tmp_path: Path) 
     assert result.exit_code == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [(one["method"], one["noise"]) for one in found] == [("thor", "gaussian"), ("zscore", None)]
+
+    result = thorad_command(*command, "--noise", "gaussian", "--out", tmp_path / "default")
+    assert result.exit_code == 0
+    found = json.loads((tmp_path / "default" / "metrics.json").read_text())
+    assert [one["method"] for one in found] == ["thor", "ddpm", "zscore"]
 
     result = thorad_command(*command, "--method", "anoddpm", "--noise", "gaussian", "--out", tmp_path / "two")
     assert result.exit_code == 2

@@ -135,6 +135,13 @@ def test_training_images(tmp_path: Path) -> None:
     assert training_images(tmp_path / "train", None) == (training, [])
 
 
+def test_a_trainings_own_pictures_are_no_training_images(tmp_path: Path) -> None:
+    scan(tmp_path / "train" / "a.png")
+    scan(tmp_path / "train" / "run" / "pictures" / "step-1.png")
+    training, _ = training_images(tmp_path / "train", None, leave_out=tmp_path / "train" / "run")
+    assert [path.name for path in training] == ["a.png"]
+
+
 def test_training_on_nothing(tmp_path: Path) -> None:
     with pytest.raises(ThoradError, match="no image in this folder"):
         training_images(tmp_path, None)

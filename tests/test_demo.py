@@ -85,3 +85,11 @@ def test_a_montage_holds_its_pictures() -> None:
     windows = np.lib.stride_tricks.sliding_window_view(made, (40, 60, 3))[:, :, 0]
     places = [tuple(place) for place in np.argwhere((windows[..., 0, 0, :] == large[0, 0]).all(-1))]
     assert any((windows[place] == large).all() for place in places)
+
+
+def test_the_bundled_model_finds_the_dark_lesion(tmp_path: Path) -> None:
+    """Guards the shipped weights: THOR and the z-score peak in the lesion, and it scores above the healthy head."""
+    found = {(case.method, case.name): case for case in run_demo(tmp_path, device="cpu")}
+    for method in METHODS:
+        assert found[method, "dark-lesion"].peak_in_lesion
+        assert found[method, "dark-lesion"].score > found[method, "healthy"].score

@@ -7,7 +7,7 @@ import torch
 import thorad.detector
 from thorad.data.images import Image
 from thorad.data.preprocess import scale, to_model_input
-from thorad.detector import Detection, Detector, possible_noises
+from thorad.detector import Detection, Detector, compared_methods, possible_noises
 from thorad.errors import ThoradError
 from thorad.methods import METHODS, Step
 from thorad.model import load_model
@@ -88,12 +88,13 @@ def test_the_zscore_is_the_one_of_the_models_statistics(tiny_model: Path) -> Non
     two = Detector(tiny_model, method="zscore-two-sided", device="cpu").detect(image)
     np.testing.assert_allclose(one.anomaly_map, np.maximum(difference, 0) / 0.3, atol=1e-5)
     np.testing.assert_allclose(two.anomaly_map, np.abs(difference) / 0.3, atol=1e-5)
-    assert one.score == pytest.approx(one.anomaly_map.mean(), rel=1e-5)
+    highest = np.sort(one.anomaly_map, axis=None)[-10:]  # 1 % of 1024 pixels
+    assert one.score == pytest.approx(highest.mean(), rel=1e-5)
     assert one.network_calls == 0
     np.testing.assert_allclose(one.pseudo_healthy, (model.mean.numpy()[0] + 1) / 2, atol=1e-6)
 
 
-def test_the_map_is_zero_outside_the_region_and_the_score_is_its_mean_inside(
+def test_the_map_is_zero_outside_the_region_and_the_score_is_the_mean_of_its_highest_inside(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     region = np.zeros((32, 32), bool)
@@ -105,7 +106,10 @@ def test_the_map_is_zero_outside_the_region_and_the_score_is_its_mean_inside(
     assert maps.shape == (1, 1, 32, 32)
     assert (maps[0, 0].numpy()[~region] == 0).all()
     assert (maps[0, 0].numpy()[region] > 0).all()
-    assert float(detector.scores(maps)) == pytest.approx(float(maps[0, 0].numpy()[region].mean()), rel=1e-5)
+    highest = np.sort(maps[0, 0].numpy()[region])[-2:]  # 1 % of 240 pixels
+    assert float(detector.scores(maps)) == pytest.approx(highest.mean(), rel=1e-5)
+    # What lies outside never counts, however high.
+    assert float(detector.scores(maps + 100 * torch.from_numpy(~region))) == float(detector.scores(maps))
 
 
 @pytest.mark.parametrize("change", ["seed", "name"])
@@ -187,6 +191,7 @@ def test_an_array_is_an_image(tiny_model: Path) -> None:
         ({"batch_size": 0}, "batch size is 0"),
         ({"device": "abacus"}, "device 'abacus' can't be used"),
         ({"device": "meta:x"}, "device 'meta:x' can't be used"),
+        ({"method": "ddpm", "perceptual_weights": Path("x.pth")}, "'ddpm' uses no LPIPS"),
     ],
 )
 def test_wrong_arguments(tiny_model: Path, options: dict[str, object], message: str) -> None:
@@ -214,6 +219,13 @@ def test_possible_noises(tiny_model: Path) -> None:
         possible_noises("ddpm", simplex)
     with pytest.raises(ThoradError, match="method 'anoddpm' with noise gaussian is not possible"):
         possible_noises("anoddpm", both, ["gaussian"])
+
+
+def test_what_is_compared_is_what_the_model_can_do() -> None:
+    both, simplex = load_recipe("brain-t1-compact"), load_recipe("brain-t1")
+    assert compared_methods(both) == ["thor", "anoddpm", "ddpm", "zscore"]
+    assert compared_methods(both, ["gaussian"]) == ["thor", "ddpm", "zscore"]
+    assert compared_methods(simplex) == ["thor", "anoddpm", "zscore"]
 
 
 def test_every_method_has_default_steps_for_every_noise(tiny_model: Path) -> None:

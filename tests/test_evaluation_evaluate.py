@@ -287,6 +287,11 @@ def test_one_bad_case_does_not_stop_the_others(bench: Bench) -> None:
     assert "sub-2_b" in (bench.folder / "out" / "table.md").read_text()
 
 
+def test_an_image_is_not_sick_and_healthy(bench: Bench) -> None:
+    with pytest.raises(ThoradError, match=r"1 images have a lesion mask and are among the healthy ones.*sub-1_a\.png"):
+        evaluate(bench.cases, [*bench.healthy, bench.cases[0].image], [FakeDetector(bench.perfect)], bench.folder / "o")
+
+
 def test_nothing_to_measure_is_an_error(bench: Bench) -> None:
     with pytest.raises(ThoradError, match="nothing to measure"):
         evaluate(bench.cases[5:], bench.healthy, [FakeDetector(bench.perfect)], bench.folder / "out")

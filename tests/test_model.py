@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from thorad.cli import MODEL
 from thorad.errors import ThoradError
 from thorad.model import (
     CALIBRATION,
@@ -153,6 +154,11 @@ def test_an_unknown_model_is_told_with_the_known_ones() -> None:
         model_folder("nothing-here")
 
 
+def test_the_default_model_is_bundled_and_all_are_small() -> None:
+    assert MODEL in bundled_models()
+    assert sum(map(weight_megabytes, bundled_models())) < 25
+
+
 @pytest.mark.parametrize("name", bundled_models())
 def test_bundled_models_load(name: str) -> None:
     model = load_model(name)
@@ -168,8 +174,9 @@ def test_regions() -> None:
     assert 0.2 < brain.mean() < 0.6
     # The same place on every grid.
     assert np.abs(load_region("mni-brain-k95", 64).mean() - brain.mean()) < 0.01
-    with pytest.raises(ThoradError, match="mni-brain-k95"):
-        load_region("knee", 128)
+    for name in ("knee", "../samples/head", "../regions/mni-brain-k95"):
+        with pytest.raises(ThoradError, match=r"unknown region .*Known: mni-brain-k95"):
+            load_region(name, 128)
 
 
 def test_recipes_of_the_three_settings_build() -> None:

@@ -81,7 +81,7 @@ def test_a_second_run_does_only_what_is_left(
     tried: list[str] = []
     together = Detector._detect_together
 
-    def spy(self: Detector, images: list[Image], on_step: None) -> list[Detection]:
+    def spy(self: Detector, images: list[Image], on_step: None) -> Iterator[Detection]:
         tried.extend(image.name for image in images)
         return together(self, images, on_step)
 
@@ -104,6 +104,18 @@ def test_scores_are_those_of_the_asked_cases(detector: Detector, tmp_path: Path)
     assert len(table(tmp_path / "out")) == 3
 
 
+def test_another_file_of_the_same_name_is_refused(detector: Detector, tmp_path: Path) -> None:
+    """The result of one patient's `scan.png` must not pass for another's."""
+    one, other = ({"scan": write_scan(tmp_path / who / "scan.png", seed)} for seed, who in enumerate("ab"))
+    detect_files(detector, one, open_results(detector, tmp_path / "out"))
+    with pytest.raises(
+        ThoradError, match=r"other files under the same names: scan \(there .*scan\.png, now .*scan\.png"
+    ):
+        detect_files(detector, other, open_results(detector, tmp_path / "out"))
+    same = {"scan": tmp_path / "b" / ".." / "a" / "scan.png"}
+    assert detect_files(detector, same, open_results(detector, tmp_path / "out")).already_done == 1
+
+
 def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
     detect_files(detector, scans(tmp_path / "in", 1), open_results(detector, tmp_path / "out"))
     run = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -118,6 +130,7 @@ def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
         "perceptual_weights_sha256": None,
         "device": "cpu",
         "precision": detector.precision,
+        "batch_size": 1,
         "thorad": thorad.__version__,
     }
     assert run["options"]["precision"] in ("float32", "bfloat16")
@@ -148,10 +161,14 @@ def test_a_folder_of_another_model_is_refused(detector: Detector, tmp_path: Path
         open_results(detector, tmp_path)
 
 
-def test_perceptual_weights_count_as_an_option(detector: Detector, tmp_path: Path) -> None:
+def test_perceptual_weights_count_as_an_option(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = tmp_path / "squeeze.pth"
     weights.write_bytes(b"abc")
-    open_results(detector, tmp_path / "out", weights)
+    with monkeypatch.context() as patched:
+        patched.setattr(detector, "_perceptual_weights", weights)
+        open_results(detector, tmp_path / "out")
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     # sha256 of "abc": FIPS 180-2, appendix B.1
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -112,7 +112,8 @@ def test_killed_and_resumed_equals_uninterrupted(healthy: tuple[Path, Path], tmp
     path = tmp_path / "tiny.toml"
     path.write_text(recipe.to_toml())
     killed = tmp_path / "killed"
-    process = run_cli(healthy[0], killed, path)
+    validation = ("--validation", str(healthy[1]))  # the averaged weights change places with the others for it
+    process = run_cli(healthy[0], killed, path, *validation)
     deadline = time.monotonic() + 120
     while not list((killed / "checkpoints").glob("*.ckpt")):
         assert process.poll() is None, process.communicate()[0]
@@ -122,7 +123,7 @@ def test_killed_and_resumed_equals_uninterrupted(healthy: tuple[Path, Path], tmp
     process.communicate()
     assert not (killed / "model").exists(), "finished before it was killed: the test needs more steps"
     for out in (killed, tmp_path / "whole"):
-        process = run_cli(healthy[0], out, path)
+        process = run_cli(healthy[0], out, path, *validation)
         output = process.communicate(timeout=200)[0]
         assert process.returncode == 0, output
     resumed, uninterrupted = weights(killed / "model"), weights(tmp_path / "whole" / "model")
@@ -147,13 +148,15 @@ def test_two_processes(healthy: tuple[Path, Path], tmp_path: Path) -> None:
     assert any(not torch.equal(tensor, two[name]) for name, tensor in weights(one).items())
 
 
-def test_a_torn_checkpoint_is_passed_over(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["weights.safetensors", "calibration.json"])
+def test_a_torn_checkpoint_is_passed_over(healthy: tuple[Path, Path], tmp_path: Path, missing: str) -> None:
     recipe, out = tiny_recipe(), tmp_path / "out"
     whole = weights(fit(recipe, healthy[0], out, accelerator="cpu", progress_bar=False))
     torn = out / "checkpoints" / "step=99.ckpt"
     torn.write_bytes(next((out / "checkpoints").iterdir()).read_bytes()[:1000])
-    (out / "model" / "weights.safetensors").unlink()  # as if killed before the model was written
+    (out / "model" / missing).unlink()  # as if killed before the model was written
     again = weights(fit(recipe, healthy[0], out, accelerator="cpu", progress_bar=False))
+    load_model(out / "model")
     for name, tensor in whole.items():
         assert torch.equal(tensor, again[name]), name
 
@@ -272,7 +275,7 @@ def test_brain_t1_is_the_papers() -> None:
     ("text", "message"),
     [
         ('name = "x"\n[netwerk]\n', "netwerk: Extra inputs"),
-        ('name = "x"\n[network]\nchannels = [32, 32]\nattention = [false, true]\n', "doesn't see the timestep"),
+        ('name = "x"\n[network]\nchannels = [32, 32]\nattention = [false, true]\nhead_channels = 32\n', "doesn't see"),
         ('name = "x"\n[network]\nchannels = [64]\nattention = [false, true]\n', "1 channels but 2"),
         ('name = "x"\n[network]\nchannels = [64, 96]\nattention = [false, true]\n', "must divide the channels"),
         ('name = "x"\n[network]\nchannels = [64, 72]\nattention = [false, true]\n', "multiples of 32"),

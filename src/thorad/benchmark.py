@@ -367,6 +367,8 @@ def _save_random_model(recipe: Recipe, folder: Path) -> None:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _peak_memory_gb() -> float:

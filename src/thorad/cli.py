@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any, Literal
 
 import typer
@@ -145,7 +146,7 @@ def detect(
     with _one_line_each(GOES_ON):
         from thorad.data.images import named_images
 
-        named = named_images(inputs)
+        named = named_images(inputs, leave_out=out)
 
         from thorad.detector import Detector
         from thorad.run import detect_files, open_results
@@ -161,7 +162,7 @@ def detect(
             finish=finish,
             perceptual_weights=perceptual_weights,
         )
-        results = open_results(detector, out, perceptual_weights)
+        results = open_results(detector, out)
         with _progress("detect", quiet) as report:
             summary = detect_files(detector, named, results, on_progress=report)
         for name, reason in summary.failed.items():
@@ -184,7 +185,12 @@ def evaluate(
     cases: Annotated[Path, typer.Argument(help="CSV with columns image and mask (empty: healthy), subject optional.")],
     out: Annotated[Path, typer.Option(help="Folder for metrics.json, cases.csv and table.md.")],
     model: ModelOption = MODEL,
-    method: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "thor,anoddpm,ddpm,zscore",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods, separated by commas. Default: thor,anoddpm,ddpm,zscore as the model's noise allows."
+        ),
+    ] = None,
     noise: Annotated[
         str, typer.Option(help="gaussian, simplex, or all: each method with every kind that it and the model know.")
     ] = "all",
@@ -193,6 +199,7 @@ def evaluate(
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     batch_size: BatchOption = 16,
+    perceptual_weights: PerceptualOption = None,
     bootstrap: Annotated[int, typer.Option(help="Resamples over subjects for the intervals; 0: none.", min=0)] = 1000,
     quiet: QuietOption = False,
 ) -> None:
@@ -204,22 +211,33 @@ def evaluate(
         read = read_cases(cases)
         more_healthy = find_images([healthy]) if healthy else []
 
-        from thorad.detector import Detector, possible_noises
+        from thorad.detector import Detector, compared_methods, possible_noises, uses_perceptual
         from thorad.evaluation.evaluate import evaluate as measure
         from thorad.evaluation.evaluate import honest_floor_warning
         from thorad.model import load_model
+        from thorad.run import write_evaluation_run
 
         asked = None if noise == "all" else [kind.strip() for kind in noise.split(",")]
         recipe = load_model(model).recipe
+        methods = [name.strip() for name in method.split(",")] if method else compared_methods(recipe, asked)
         detectors = [
             Detector(
-                model, method=name, noise=kind, steps=_steps(steps), device=device, seed=seed, batch_size=batch_size
+                model,
+                method=name,
+                noise=kind,
+                steps=_steps(steps),
+                device=device,
+                seed=seed,
+                batch_size=batch_size,
+                perceptual_weights=perceptual_weights if uses_perceptual(name) else None,
             )
-            for name in (name.strip() for name in method.split(","))
+            for name in methods
             for kind in possible_noises(name, recipe, asked)
         ]
+        began = monotonic()
         with _progress("evaluate", quiet) as report:
             found = measure(read, more_healthy, detectors, out, bootstrap=bootstrap, seed=seed, on_progress=report)
+        write_evaluation_run(detectors, out, monotonic() - began)
         warning = honest_floor_warning(found)
         if not quiet:
             _print_metrics(found)
@@ -269,7 +287,7 @@ def train(
     start_from: Annotated[str | None, typer.Option(help="A model whose weights to begin with.")] = None,
 ) -> None:
     """Train a model on healthy images."""
-    with _one_line_each(GOES_ON):
+    with _one_line_each("The same command goes on from the last checkpoint."):
         from thorad.recipe import load_recipe
 
         chosen = load_recipe(recipe)
@@ -340,7 +358,7 @@ def demo(
     device: DeviceOption = "auto",
 ) -> None:
     """Anomaly maps of a real head, as it is and with implanted lesions."""
-    with _one_line_each(GOES_ON):
+    with _one_line_each("The same command starts anew."):
         from thorad.demo import run_demo
 
         with _progress("demo") as report:

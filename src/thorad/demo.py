@@ -10,6 +10,7 @@ What lies in the folder afterwards:
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,10 @@ def run_demo(
     pictures: dict[str, list[Detection]] = {}
     for detector in detectors:
         began = time.perf_counter()
-        results = open_results(detector, out / "results" / detector.method)
+        folder = out / "results" / detector.method
+        if (folder / "run.json").is_file():
+            shutil.rmtree(folder)  # of an earlier demonstration, maybe with an earlier model
+        results = open_results(detector, folder)
         pictures[detector.method] = []
         for detection in detector.detect_batch(images):
             results.write(detection)

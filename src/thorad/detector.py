@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thorad import __version__
 from thorad.data.images import Image, image_from_array
 from thorad.data.preprocess import scale, to_input_grid, to_model_input
 from thorad.diffusion.network import fast_precision
@@ -26,8 +28,11 @@ from thorad.methods.thor import ThorOptions
 from thorad.model import Model, load_model
 from thorad.recipe import Recipe
 
-DEFAULT_STEPS = {"thor": {"simplex": 5, "gaussian": 7}, "anoddpm": {"simplex": 5}, "ddpm": {"gaussian": 7}}
+DEFAULT_STEPS = {"thor": {"simplex": 1, "gaussian": 1}, "anoddpm": {"simplex": 5}, "ddpm": {"gaussian": 7}}
 """Timesteps visited by default: the fewest that cost at most 1 Dice point (docs/results.md)."""
+
+COMPARED = ("thor", "anoddpm", "ddpm", "zscore")
+"""The methods that an evaluation compares where none are named."""
 
 HIGHEST_SHARE = 0.01
 """The share of a map's values, the highest ones, that makes an image's score."""
@@ -62,13 +67,15 @@ class Detector:
         steps: timesteps visited between noise and image, "all", or None for the measured default.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         seed: of all noise. An image's noise depends on this seed and the image's name only.
-        batch_size: images at once on an accelerator. On a CPU images go one by one, which is as fast there and
-            makes a result independent of its batch to the last bit.
+        batch_size: images at once on an accelerator, in bfloat16 where it has that: there a result may depend on its
+            batch in the last digits of bfloat16 (not measured). On a CPU images go one by one, which is as fast
+            there and makes a result independent of its batch to the last bit.
         finish: go on below the last harmonised timestep for a finer pseudo-healthy image; the map doesn't change.
         perceptual_weights: a torchvision SqueezeNet 1.1 file for LPIPS instead of the bundled weights.
 
     Raises:
-        ThoradError: unknown model, method, noise or device, a damaged model, steps out of range.
+        ThoradError: unknown model, method, noise or device, a damaged model, steps out of range, weights that the
+            method doesn't use.
     """
 
     def __init__(
@@ -89,11 +96,14 @@ class Detector:
         if batch_size < 1:
             raise ThoradError(f"the batch size is {batch_size}, expected 1 or more.")
         self.method = method
+        self._perceptual_weights = perceptual_weights
         self.seed = seed
         self.finish = finish
         self.device = _device(device)
         self.batch_size = batch_size if self.device.type != "cpu" else 1
         self._method = METHODS[method]
+        if perceptual_weights is not None and not self._method.perceptual:
+            raise ThoradError(f"method {method!r} uses no LPIPS, but weights for it were given: {perceptual_weights}.")
         self.model: Model = load_model(model)
         self.noise = self._noise_kind(noise)
         self.steps = self._checked_steps(steps)
@@ -126,6 +136,24 @@ class Detector:
         """Map value at which an overlay's colours end."""
         return self._method.overlay_maximum
 
+    def provenance(self) -> dict[str, Any]:
+        """What decides this detector's results, as run.json keeps it."""
+        weights = self._perceptual_weights
+        return {
+            "method": self.method,
+            "noise": self.noise,
+            "steps": self.steps,
+            "finish": self.finish,
+            "seed": self.seed,
+            "model": self.model.recipe.name,
+            "model_sha256": self.model.sha256,
+            "perceptual_weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
+            "device": self.device.type,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+            "thorad": __version__,
+        }
+
     def detect(self, image: Image | NDArray[Any], on_step: OnStep | None = None) -> Detection:
         """Find what is not healthy in one image.
 
@@ -144,16 +172,18 @@ class Detector:
         for start in range(0, len(images), self.batch_size):
             yield from self._detect_together(images[start : start + self.batch_size], on_step)
 
-    def _detect_together(self, images: Sequence[Image], on_step: OnStep | None) -> list[Detection]:
+    def _detect_together(self, images: Sequence[Image], on_step: OnStep | None) -> Iterator[Detection]:
         began = time.perf_counter()
         inputs = [to_model_input(image.pixels, self.model_size) for image in images]
         x = torch.stack([pixels for pixels, _ in inputs])  # (B, 1, S, S)
         restoration = self._restore(x, [image.name for image in images], on_step)
-        maps, scores = restoration.anomaly_map.cpu(), self.scores(restoration.anomaly_map)
+        maps = restoration.anomaly_map.cpu()
+        scores = self.scores(maps)
         healthy = _to_unit(restoration.pseudo_healthy).cpu()
         seconds = (time.perf_counter() - began) / len(images)
-        return [
-            Detection(
+        # One by one: the pictures of a batch of large images would fill the memory.
+        for i, (image, (_, placement)) in enumerate(zip(images, inputs, strict=True)):
+            yield Detection(
                 name=image.name,
                 source=image.source,
                 image=scale(image.pixels),
@@ -163,8 +193,6 @@ class Detector:
                 network_calls=self.network_calls,
                 seconds=seconds,
             )
-            for i, (image, (_, placement)) in enumerate(zip(images, inputs, strict=True))
-        ]
 
     def model_maps(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """Anomaly maps on the model's grid, for evaluation.
@@ -269,6 +297,17 @@ def possible_noises(method: str, recipe: Recipe, asked: Sequence[str] | None = N
             f"{' or '.join(allowed)}, the model {recipe.name!r} was trained with {' and '.join(recipe.noise.kinds)}."
         )
     return possible
+
+
+def uses_perceptual(method: str) -> bool:
+    """Whether a method's map has LPIPS in it; False for an unknown method."""
+    return method in METHODS and METHODS[method].perceptual
+
+
+def compared_methods(recipe: Recipe, asked: Sequence[str] | None = None) -> list[str]:
+    """Those of `COMPARED` that a model can do, with the kinds of noise asked for (None: all)."""
+    kinds = {kind for kind in recipe.noise.kinds if asked is None or kind in asked}
+    return [name for name in COMPARED if not METHODS[name].options or kinds & METHODS[name].options.keys()]
 
 
 def _device(name: str) -> torch.device:

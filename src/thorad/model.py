@@ -152,7 +152,7 @@ def save_model(
     standard_deviation: Tensor,
     card: str,
 ) -> None:
-    """Write a model folder; the weight file last but one, so that a folder that stopped half-way doesn't load.
+    """Write a model folder; the calibration last, so that a folder that stopped half-way doesn't load.
 
     Args:
         folder: made if it isn't there; its files are replaced.
@@ -182,11 +182,11 @@ def load_region(name: str, size: int) -> NDArray[np.bool_]:
     """
     if not name:
         return np.ones((size, size), dtype=bool)
-    path = Path(str(resources.files("thorad"))) / "assets" / "regions" / f"{name}.png"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.png")))
-        raise ThoradError(f"unknown region {name!r}. Known: {known}, or empty for the whole image.")
-    return mask_to_model_grid(read_mask(path), size)
+    folder = Path(str(resources.files("thorad"))) / "assets" / "regions"
+    known = sorted(path.stem for path in folder.glob("*.png"))
+    if name not in known:  # never a path: the name comes from a model folder
+        raise ThoradError(f"unknown region {name!r}. Known: {', '.join(known)}, or empty for the whole image.")
+    return mask_to_model_grid(read_mask(folder / f"{name}.png"), size)
 
 
 def _bundled() -> Path:

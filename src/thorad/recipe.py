@@ -18,6 +18,8 @@ from thorad.errors import ThoradError
 NoiseKind = Literal["gaussian", "simplex"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+From0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -63,14 +65,14 @@ class NoiseSection(_Section):
     """One network is told which of these kinds an image was noised with."""
     share: tuple[Share, ...] = (1.0,)
     """The share of the training images that gets each kind; sums to 1."""
-    loss_weight: tuple[float, ...] = (1.0,)
+    loss_weight: tuple[From0, ...] = (1.0,)
     """Weight of each kind's squared error. Simplex noise has a quarter of Gaussian noise's power."""
     timesteps: Positive = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 2e-2
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 2e-2
     train_below: Positive = 1000
     """Only timesteps below this one are trained: restoration starts at 250 to 350."""
-    timestep_power: float = 1.0
+    timestep_power: Above0 = 1.0
     """Timesteps are train_below * u^power with u uniform: above 1, more of the low ones. The paper's is 1."""
 
     @model_validator(mode="after")
@@ -87,7 +89,7 @@ class NoiseSection(_Section):
 class AugmentationSection(_Section):
     """How training images are varied. Shape as in the paper; intensity for other scanners."""
 
-    rotation: float = 10.0
+    rotation: From0 = 10.0
     """Largest rotation, degrees."""
     shift: Share = 0.1
     """Largest shift, share of the image's side."""
@@ -95,17 +97,17 @@ class AugmentationSection(_Section):
     """Largest relative change of size."""
     flip: Share = 0.5
     """Probability of a left-right flip."""
-    warp: float = 0.0
+    warp: From0 = 0.0
     """Standard deviation of a smooth displacement, share of half the image's side (imperfect registration)."""
     intensity: Share = 0.0
     """Probability of an intensity change: gamma, bias field, contrast and noise by the four numbers below."""
-    gamma: float = 0.25
+    gamma: From0 = 0.25
     """Largest |log gamma|."""
-    bias_field: float = 0.12
+    bias_field: From0 = 0.12
     """Standard deviation of the log of a smooth factor."""
-    contrast: float = 0.1
+    contrast: Share = 0.1
     """Largest relative change of brightness."""
-    noise: float = 0.025
+    noise: From0 = 0.025
     """Largest standard deviation of added Gaussian noise, on the [0, 1] scale."""
 
 
@@ -114,20 +116,20 @@ class TrainingSection(_Section):
 
     steps: Positive = 45000
     batch_size: Positive = 16
-    learning_rate: float = 1e-4
-    warm_up: int = 0
+    learning_rate: Above0 = 1e-4
+    warm_up: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
     """What the learning rate does after the warm-up; cosine falls to 2 % at the last step."""
-    weight_decay: float = 0.0
+    weight_decay: From0 = 0.0
     ema: Share = 0.999
     """Decay of the exponential moving average of the weights, which is what is kept."""
-    gradient_norm: float = 1.0
+    gradient_norm: Above0 = 1.0
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bfloat16 where the hardware is fast at it."""
     validate_every: Positive = 500
     """Steps between validations (loss on the validation images and a picture of reconstructions)."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: Above0 = 5.0
     seed: int = 0
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from thorad import __version__
-from thorad.data.images import Image, read_image
+from thorad.data.images import Image, read_image, write_whole
 from thorad.data.preprocess import scale
+from thorad.data.tables import listing
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.results.writer import ResultWriter
@@ -39,33 +40,25 @@ class RunSummary:
     """Wall time of this run."""
 
 
-def open_results(detector: Detector, out: Path, perceptual_weights: Path | None = None) -> ResultWriter:
+def open_results(detector: Detector, out: Path) -> ResultWriter:
     """The result folder of a detector's run, new or to be continued.
-
-    Args:
-        detector: what will run.
-        out: the folder.
-        perceptual_weights: the file that the detector was given, if any.
 
     Raises:
         ThoradError: the folder can't be written, or holds the results of other options.
     """
-    options: dict[str, Any] = {
-        "method": detector.method,
-        "noise": detector.noise,
-        "steps": detector.steps,
-        "finish": detector.finish,
-        "seed": detector.seed,
-        "model": detector.model.recipe.name,
-        "model_sha256": detector.model.sha256,
-        "perceptual_weights_sha256": _sha256(perceptual_weights) if perceptual_weights else None,
-        "device": detector.device.type,
-        "precision": detector.precision,
-        "thorad": __version__,
-    }
-    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "monai", "numpy")}}
-    run = {"options": options, "versions": versions, "platform": platform.platform()}
+    run = {"options": detector.provenance(), **_software()}
     return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum)
+
+
+def write_evaluation_run(detectors: Sequence[Detector], out: Path, seconds: float) -> None:
+    """Write `out`/run.json: what made the figures of an evaluation."""
+    run = {"detectors": [detector.provenance() for detector in detectors], **_software(), "seconds": round(seconds, 1)}
+    write_whole(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
+
+
+def _software() -> dict[str, Any]:
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "monai", "numpy")}}
+    return {"versions": versions, "platform": platform.platform()}
 
 
 def detect_files(
@@ -80,10 +73,11 @@ def detect_files(
         on_progress: see `Progress`.
 
     Raises:
-        ThoradError: the results can't be written, or the device's memory doesn't hold a batch. What is bad about one
-            file is recorded in the results instead.
+        ThoradError: the results can't be written, hold another file's case of the same name, or the device's memory
+            doesn't hold a batch. What is bad about one file is recorded in the results instead.
     """
     began = time.perf_counter()
+    _refuse_other_files(named, results)
     before = results.done_cases() & named.keys()
     failed: dict[str, str] = {}
     report = on_progress or (lambda done, total: None)
@@ -121,6 +115,19 @@ def detect_files(
     return RunSummary(done, failed, already_done=len(before), seconds=seconds)
 
 
+def _refuse_other_files(named: Mapping[str, Path], results: ResultWriter) -> None:
+    """Two folders may hold files of one name: the result of one must not pass for the other's."""
+    others = [
+        f"{name} (there {source}, now {named[name]})"
+        for name, source in sorted(results.sources().items())
+        if name in named and os.path.realpath(source) != os.path.realpath(named[name])
+    ]
+    if others:
+        raise ThoradError(
+            f"the folder holds results of other files under the same names: {listing(others)}. Choose another --out."
+        )
+
+
 def _read(path: Path, name: str) -> Image:
     """An image that the detector takes; whatever is bad about it is told with the file's name."""
     image = read_image(path, name)
@@ -129,7 +136,3 @@ def _read(path: Path, name: str) -> Image:
     except ThoradError as error:
         raise ThoradError(f"{path}: {error}") from error
     return image
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -29,14 +29,14 @@ from torch.utils.data import DataLoader
 
 from thorad import __version__
 from thorad.augmentation import augment
-from thorad.data.images import read_image, write_png8
+from thorad.data.images import read_image, write_png8, write_whole
 from thorad.data.preprocess import to_model_input
 from thorad.data.splits import training_images
 from thorad.diffusion.network import fast_precision
 from thorad.diffusion.noise import NOISES
 from thorad.diffusion.schedule import Schedule
 from thorad.errors import ThoradError
-from thorad.model import RECIPE, WEIGHTS, build_network, load_model, save_model
+from thorad.model import CALIBRATION, RECIPE, WEIGHTS, build_network, load_model, save_model
 from thorad.recipe import Recipe, parse_recipe
 
 PICTURE_NOISE_LEVEL = 0.5
@@ -185,10 +185,10 @@ def fit(
 
     Args:
         recipe: what to fit.
-        train: folder of healthy images.
+        train: folder of healthy images, or a table with a column `image`.
         out: folder for ``recipe.toml``, ``checkpoints/``, ``logs/`` (CSV and TensorBoard, one a start), ``pictures/``
             and ``model/``.
-        validation: folder of other subjects' healthy images, for the validation loss and the pictures.
+        validation: the same of other subjects, for the validation loss and the pictures.
         accelerator: Lightning's: "auto", "cpu", "gpu", "mps".
         devices: Lightning's: "auto", a number or a list of indices; processes where the accelerator is "cpu".
         nodes: machines, as Lightning's launchers know them.
@@ -201,12 +201,12 @@ def fit(
     Raises:
         ThoradError: unusable training folder or images, another training in `out`, an unfit `start_from` or device.
     """
-    train_files, validation_files = training_images(train, validation)
+    train_files, validation_files = training_images(train, validation, leave_out=out)
     images = _load(train_files, recipe.image.size)
     held_out = _load(validation_files, recipe.image.size)
     _claim(out, recipe)
     model_folder = out / "model"
-    if (model_folder / WEIGHTS).is_file():
+    if all((model_folder / name).is_file() for name in (WEIGHTS, CALIBRATION)):
         return model_folder
     latest = _latest_checkpoint(out / "checkpoints")
     torch.manual_seed(recipe.training.seed)  # the one place where fresh weights are drawn
@@ -263,7 +263,8 @@ def _shuffle(epoch: int, count: int, seed: int) -> list[int]:
 
 
 def _generator(seed: int, step: int, process: int) -> torch.Generator:
-    # Odd multipliers spread neighbouring (seed, step, process) over all 64 bits.
+    # Odd multipliers keep neighbouring (seed, step, process) apart in the lower 32 bits, all that torch's CPU generator
+    # takes of a seed.
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + process * 0x165667B19E3779F9) % 2**64
     return torch.Generator().manual_seed(mixed - 2**63)
 
@@ -291,7 +292,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
             if earlier != recipe:
                 raise ThoradError(f"{out}: holds a training with another recipe. Use another folder or its recipe.")
         else:
-            path.write_text(recipe.to_toml(), encoding="utf-8")
+            write_whole(path, recipe.to_toml().encode())  # other processes may look for it right now
         (out / "pictures").mkdir(exist_ok=True)
     except OSError as error:
         raise ThoradError(

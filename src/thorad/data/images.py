@@ -106,29 +106,35 @@ def read_mask(path: Path, shape: tuple[int, int] | None = None) -> NDArray[np.bo
     return inside
 
 
-def find_images(inputs: Sequence[Path]) -> list[Path]:
+def find_images(inputs: Sequence[Path], *, leave_out: Path | None = None) -> list[Path]:
     """The image files that the inputs stand for; see `named_images`."""
-    return list(named_images(inputs).values())
+    return list(named_images(inputs, leave_out=leave_out).values())
 
 
-def named_images(inputs: Sequence[Path]) -> dict[str, Path]:
+def named_images(inputs: Sequence[Path], *, leave_out: Path | None = None) -> dict[str, Path]:
     """All image files that the inputs stand for, each under its case name.
 
     A folder stands for the images in it and below, sorted, without hidden ones and without following linked folders;
     a CSV for its column `image`, relative to the CSV; any other file for itself. A file reached twice counts once.
+
+    Args:
+        inputs: files, folders and CSV tables.
+        leave_out: a folder that is passed over where it lies in an input folder: that of the results, whose pictures
+            would be the next run's inputs.
 
     Returns:
         {case name: file} in the order of the inputs. The name comes from the path below the given folder: `a/b.png`
         is `a__b`.
 
     Raises:
-        ThoradError: an input is missing or unreadable, a folder holds no image, a CSV names missing files.
+        ThoradError: an input is missing or unreadable, a folder holds no image or is `leave_out` itself, a CSV names
+            missing files.
     """
     paths: list[Path] = []
     folders: list[Path] = []
     seen: set[str] = set()
     for given in inputs:
-        found, folder = _expand(given)
+        found, folder = _expand(given, leave_out)
         for path in found:
             real = os.path.realpath(path)
             if real not in seen:
@@ -215,7 +221,7 @@ def write_tiff(path: Path, pixels: NDArray[Any]) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def _expand(given: Path) -> tuple[list[Path], Path]:
+def _expand(given: Path, leave_out: Path | None) -> tuple[list[Path], Path]:
     """The files that one input stands for, and the folder that their names are relative to."""
     try:
         if not given.exists():
@@ -224,7 +230,9 @@ def _expand(given: Path) -> tuple[list[Path], Path]:
     except (OSError, ValueError) as error:
         raise ThoradError(f"{given}: can't be read ({error}). Check the path and its permissions.") from error
     if is_folder:
-        found = _images_below(given)
+        if leave_out is not None and os.path.realpath(given) == os.path.realpath(leave_out):
+            raise ThoradError(f"{given}: the results can't go into the images' own folder. Name another one for them.")
+        found = _images_below(given, leave_out)
         if not found:
             raise ThoradError(
                 f"{given}: no image in this folder or below. Expected files that end in {', '.join(SUFFIXES)}."
@@ -235,7 +243,9 @@ def _expand(given: Path) -> tuple[list[Path], Path]:
     return [given], given.parent
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path, leave_out: Path | None) -> list[Path]:
+    results = os.path.realpath(leave_out) if leave_out is not None else None
+
     def refuse(error: OSError) -> None:
         raise ThoradError(
             f"{error.filename}: the folder can't be read ({error.strerror}). Check its permissions."
@@ -243,7 +253,9 @@ def _images_below(folder: Path) -> list[Path]:
 
     found: list[Path] = []
     for where, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(where, name)) != results
+        ]
         found += [Path(where, name) for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
     return sorted(found, key=lambda path: path.parts)
 

@@ -61,7 +61,9 @@ def read_cases(table: Path) -> list[Case]:
     ]
 
 
-def training_images(train: Path, validation: Path | None) -> tuple[list[Path], list[Path]]:
+def training_images(
+    train: Path, validation: Path | None, *, leave_out: Path | None = None
+) -> tuple[list[Path], list[Path]]:
     """The images to train on and to validate on.
 
     Every one of them is opened, so that training doesn't stop at a damaged file hours later.
@@ -69,6 +71,7 @@ def training_images(train: Path, validation: Path | None) -> tuple[list[Path], l
     Args:
         train: a folder, or a table with a column `image`, of healthy images.
         validation: the same, of other subjects; None for none.
+        leave_out: the training's own folder, whose pictures are no images to train on.
 
     Returns:
         (training images, validation images), the latter empty for None.
@@ -76,11 +79,11 @@ def training_images(train: Path, validation: Path | None) -> tuple[list[Path], l
     Raises:
         ThoradError: nothing there, an image that can't be read, masks among them, a subject that stands in both.
     """
-    training = find_images([train])
+    training = find_images([train], leave_out=leave_out)
     _refuse_masks(train, training)
     if validation is None:
         return training, []
-    validating = find_images([validation])
+    validating = find_images([validation], leave_out=leave_out)
     _refuse_masks(validation, validating)
     shared = sorted({subject_of(path) for path in training} & {subject_of(path) for path in validating})
     if shared:

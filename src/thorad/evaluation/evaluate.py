@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from thorad.data.images import case_names, read_image, read_mask, write_whole
 from thorad.data.preprocess import mask_to_model_grid, to_model_input
 from thorad.data.splits import Case, subject_of
+from thorad.data.tables import listing
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics
 from thorad.evaluation.protocols import SIZE_GROUPS, lesion_weighted_average, paper_mix, size_group
@@ -125,7 +126,7 @@ def evaluate(
         One result for each detector, as in `metrics.json`; see the module's head for the units.
 
     Raises:
-        ThoradError: no lesion case can be used, a map is not finite, or `out` can't be written.
+        ThoradError: no lesion case can be used, one is among `healthy`, a map is not finite, or `out` can't be written.
     """
     if not detectors:
         raise ThoradError("No method to evaluate was given; name at least one.")
@@ -216,6 +217,12 @@ def _read_bench(cases: Sequence[Case], healthy: Sequence[Path], size: int) -> _B
 
 def _healthy_cases(cases: Sequence[Case], healthy: Sequence[Path]) -> list[Case]:
     """Make cases of healthy images, without those that are among the cases already, under names that are still free."""
+    both = sorted({case.image.resolve() for case in cases if case.mask} & {path.resolve() for path in healthy})
+    if both:
+        raise ThoradError(
+            f"{len(both)} images have a lesion mask and are among the healthy ones, too: "
+            f"{listing(list(map(str, both)))}. Take them out of one of the two."
+        )
     known = {case.image.resolve() for case in cases if case.mask is None}
     new = [path for path in healthy if path.resolve() not in known]
     taken = {case.name for case in cases}

@@ -98,6 +98,10 @@ class ResultWriter:
         """Names of the cases that need not be done again: not failed, all their files there in full length."""
         return {case["name"] for case in self._cases() if case["status"] == "ok" and self._is_whole(case)}
 
+    def sources(self) -> dict[str, str]:
+        """{name: the file it came from} of the cases that did not fail."""
+        return {str(case["name"]): str(case["source"]) for case in self._cases() if case["status"] == "ok"}
+
     def scores(self) -> dict[str, float]:
         """{name: score} of the cases that have one, the highest first."""
         scores = {str(case["name"]): float(case["score"]) for case in self._cases() if case["status"] == "ok"}
