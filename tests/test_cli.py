@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 import thorad
 from thorad import cli
+from thorad.evaluation import evaluate as evaluation
 from thorad.model import load_model
 from thorad.recipe import Recipe, bundled_recipes
 
@@ -248,15 +249,28 @@ def test_evaluate(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
     }
 
 
-def test_evaluate_tells_when_the_floor_wins(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("network", "told"), [(39.0, True), (41.0, False)])
+def test_evaluate_tells_when_the_floor_wins(
+    tiny_model: Path, bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: float, told: bool
+) -> None:
+    """Real results but for the two averages: an untrained network's would say which branch only by chance."""
+    measure = evaluation.evaluate
+
+    def crafted(*arguments: Any, **options: Any) -> list[dict[str, Any]]:
+        results = measure(*arguments, **options)
+        for result, average in zip(results, (network, 40.0), strict=True):
+            result["best_dice"]["average"] = average
+        return results
+
+    monkeypatch.setattr(evaluation, "evaluate", crafted)
     result = thorad_command(
         *("evaluate", bench, "--model", tiny_model, "--method", "anoddpm,zscore", "--steps", "1"),
         *("--out", tmp_path / "out", "--device", "cpu", "--bootstrap", "0"),
     )
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    network, floor = (one["best_dice"]["average"] for one in found)
-    assert network != floor
-    assert ("zscore needs no network" in result.stdout) == (floor >= network)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert ("zscore needs no network and reaches 40.0 %" in said) == told
+    assert ("anoddpm (simplex) (39.0 %)" in said) == told
 
 
 def test_evaluate_with_one_noise(tiny_model: Path, bench: Path, tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "constant": (png_of(np.full((32, 32), 7, np.uint8)), "every pixel is 7"),
     "one-pixel-side": (png_of(scan()[:1]), "32 x 1 px"),
     "bomb": (bomb, "60000"),
+    "z-scored": (npy_of(scan(np.float32) - np.median(scan())), "% of the image's pixels are negative"),
+    "complex": (npy_of(scan(np.complex64)), "pixels of complex64"),
     "nearly-empty": (png_of(nearly_empty()), "nearly empty"),
     "volume": (npy_of(np.zeros((32, 32, 32), np.float32)), "an array of shape (32, 32, 32)"),
 }

@@ -300,12 +300,52 @@ def test_nothing_to_measure_is_an_error(bench: Bench) -> None:
     assert not (bench.folder / "out" / "metrics.json").exists()
 
 
-def test_map_that_is_not_finite_is_an_error_that_names_the_case(bench: Bench) -> None:
-    def broken(name: str) -> np.ndarray:
-        return np.full((SIZE, SIZE), np.nan if name == "sub-2_b" else 1.0)
+def test_a_map_that_is_not_finite_takes_its_case_from_every_method(bench: Bench) -> None:
+    """A case one method fails on, a healthy one another does: the figures are those without the two."""
 
-    with pytest.raises(ThoradError, match=r"thor .*1 cases \(first: sub-2_b\)"):
+    def broken(name: str) -> np.ndarray:
+        maps = bench.blurry(name)
+        maps[5, 5] = np.nan if name == "sub-2_b" else maps[5, 5]
+        return maps
+
+    def infinite(name: str) -> np.ndarray:
+        return bench.random(name) / (0.0 if name == "sub-4" else 1.0)
+
+    detectors = [
+        FakeDetector(broken),
+        FakeDetector(bench.blurry, method="ddpm", noise="gaussian"),
+        FakeDetector(infinite, method="zscore", noise=None),
+    ]
+    out = bench.folder / "out"
+    with np.errstate(divide="ignore"):
+        results = evaluate(bench.cases, bench.healthy, detectors, out, bootstrap=20)
+    for result in results:
+        first, second = result["failures"]
+        assert (first["name"], second["name"]) == ("sub-2_b", "sub-4")
+        assert first["image"].endswith("sub-2_b.png")
+        assert first["reason"].startswith("thor (simplex) gave a map or score with NaN or infinity")
+        assert second["reason"].startswith("zscore gave a map")
+        assert (result["counts"]["lesion_cases"], result["counts"]["healthy_cases"]) == (4, 3)
+    rows = read_rows(out / "cases.csv")
+    assert len(rows) == 3 * 7
+    assert not {"sub-2_b", "sub-4"} & {row["name"] for row in rows}
+    assert "sub-2_b, sub-4" in (out / "table.md").read_text()
+
+    without = [case for case in bench.cases if case.name != "sub-2_b"]
+    twice = [FakeDetector(bench.blurry), FakeDetector(bench.blurry, method="ddpm", noise="gaussian")]
+    expected = evaluate(without, bench.healthy[:3], twice, bench.folder / "b", bootstrap=20)
+    for result, same in zip(results[:2], expected, strict=True):
+        for key in result.keys() - {"failures", "cpu_seconds_per_case"}:
+            assert result[key] == same[key], key
+
+
+def test_a_model_that_fails_on_every_lesion_is_an_error(bench: Bench) -> None:
+    def broken(name: str) -> np.ndarray:
+        return np.full((SIZE, SIZE), np.nan if name in LESION_SIDES else 1.0)
+
+    with pytest.raises(ThoradError, match=r"^thor \(simplex\) gave .* no lesion case is left .*damaged"):
         evaluate(bench.cases, bench.healthy, [FakeDetector(broken)], bench.folder / "out")
+    assert not (bench.folder / "out" / "metrics.json").exists()
 
 
 def test_unwritable_output_is_an_error_before_any_detection(bench: Bench) -> None:

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "run": {"detector", "results", "data", "errors", "__init__"},
     "training": {"augmentation", "diffusion", "data", "model", "recipe", "errors", "__init__"},
     "augmentation": {"recipe"},
-    "evaluation": {"detector", "results", "data", "model", "recipe", "errors", "__init__"},
+    "evaluation": {"data", "errors"},
     "detector": {"methods", "diffusion", "maps", "data", "model", "recipe", "errors", "__init__"},
     "results": {"data", "errors", "__init__"},
     "model": {"diffusion", "data", "recipe", "errors", "__init__"},

@@ -1,5 +1,6 @@
 """Training: what is learnt, that a kill costs nothing, several processes, and errors that say what to do."""
 
+import copy
 import csv
 import os
 import signal
@@ -18,7 +19,7 @@ from thorad.augmentation import augment
 from thorad.errors import ThoradError
 from thorad.model import load_model
 from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
-from thorad.training import average_weights, fit, images_of_batch, learning_rate_factor
+from thorad.training import DiffusionTraining, average_weights, fit, images_of_batch, learning_rate_factor
 
 
 def tiny_recipe(**training: object) -> Recipe:
@@ -84,6 +85,57 @@ def test_the_statistics_are_those_of_the_training_images(healthy: tuple[Path, Pa
     np.testing.assert_allclose(model.standard_deviation, (2 * stack - 1).std(0), atol=1e-6)
 
 
+def test_no_more_than_some_images_are_validated_on(
+    healthy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ones: the loss is that of a folder of them alone."""
+    losses = {}
+    for limit in (3, 5):
+        monkeypatch.setattr("thorad.training.MOST_VALIDATED", limit)
+        out = tmp_path / str(limit)
+        fit(tiny_recipe(), healthy[0], out, validation=healthy[1], accelerator="cpu", progress_bar=False)
+        assert f"(validated on {limit})" in (out / "model" / "MODEL_CARD.md").read_text()
+        losses[limit] = (out / "logs" / "from-step-0" / "metrics.csv").read_text()
+    for late in sorted(healthy[1].iterdir())[3:]:
+        late.unlink()
+    fit(tiny_recipe(), healthy[0], tmp_path / "few", validation=healthy[1], accelerator="cpu", progress_bar=False)
+    assert losses[3] == (tmp_path / "few" / "logs" / "from-step-0" / "metrics.csv").read_text()
+    assert losses[3] != losses[5]
+
+
+def test_the_averaged_copy_has_its_own_weights_but_no_images_of_its_own(tmp_path: Path) -> None:
+    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    module = DiffusionTraining(tiny_recipe(), images, images[:2], tmp_path)
+    copied = copy.deepcopy(module)
+    assert copied.images.train.data_ptr() == images.data_ptr()
+    assert copied.images.validation.data_ptr() == images.data_ptr()
+    for mine, theirs in zip(module.parameters(), copied.parameters(), strict=True):
+        assert mine.data_ptr() != theirs.data_ptr()
+
+
+def test_losses_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that predicts no noise at all: the loss is the noise's power, three times as much for simplex."""
+    module = DiffusionTraining(tiny_recipe(), torch.zeros(4, 1, 16, 16), torch.zeros(0, 1, 16, 16), tmp_path)
+    eps = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(4, 1, 1, 1).expand(4, 1, 16, 16)
+    seen = []
+
+    def predict_nothing(x_t: torch.Tensor, t: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
+        seen.append((x_t, t, kind))
+        return torch.zeros_like(x_t)
+
+    monkeypatch.setattr(module, "_noise_of", lambda kinds, x, generator: eps)
+    monkeypatch.setattr(module.network, "forward", predict_nothing)
+    t, kind = torch.tensor([0, 9, 99, 999]), torch.tensor([0, 1, 1, 0])
+    loss, of_kind = module._losses(torch.zeros(4, 1, 16, 16), t, kind, torch.Generator())
+    assert loss.item() == pytest.approx((1 * 1 + 3 * 4 + 3 * 9 + 1 * 16) / 4)
+    assert {name: value.item() for name, value in of_kind.items()} == pytest.approx({"gaussian": 8.5, "simplex": 6.5})
+    x_t, at, of = seen[0]
+    assert at.tolist() == t.tolist()
+    assert of.tolist() == kind.tolist()
+    expected = (1 - module.diffusion.alpha_bar[t]).sqrt() * torch.arange(1.0, 5.0)
+    torch.testing.assert_close(x_t[:, 0, 0, 0], expected.float())
+
+
 def test_the_loss_falls(healthy: tuple[Path, Path], tmp_path: Path) -> None:
     """A network that predicts nothing has a squared error of 1 (Gaussian); 60 steps already learn some of it."""
     recipe = tiny_recipe(steps=60, validate_every=20, batch_size=8)
@@ -95,8 +147,10 @@ def test_the_loss_falls(healthy: tuple[Path, Path], tmp_path: Path) -> None:
     assert losses[-1] < 0.9
 
 
-def run_cli(train: Path, out: Path, recipe: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "thorad", "train", "--recipe", str(recipe), "--train", str(train)]
+def run_cli(
+    train: Path, out: Path, recipe: Path, *more: str, program: tuple[str, ...] = ("-m", "thorad")
+) -> subprocess.Popen[str]:
+    command = [sys.executable, *program, "train", "--recipe", str(recipe), "--train", str(train)]
     return subprocess.Popen(
         [*command, "--out", str(out), "--accelerator", "cpu", *more],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -134,16 +188,32 @@ def test_killed_and_resumed_equals_uninterrupted(healthy: tuple[Path, Path], tmp
     assert len(list((killed / "logs").iterdir())) == 2  # the killed start's log is still there
 
 
+# The command line with one thing more: each process leaves the weights that it ends with.
+KEEP_EVERY_PROCESS_WEIGHTS = """
+import pathlib, torch
+from thorad import cli, training
+def keep(module):
+    torch.save(module.state_dict(), pathlib.Path(__file__).with_name(f"process-{module.global_rank}.pt"))
+training.DiffusionTraining.on_train_end = keep
+cli.app()
+"""
+
+
 def test_two_processes(healthy: tuple[Path, Path], tmp_path: Path) -> None:
     """Two processes on the CPU see different images and end with one model, other than one process's."""
-    path = tmp_path / "tiny.toml"
+    path, script = tmp_path / "tiny.toml", tmp_path / "script.py"
     path.write_text(tiny_recipe(steps=4).to_toml())
-    process = run_cli(healthy[0], tmp_path / "two", path, "--devices", "2")
+    script.write_text(KEEP_EVERY_PROCESS_WEIGHTS)
+    process = run_cli(healthy[0], tmp_path / "two", path, "--devices", "2", program=(str(script),))
     output = process.communicate(timeout=280)[0]
     assert process.returncode == 0, output
     assert "MEMBER: 2/2" in output
     assert "| steps | 4 of 4 images |" in (tmp_path / "two" / "model" / "MODEL_CARD.md").read_text()
     one = fit(tiny_recipe(steps=4), healthy[0], tmp_path / "one", accelerator="cpu", devices="1", progress_bar=False)
+    first, second = (torch.load(tmp_path / f"process-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
     two = weights(tmp_path / "two" / "model")
     assert any(not torch.equal(tensor, two[name]) for name, tensor in weights(one).items())
 

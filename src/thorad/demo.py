@@ -36,7 +36,7 @@ COLUMNS = ("scan", "pseudo-healthy", "THOR", "z-score", "truth")
 TITLES = {"healthy": "as it is", "dark-lesion": "dark\nlesion", "bright-lesion": "bright\nlesion"}
 LESIONS: tuple[tuple[str, Literal["dark", "bright"], float, float, int], ...] = (
     ("dark-lesion", "dark", 12.0, 0.5, 1),
-    ("bright-lesion", "bright", 10.0, 0.45, 1),
+    ("bright-lesion", "bright", 10.0, 0.45, 3),
 )
 """Case, kind, radius in px (mm), strength on the [0, 1] scale, seed of place and shape."""
 

@@ -28,7 +28,7 @@ from thorad.methods.thor import ThorOptions
 from thorad.model import Model, load_model
 from thorad.recipe import Recipe
 
-DEFAULT_STEPS = {"thor": {"simplex": 1, "gaussian": 1}, "anoddpm": {"simplex": 5}, "ddpm": {"gaussian": 7}}
+DEFAULT_STEPS = {"thor": {"simplex": 1, "gaussian": 1}, "anoddpm": {"simplex": 2}, "ddpm": {"gaussian": 2}}
 """Timesteps visited by default: the fewest that cost at most 1 Dice point (docs/results.md)."""
 
 COMPARED = ("thor", "anoddpm", "ddpm", "zscore")

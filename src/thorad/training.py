@@ -15,10 +15,11 @@ import platform
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning
 import torch
@@ -42,6 +43,21 @@ from thorad.recipe import Recipe, parse_recipe
 PICTURE_NOISE_LEVEL = 0.5
 """Share of the trained timesteps at which the validation picture noises its images."""
 
+MOST_VALIDATED = 64
+"""Images of a validation pass, the first ones; each costs five network calls for every kind of noise."""
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of a training, on the host: (N, 1, S, S) in [0, 1] each."""
+
+    train: Tensor
+    validation: Tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Averaging the weights deep-copies the module that holds this; the images would take their memory twice.
+        return self
+
 
 class DiffusionTraining(lightning.LightningModule):
     """The denoiser and its loss, for Lightning's trainer.
@@ -58,15 +74,16 @@ class DiffusionTraining(lightning.LightningModule):
         self.recipe = recipe
         self.network = build_network(recipe)
         self.diffusion = Schedule(recipe.noise.timesteps, recipe.noise.beta_start, recipe.noise.beta_end)
-        self.images, self.validation, self.pictures = images, validation, pictures
+        self.images = _Images(images, validation)
+        self.pictures = pictures
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         """The loss of one batch; which images it holds follows from the step's number, not from the loader."""
         noise, size = self.recipe.noise, self.recipe.training.batch_size
         generator = _generator(self.recipe.training.seed, self.global_step, self.global_rank)
         first = (self.global_step * self.trainer.world_size + self.global_rank) * size
-        chosen = images_of_batch(first, size, len(self.images), self.recipe.training.seed)
-        x = augment(self.images[chosen], self.recipe.augmentation, generator) * 2 - 1
+        chosen = images_of_batch(first, size, len(self.images.train), self.recipe.training.seed)
+        x = augment(self.images.train[chosen], self.recipe.augmentation, generator) * 2 - 1
         kind = torch.multinomial(torch.tensor(noise.share), size, replacement=True, generator=generator)
         t = (noise.train_below * torch.rand(size, generator=generator) ** noise.timestep_power).long()
         loss, of_kind = self._losses(x, t.clamp(max=noise.train_below - 1), kind, generator)
@@ -83,7 +100,7 @@ class DiffusionTraining(lightning.LightningModule):
         kinds = range(len(self.recipe.noise.kinds))
         kind = torch.tensor([k for k in kinds for _ in spread])
         t = spread.repeat(len(kinds))
-        x = self.validation[index].expand(len(t), -1, -1, -1) * 2 - 1
+        x = self.images.validation[index].expand(len(t), -1, -1, -1) * 2 - 1
         loss, of_kind = self._losses(x, t, kind, generator)
         self.log("validation/loss", loss, on_epoch=True, sync_dist=True, batch_size=1)
         for name, value in of_kind.items():
@@ -91,7 +108,7 @@ class DiffusionTraining(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Write the picture of reconstructions: a row each of images, noised images and clean estimates."""
-        if self.global_rank == 0 and len(self.validation) and not self.trainer.sanity_checking:
+        if self.global_rank == 0 and len(self.images.validation) and not self.trainer.sanity_checking:
             write_png8(self.pictures / f"step-{self.global_step:07d}.png", self._reconstructions().numpy())
 
     def configure_optimizers(self) -> Any:
@@ -109,19 +126,29 @@ class DiffusionTraining(lightning.LightningModule):
 
     def val_dataloader(self) -> DataLoader[int]:
         """The validation images' indices."""
-        return DataLoader(range(len(self.validation)), batch_size=1)  # type: ignore[arg-type]
+        return DataLoader(range(len(self.images.validation)), batch_size=1)  # type: ignore[arg-type]
 
     def _losses(
         self, x: Tensor, t: Tensor, kind: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted mean squared error of the predicted noise, and each kind's own unweighted mean."""
-        x, t, kind = x.to(self.device), t.to(self.device), kind.to(self.device)
-        eps = self._noise_of(kind.tolist(), x, generator)
-        predicted = self.network(self.diffusion.add_noise(x, eps, t), t, kind)
+        """Weighted mean squared error of the predicted noise, and each kind's own unweighted mean.
+
+        Args:
+            x: (B, 1, S, S) in [-1, 1].
+            t: (B,) timesteps, on the host, as is `kind`: asking an accelerator for them would wait for all its work.
+            kind: (B,) indices of the recipe's kinds of noise.
+            generator: of the noise.
+        """
+        x, kinds = x.to(self.device), kind.tolist()
+        eps = self._noise_of(kinds, x, generator)
+        x_t = self.diffusion.add_noise(x, eps, t)
+        predicted = self.network(x_t, t.to(self.device), kind.to(self.device))
         squared = (predicted - eps).square().mean((1, 2, 3))  # (B,)
-        weight = torch.tensor(self.recipe.noise.loss_weight, device=self.device)[kind]
-        names = self.recipe.noise.kinds
-        of_kind = {names[k]: squared[kind == k].mean().detach() for k in sorted(set(kind.tolist()))}
+        weight = torch.tensor(self.recipe.noise.loss_weight)[kind].to(self.device)
+        of_kind = {}
+        for k in sorted(set(kinds)):
+            places = [i for i, of_image in enumerate(kinds) if of_image == k]
+            of_kind[self.recipe.noise.kinds[k]] = squared[places].mean().detach()
         return (weight * squared).mean(), of_kind
 
     def _noise_of(self, kinds: list[int], x: Tensor, generator: torch.Generator) -> Tensor:
@@ -134,7 +161,7 @@ class DiffusionTraining(lightning.LightningModule):
 
     @torch.no_grad()
     def _reconstructions(self) -> Tensor:
-        x = (self.validation[:8] * 2 - 1).to(self.device)
+        x = (self.images.validation[:8] * 2 - 1).to(self.device)
         t = int(PICTURE_NOISE_LEVEL * self.recipe.noise.train_below)
         rows = [x]
         for k in range(len(self.recipe.noise.kinds)):
@@ -188,7 +215,7 @@ def fit(
         train: folder of healthy images, or a table with a column `image`.
         out: folder for ``recipe.toml``, ``checkpoints/``, ``logs/`` (CSV and TensorBoard, one a start), ``pictures/``
             and ``model/``.
-        validation: the same of other subjects, for the validation loss and the pictures.
+        validation: the same of other subjects, for the validation loss and the pictures; `MOST_VALIDATED` are used.
         accelerator: Lightning's: "auto", "cpu", "gpu", "mps".
         devices: Lightning's: "auto", a number or a list of indices; processes where the accelerator is "cpu".
         nodes: machines, as Lightning's launchers know them.
@@ -203,7 +230,7 @@ def fit(
     """
     train_files, validation_files = training_images(train, validation, leave_out=out)
     images = _load(train_files, recipe.image.size)
-    held_out = _load(validation_files, recipe.image.size)
+    held_out = _load(validation_files[:MOST_VALIDATED], recipe.image.size)
     _claim(out, recipe)
     model_folder = out / "model"
     if all((model_folder / name).is_file() for name in (WEIGHTS, CALIBRATION)):

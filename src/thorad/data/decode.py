@@ -76,14 +76,26 @@ def check_sides(height: int, width: int, source: str) -> None:
         )
 
 
+def check_type(dtype: np.dtype[Any], source: str) -> None:
+    """Refuse pixels that are no real numbers, as the complex ones of a raw MR image.
+
+    Raises:
+        ThoradError: not bools, integers or floats.
+    """
+    if dtype.kind not in "buif":
+        raise ThoradError(
+            f"{source}: pixels of {dtype}; expected bools, integers or floats. "
+            "Save real numbers, of a complex image its magnitude."
+        )
+
+
 def check_array(shape: tuple[int, ...], dtype: np.dtype[Any], source: str) -> None:
     """Refuse an array that can't be a grey image, from its shape and type alone.
 
     Raises:
         ThoradError: not bools, integers or floats; not (H, W) or (H, W, 3); sides out of bounds.
     """
-    if dtype.kind not in "buif":
-        raise ThoradError(f"{source}: an array of {dtype}; expected bools, integers or floats.")
+    check_type(dtype, source)
     if len(shape) != 2 and not (len(shape) == 3 and shape[2] == 3):
         raise ThoradError(
             f"{source}: an array of shape {shape}; expected (height, width). "
@@ -170,6 +182,8 @@ def _decode_tiff(content: bytes, source: str) -> NDArray[Any]:
             raise ThoradError(f"{source}: a TIFF of {len(file.pages)} pages; expected one. Save each as its own image.")
         page = file.pages.first
         check_sides(page.imagelength, page.imagewidth, source)
+        if page.dtype is not None:
+            check_type(page.dtype, source)
         plain = page.photometric in (
             tifffile.PHOTOMETRIC.MINISBLACK,
             tifffile.PHOTOMETRIC.MINISWHITE,

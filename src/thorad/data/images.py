@@ -212,15 +212,6 @@ def write_npy(path: Path, array: NDArray[Any]) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def write_tiff(path: Path, pixels: NDArray[Any]) -> None:
-    """Write (H, W) pixels as a float32 TIFF, uncompressed, whole or not at all."""
-    import tifffile
-
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, np.asarray(pixels, dtype=np.float32), photometric="minisblack")
-    write_whole(path, buffer.getvalue())
-
-
 def _expand(given: Path, leave_out: Path | None) -> tuple[list[Path], Path]:
     """The files that one input stands for, and the folder that their names are relative to."""
     try:

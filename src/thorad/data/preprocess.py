@@ -16,6 +16,10 @@ from thorad.errors import ThoradError
 BRIGHTEST = 98
 """Percentile of an image's own pixels that becomes 1, as for the brain images of Bercea et al. (THOR, MICCAI 2024)."""
 
+MOST_NEGATIVE = 0.05
+"""Share of an image's pixels that may be below 0 and are cut to 0: what resampling overshoots. More are a scale of its
+own (z-scores, Hounsfield units), whose 0 is not nothing."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -51,7 +55,7 @@ def to_model_input(pixels: NDArray[Any], size: int = 128) -> tuple[torch.Tensor,
         (1, S, S) float32 in [0, 1], and the placement that `to_input_grid` needs to come back.
 
     Raises:
-        ThoradError: the 98th percentile is not above 0, so there is nothing to scale by.
+        ThoradError: as `scale`.
     """
     scaled = scale(pixels)
     placement = place(scaled.shape[0], scaled.shape[1], size)
@@ -65,8 +69,15 @@ def scale(pixels: NDArray[Any]) -> NDArray[np.float32]:
     """clip(pixels / percentile98(pixels), 0, 1): (H, W) float32 on the image's own grid.
 
     Raises:
-        ThoradError: the 98th percentile is not above 0.
+        ThoradError: more than 5 % of the pixels are negative, or the 98th percentile is 0, so that there is nothing to
+            scale by.
     """
+    negative = np.count_nonzero(pixels < 0) / pixels.size
+    if negative > MOST_NEGATIVE:
+        raise ThoradError(
+            f"{100 * negative:.3g} % of the image's pixels are negative; expected pixels >= 0, where 0 is nothing. "
+            "Shift or window it first, so that air is 0: a z-scored image back to intensities, CT to a window."
+        )
     brightest = float(np.percentile(pixels, BRIGHTEST))
     if brightest <= 0:
         lit = 100 * np.count_nonzero(pixels > 0) / pixels.size

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -81,6 +81,7 @@ class _Bench:
     """The readable cases on one model grid, lesion cases and healthy ones together."""
 
     names: list[str]
+    files: list[str]
     subjects: list[str]
     images: torch.Tensor  # (N, 1, S, S) in [0, 1]
     truth: Bools  # (N, S, S)
@@ -110,8 +111,9 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Measure detectors on labelled cases and write `metrics.json`, `cases.csv` and `table.md` into `out`.
 
-    A case that can't be used (unreadable, or its mask has another size or more than two values) is left out for every
-    detector and listed under `failures` of every result; the others go on.
+    A case that can't be used (unreadable, its mask has another size or more than two values, or one of the detectors
+    gives it a map that is not finite) is left out for every detector, so that all are compared on the same cases, and
+    listed under `failures` of every result; the others go on.
 
     Args:
         cases: lesion cases with a mask, and healthy ones without.
@@ -126,7 +128,7 @@ def evaluate(
         One result for each detector, as in `metrics.json`; see the module's head for the units.
 
     Raises:
-        ThoradError: no lesion case can be used, one is among `healthy`, a map is not finite, or `out` can't be written.
+        ThoradError: no lesion case can be used, one is among `healthy`, or `out` can't be written.
     """
     if not detectors:
         raise ThoradError("No method to evaluate was given; name at least one.")
@@ -135,12 +137,16 @@ def evaluate(
     benches = {size: _read_bench(cases, healthy, size) for size in sizes}
     total = sum(len(benches[detector.model_size].names) for detector in detectors)
     done = 0
-    results: list[dict[str, Any]] = []
-    rows: list[dict[str, Any]] = []
+    outputs: list[_Output] = []
     for detector in detectors:
         bench = benches[detector.model_size]
-        output = _detect(detector, bench, done, total, on_progress)
+        outputs.append(_detect(detector, bench, done, total, on_progress))
         done += len(bench.names)
+    failures = _not_finite(detectors, benches, outputs)
+    results: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for detector, output in zip(detectors, outputs, strict=True):
+        bench, output = _leave_out(failures, benches[detector.model_size], output)
         # Anew for each detector: all of them see the same resamples.
         weights = metrics.subject_resamples(bench.subjects, bootstrap, np.random.default_rng(seed))
         result, detector_rows = _measure(detector, bench, output, weights)
@@ -206,6 +212,7 @@ def _read_bench(cases: Sequence[Case], healthy: Sequence[Path], size: int) -> _B
         )
     return _Bench(
         names=[case.name for case in usable],
+        files=[str(case.image) for case in usable],
         subjects=[case.subject for case in usable],
         images=torch.stack(images),
         truth=np.stack(truths),
@@ -262,15 +269,56 @@ def _detect(detector: MapDetector, bench: _Bench, done: int, total: int, on_prog
         scores.append(batch_scores.detach().double().cpu().reshape(-1))
         if on_progress is not None:
             on_progress(done + min(batch.stop, len(bench.names)), total, detector.method)
-    all_maps, all_scores = torch.cat(maps)[:, 0].numpy(), torch.cat(scores).numpy()
-    finite = np.isfinite(all_maps).all(axis=(1, 2)) & np.isfinite(all_scores)
-    if not finite.all():
-        broken = [name for name, good in zip(bench.names, finite, strict=True) if not good]
+    return _Output(torch.cat(maps)[:, 0].numpy(), torch.cat(scores).numpy(), cpu_seconds / len(bench.names))
+
+
+def _not_finite(
+    detectors: Sequence[MapDetector], benches: Mapping[int, _Bench], outputs: Sequence[_Output]
+) -> list[dict[str, str]]:
+    """List the cases for which a detector gave NaN or infinity; an error where that leaves no lesion case."""
+    broken_by: dict[str, list[str]] = {}  # case -> detectors
+    files: dict[str, str] = {}
+    lesions: set[str] = set()
+    for detector, output in zip(detectors, outputs, strict=True):
+        bench = benches[detector.model_size]
+        title = _title({"method": detector.method, "noise": detector.noise})
+        files |= zip(bench.names, bench.files, strict=True)
+        lesions |= {name for name, diseased in zip(bench.names, bench.diseased, strict=True) if diseased}
+        finite = np.isfinite(output.maps).all(axis=(1, 2)) & np.isfinite(output.scores)
+        for index in np.flatnonzero(~finite):
+            broken_by.setdefault(bench.names[index], []).append(title)
+    if lesions <= broken_by.keys():
+        titles = dict.fromkeys(title for found in broken_by.values() for title in found)
         raise ThoradError(
-            f"{detector.method} gave a map or score with NaN or infinity for {len(broken)} cases (first: {broken[0]}). "
-            "Its model is damaged or was trained with other settings; check the model folder."
+            f"{', '.join(titles)} gave a map or score with NaN or infinity, and no lesion case is left without. "
+            "The model is damaged or was trained with other settings; check the model folder."
         )
-    return _Output(all_maps, all_scores, cpu_seconds / len(bench.names))
+    return [
+        {
+            "name": name,
+            "image": files[name],
+            "reason": f"{', '.join(titles)} gave a map or score with NaN or infinity, so it is left out for every "
+            "method. The model may be damaged or this image unlike those that it was trained on; look at both.",
+        }
+        for name, titles in broken_by.items()
+    ]
+
+
+def _leave_out(failures: Sequence[dict[str, str]], bench: _Bench, output: _Output) -> tuple[_Bench, _Output]:
+    """Take these cases out of a bench and what a detector gave for it, and list them among the bench's failures."""
+    kept = np.flatnonzero(~np.isin(bench.names, [failure["name"] for failure in failures]))
+    left = replace(
+        bench,
+        names=[bench.names[i] for i in kept],
+        files=[bench.files[i] for i in kept],
+        subjects=[bench.subjects[i] for i in kept],
+        images=bench.images[kept],
+        truth=bench.truth[kept],
+        diseased=bench.diseased[kept],
+        groups=[bench.groups[i] for i in kept],
+        failures=[*bench.failures, *failures],
+    )
+    return left, replace(output, maps=output.maps[kept], scores=output.scores[kept])
 
 
 def _measure(
