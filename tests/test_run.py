@@ -116,6 +116,20 @@ def test_another_file_of_the_same_name_is_refused(detector: Detector, tmp_path: 
     assert detect_files(detector, same, open_results(detector, tmp_path / "out")).already_done == 1
 
 
+def test_a_file_that_was_changed_is_done_again(detector: Detector, tmp_path: Path) -> None:
+    named = scans(tmp_path / "in", 2)
+    first = detect_files(detector, named, open_results(detector, tmp_path / "out"))
+    changed, kept = sorted(named)
+    picture = np.asarray(PIL.Image.open(named[changed]))
+    PIL.Image.fromarray(picture[::-1].copy()).save(named[changed])
+    later = (tmp_path / "out" / "cases" / changed / "case.json").stat().st_mtime + 10
+    os.utime(named[changed], (later, later))
+    second = detect_files(detector, named, open_results(detector, tmp_path / "out"))
+    assert second.already_done == 1
+    assert second.done[kept] == first.done[kept]
+    assert second.done[changed] != first.done[changed]
+
+
 def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
     detect_files(detector, scans(tmp_path / "in", 1), open_results(detector, tmp_path / "out"))
     run = json.loads((tmp_path / "out" / "run.json").read_text())

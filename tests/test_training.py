@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from thorad.augmentation import augment
+from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.model import load_model
 from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
@@ -73,6 +74,8 @@ def test_training_leaves_a_model_pictures_and_logs(healthy: tuple[Path, Path], t
     assert any(row.get("validation/loss") for row in rows)
     assert "Research use only" in (model / "MODEL_CARD.md").read_text()
     assert list((tmp_path / "out" / "logs" / "from-step-0").glob("events.out.tfevents.*"))
+    with pytest.raises(ThoradError, match="16 px, but 'thor' needs LPIPS"):
+        Detector(model, device="cpu")
 
 
 def test_the_statistics_are_those_of_the_training_images(healthy: tuple[Path, Path], tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ DEFAULT_STEPS = {"thor": {"simplex": 1, "gaussian": 1}, "anoddpm": {"simplex": 2
 COMPARED = ("thor", "anoddpm", "ddpm", "zscore")
 """The methods that an evaluation compares where none are named."""
 
+SMALLEST_PERCEPTUAL = 17
+"""px; SqueezeNet's pooling leaves nothing of a smaller image."""
+
 HIGHEST_SHARE = 0.01
 """The share of a map's values, the highest ones, that makes an image's score."""
 
@@ -113,6 +116,11 @@ class Detector:
         self._precision = fast_precision(self.device)
         self._compare = residual
         if self._method.perceptual:
+            if self.model_size < SMALLEST_PERCEPTUAL:
+                raise ThoradError(
+                    f"model {self.model.recipe.name!r} works on {self.model_size} px, but {method!r} needs LPIPS, which "
+                    f"needs {SMALLEST_PERCEPTUAL} px or more. Use another method, or train with a larger image.size."
+                )
             self._compare = AnomalyMap(load_perceptual_distance(perceptual_weights).to(self.device))
         self._region = torch.from_numpy(self.model.region).to(self.device)
 

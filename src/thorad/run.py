@@ -69,7 +69,7 @@ def detect_files(
     Args:
         detector: the model and the method.
         named: {case name: file}, of `thorad.data.images.named_images`.
-        results: where to; what it has already isn't done again.
+        results: where to; what it has already isn't done again, unless its file was changed since.
         on_progress: see `Progress`.
 
     Raises:
@@ -78,7 +78,7 @@ def detect_files(
     """
     began = time.perf_counter()
     _refuse_other_files(named, results)
-    before = results.done_cases() & named.keys()
+    before = {name for name in results.done_cases() & named.keys() if not results.is_stale(name, named[name])}
     failed: dict[str, str] = {}
     report = on_progress or (lambda done, total: None)
     report(len(before), len(named))

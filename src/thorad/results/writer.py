@@ -98,6 +98,11 @@ class ResultWriter:
         """Names of the cases that need not be done again: not failed, all their files there in full length."""
         return {case["name"] for case in self._cases() if case["status"] == "ok" and self._is_whole(case)}
 
+    def is_stale(self, name: str, source: Path) -> bool:
+        """Whether a case's file was changed after the case was done."""
+        case = self.case_folder(name) / "case.json"
+        return case.is_file() and source.stat().st_mtime > case.stat().st_mtime
+
     def sources(self) -> dict[str, str]:
         """{name: the file it came from} of the cases that did not fail."""
         return {str(case["name"]): str(case["source"]) for case in self._cases() if case["status"] == "ok"}
