@@ -119,7 +119,7 @@ class Detector:
             if self.model_size < SMALLEST_PERCEPTUAL:
                 raise ThoradError(
                     f"model {self.model.recipe.name!r} works on {self.model_size} px, but {method!r} needs LPIPS, "
-                    f"which needs {SMALLEST_PERCEPTUAL} px or more. Use another method, or train with a larger image.size."
+                    f"which needs {SMALLEST_PERCEPTUAL} px or more. Use another method, or a larger image.size."
                 )
             self._compare = AnomalyMap(load_perceptual_distance(perceptual_weights).to(self.device))
         self._region = torch.from_numpy(self.model.region).to(self.device)
