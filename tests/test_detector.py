@@ -43,7 +43,7 @@ def test_one_image_is_the_same_in_any_batch_and_order(
     tiny_model: Path, method: str, noise: str | None, together: int
 ) -> None:
     detector = Detector(tiny_model, method=method, noise=noise, device="cpu")
-    detector.batch_size = together  # what an accelerator does
+    detector._together = together  # what an accelerator does
     images = [picture(name) for name in "abcd"]
     forth = {found.name: found for found in detector.detect_batch(images)}
     back = {found.name: found for found in detector.detect_batch(images[::-1])}
@@ -55,6 +55,21 @@ def test_one_image_is_the_same_in_any_batch_and_order(
         assert_same(alone, back[image.name])
     if noise:
         assert np.abs(forth["a"].anomaly_map - forth["b"].anomaly_map).max() > 1e-3
+
+
+def test_on_a_cpu_the_number_of_threads_does_not_change_a_bit(tiny_model: Path) -> None:
+    images = [picture(name) for name in "abc"]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(list(Detector(tiny_model, device="cpu").detect_batch(images)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        assert_same(one, other, tolerance=0)
 
 
 def test_on_a_cpu_the_batch_size_does_not_change_a_bit(tiny_model: Path) -> None:
