@@ -161,7 +161,13 @@ def own_files() -> list[Path]:
 def test_no_file_names_a_machine_or_a_package_host() -> None:
     # Put together from pieces, so that this file does not hold what it forbids.
     folders = "|".join(["wo" + "rk", "tm" + "p", "ro" + "ot", "op" + "t", "ho" + "me", "Us" + "ers"])
-    hosts = [("pypi", "org"), ("python" + "hosted", "org"), ("npmjs", "org"), ("npmjs", "com"), ("download.pytorch", "org")]
+    hosts = [
+        ("pypi", "org"),
+        ("python" + "hosted", "org"),
+        ("npmjs", "org"),
+        ("npmjs", "com"),
+        ("download.pytorch", "org"),
+    ]
     hosts += [("debian", "org"), ("anaconda", "org"), ("anaconda", "com"), ("jsdelivr", "net"), ("unpkg", "com")]
     options = ["index" + "-url", "find" + "-links", "trusted" + "-host"]
     forbidden = re.compile(
