@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -24,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from thorad import __version__
-from thorad.data.images import read_mask
+from thorad.data.images import read_mask, write_whole
 from thorad.data.preprocess import mask_to_model_grid
 from thorad.diffusion.network import Denoiser
 from thorad.diffusion.schedule import Schedule
@@ -162,16 +161,15 @@ def save_model(
         standard_deviation: likewise.
         card: the model card, Markdown.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{name}": tensor.detach().cpu().bfloat16().contiguous() for name, tensor in network.items()}
     tensors["statistics.mean"] = mean.float().cpu().contiguous()
     tensors["statistics.standard_deviation"] = standard_deviation.float().cpu().contiguous()
     weights = save(tensors)
     calibration = {"weights_sha256": hashlib.sha256(weights).hexdigest(), "thorad": __version__}
-    _write(folder / RECIPE, recipe.to_toml().encode())
-    _write(folder / CARD, card.encode())
-    _write(folder / WEIGHTS, weights)
-    _write(folder / CALIBRATION, (json.dumps(calibration, indent=2) + "\n").encode())
+    write_whole(folder / RECIPE, recipe.to_toml().encode())
+    write_whole(folder / CARD, card.encode())
+    write_whole(folder / WEIGHTS, weights)
+    write_whole(folder / CALIBRATION, (json.dumps(calibration, indent=2) + "\n").encode())
 
 
 def load_region(name: str, size: int) -> NDArray[np.bool_]:
@@ -201,12 +199,6 @@ def _read(path: Path) -> bytes:
             f"{path}: can't be read ({error.strerror}). A model is a folder of {WEIGHTS}, {RECIPE}, {CALIBRATION} "
             f"and {CARD}."
         ) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def _fill(network: Denoiser, tensors: Mapping[str, Tensor], source: Path) -> None:
