@@ -5,10 +5,11 @@ import json
 import re
 import subprocess
 import sys
+from inspect import signature
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import PIL.Image
@@ -17,8 +18,12 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import thorad
+from test_data_box_bench import hand, save
 from thorad import cli
+from thorad.data.box_bench import XRAY_KINDS
 from thorad.evaluation import evaluate as evaluation
+from thorad.evaluation.protocols import DEFAULT_PROTOCOL, PROTOCOLS
+from thorad.evaluation.statistics import PERMUTATIONS
 from thorad.model import load_model
 from thorad.recipe import Recipe, bundled_recipes
 
@@ -114,6 +119,16 @@ def test_detect_takes_every_option(tiny_model: Path, tmp_path: Path) -> None:
         "seed": 5,
         "finish": True,
     }
+    result = thorad_command(
+        *("detect", scan, "--out", tmp_path / "published", "--model", tiny_model, "--preset", "published"),
+        *("--noise-level", "50", "--device", "cpu"),
+    )
+    assert result.exit_code == 0, result.output
+    options = json.loads((tmp_path / "published" / "run.json").read_text())["options"]
+    assert (options["preset"], options["noise_level"], options["steps"]) == ("published", 50, "all")
+    assert "--steps all --noise-level 50" in result.stdout
+    assert "--preset published" in result.stdout, "of the command that calibrates"
+    assert "--perceptual-weights" not in result.stdout
     result = thorad_command(
         *("detect", scan, "--out", tmp_path / "all", "--model", tiny_model, "--method", "ddpm", "--steps", "all"),
         *("--device", "cpu"),
@@ -220,6 +235,135 @@ def test_ctrl_c_ends_with_130(tiny_model: Path, tmp_path: Path, monkeypatch: pyt
     assert result.stderr == "Interrupted. The same command goes on where it stopped.\n"
 
 
+# ---- calibrate
+
+
+def calibrate(model: Path, healthy: Path, *arguments: object) -> Result:
+    return thorad_command(
+        "calibrate", healthy, "--model", model, "--method", "zscore-two-sided", "--device", "cpu", *arguments
+    )
+
+
+@pytest.fixture
+def healthy(tmp_path: Path) -> Path:
+    """20 scans with anatomy everywhere: the tiny model's z-score is highest where nothing is."""
+    for index in range(20):
+        generator = np.random.default_rng(index)
+        picture = PIL.Image.fromarray((100 + 100 * generator.random((32, 32))).astype(np.uint8))
+        (tmp_path / "healthy").mkdir(exist_ok=True)
+        picture.save(tmp_path / "healthy" / f"h{index:02d}.png")
+    return tmp_path / "healthy"
+
+
+def test_calibrate_and_detect(tiny_model: Path, healthy: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    result = calibrate(tiny_model, healthy, "--out", model)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "Calibrated with method zscore-two-sided on 20 scans" in result.stdout
+    assert re.search(r"^1 % +\d\S+$", result.stdout, flags=re.MULTILINE)
+    assert "The smallest p-value is 1 / 21 = 0.0476.\n" in result.stdout
+    assert f"Calibrated model: {model}\n" in result.stdout
+    again = calibrate(model, healthy, "--quiet")
+    assert (again.exit_code, again.output) == (0, "")
+    made = json.loads((model / "calibration.json").read_text())["calibrations"]
+    assert len(made) == 1, "the newer one replaces the older"
+    described = thorad_command("models", model)
+    assert '"scans": 20' in described.stdout
+    assert '"scores"' not in described.stdout
+
+    options = ("--model", model, "--method", "zscore-two-sided", "--device", "cpu")
+    result = thorad_command("detect", healthy, "--out", tmp_path / "out", *options, "--false-positives", "0.05")
+    assert result.exit_code == 0
+    shown = re.findall(r"^(h\d\d) +(\S+) +(\S+) +(\d+)$", result.stdout, flags=re.MULTILINE)
+    assert [p for _, _, p, _ in shown] == ["0.0952", "0.143", "0.19", "0.238", "0.286"], "2/21, 3/21, ..."
+    assert "p: rank among 20 healthy scans. Masks and findings: above the threshold that 5 % of their" in result.stdout
+    with (tmp_path / "out" / "cases.csv").open(newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    for name, _, p_value, findings in shown:
+        assert f"{float(rows[name]['p_value']):.3g}" == p_value
+        assert rows[name]["findings"] == findings
+        case = json.loads((tmp_path / "out" / "cases" / name / "case.json").read_text())
+        assert len(case["findings"]) == int(findings)
+        with PIL.Image.open(tmp_path / "out" / "cases" / name / "mask.png") as mask:
+            assert (np.asarray(mask) > 0).sum() == sum(finding["pixels"] for finding in case["findings"]) > 0
+    other_rate = thorad_command("detect", healthy, "--out", tmp_path / "out", *options)
+    assert other_rate.exit_code == 2
+    assert "holds results of other options: calibration" in other_rate.stderr
+
+
+def test_detect_without_a_calibration_says_how_to_get_one(tiny_model: Path, tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "a.png")
+    result = detect(tiny_model, scan, "--out", tmp_path / "out", "--noise", "gaussian")
+    assert result.exit_code == 0
+    command = f"thorad calibrate HEALTHY --model {tiny_model} --method thor --noise gaussian --steps 5"
+    assert f"No p-values and masks without a calibration: `{command}` makes it.\n" in result.stdout
+    assert not (tmp_path / "out" / "cases" / "a" / "mask.png").exists()
+
+
+def test_asking_for_a_mask_without_a_calibration_ends_with_2(tiny_model: Path, healthy: Path, tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "a.png")
+    result = detect(tiny_model, scan, "--out", tmp_path / "out", "--false-positives", "0.01")
+    assert result.exit_code == 2
+    assert "not calibrated at all; asked: method thor, noise simplex, steps 5" in result.stderr
+    calibrate(tiny_model, healthy, "--out", tmp_path / "model")
+    result = detect(tmp_path / "model", scan, "--out", tmp_path / "out", "--false-positives", "0.01")
+    assert result.exit_code == 2
+    assert "calibrated with method zscore-two-sided; asked: method thor, noise simplex, steps 5" in result.stderr
+    options = ("--model", tmp_path / "model", "--method", "zscore-two-sided", "--device", "cpu")
+    result = thorad_command("detect", scan, "--out", tmp_path / "out", *options, "--false-positives", "0.03")
+    assert result.exit_code == 2
+    assert "is 0.03, but the model is calibrated for 0.01, 0.02, 0.05" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_calibrate_for_the_preset(tiny_model: Path, healthy: Path, tmp_path: Path) -> None:
+    options = ("--method", "anoddpm", "--preset", "published", "--noise-level", "5")
+    result = calibrate(tiny_model, healthy, "--out", tmp_path / "model", *options)
+    assert result.exit_code == 0, result.output
+    assert "preset published" in result.stdout
+    scan = healthy / "h00.png"
+    command = ("detect", scan, "--model", tmp_path / "model", "--device", "cpu", *options)
+    assert "p: rank among 20 healthy" in thorad_command(*command, "--out", tmp_path / "out").stdout
+    result = thorad_command(*command[:-2], "--out", tmp_path / "other", "--noise-level", "6")
+    assert "No p-values and masks" in result.stdout
+
+
+def test_calibrate_lists_what_it_left_out_and_ends_with_1(tiny_model: Path, healthy: Path, tmp_path: Path) -> None:
+    (healthy / "bad.png").write_bytes(b"")
+    write_mask(healthy / "mask.png")
+    write_scan(healthy / "sub-1_ses-1.png", 1)
+    write_scan(healthy / "sub-1_ses-2.png", 2)
+    result = calibrate(tiny_model, healthy, "--out", tmp_path / "model")
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert re.match(r"bad left out: .*bad\.png: the file is empty", lines[0])
+    assert re.match(r"mask left out: .*mask\.png: has only two values and looks like a mask", lines[1])
+    assert lines[2].startswith("Warning: 22 scans of 21 subjects: scans of one subject are not independent")
+    assert len(lines) == 3
+    assert "on 22 scans" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--level", "0.01"], "p-values down to 0.01 need 99 healthy scans, found 20. The smallest p-value of n scans"),
+        (["--level", "5"], "the level is 5, expected a number between 0 and 1"),
+        (["--method", "telepathy"], "unknown method 'telepathy'"),
+        (["--steps", "few"], "--steps is 'few'"),
+        (["--model", "brain-t1-compact"], "comes with thorad and is not written to. Give --out FOLDER"),
+    ],
+)
+def test_calibrate_with_wrong_arguments_ends_with_2(
+    tiny_model: Path, healthy: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    out = [] if "--model" in arguments else ["--out", tmp_path / "model"]
+    result = calibrate(tiny_model, healthy, *out, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "model").exists()
+
+
 # ---- evaluate
 
 
@@ -242,10 +386,18 @@ def test_evaluate(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
     assert {"small", "medium", "large", "average", "pooled"} <= found[0]["best_dice"].keys()
     for title in ("thor simplex", "thor gaussian", "anoddpm simplex", "ddpm gaussian", "zscore"):
         assert re.search(rf"^{title} +\d", result.stdout, flags=re.MULTILINE), title
-    assert max(map(len, result.stdout.splitlines()[:8])) <= 80, "fits a plain terminal"
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines[:11])) <= 100, "fits a terminal"
+    assert lines[0].split()[7:11] == ["avg.", "diff.", "p", "AP"]
+    zscore = next(line.split() for line in lines if line.startswith("zscore "))
+    entries = [entry for entry in found[4]["versus"] if entry["metric"] == "average"]
+    assert entries[0]["reference"]["method"] == "thor"
+    assert zscore[6] == f"{entries[0]['difference']:+.1f}"
+    assert zscore[7] == f"{entries[0]['p_value']:.4f}"
+    assert "diff. of avg.: to thor simplex; p: permutation test within subjects." in lines
     assert f"Results: {tmp_path / 'out'}" in result.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("metrics.json", "cases.csv", "table.md", "run.json")
+        *("metrics.json", "cases.csv", "table.md", "run.json", "maps")
     }
 
 
@@ -283,11 +435,120 @@ def test_evaluate_with_one_noise(tiny_model: Path, bench: Path, tmp_path: Path) 
     result = thorad_command(*command, "--noise", "gaussian", "--out", tmp_path / "default")
     assert result.exit_code == 0
     found = json.loads((tmp_path / "default" / "metrics.json").read_text())
-    assert [one["method"] for one in found] == ["thor", "ddpm", "zscore"]
+    assert [one["method"] for one in found] == ["thor", "autoddpm", "ddpm", "zscore"]
 
     result = thorad_command(*command, "--method", "anoddpm", "--noise", "gaussian", "--out", tmp_path / "two")
     assert result.exit_code == 2
     assert "'anoddpm' with noise gaussian is not possible" in result.stderr
+
+
+def test_evaluate_takes_the_options_of_one_method(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
+    command = ("evaluate", bench, "--model", tiny_model, "--device", "cpu", "--bootstrap", "0", "--permutations", "0")
+    result = thorad_command(
+        *command, "--method", "anoddpm,zscore", "--steps", "1", "--noise-level", "60", "--out", tmp_path / "level"
+    )
+    assert result.exit_code == 0, result.output
+    made = json.loads((tmp_path / "level" / "run.json").read_text())["detectors"]
+    assert [one["noise_level"] for one in made] == [60, None], "the z-score has none"
+    found = json.loads((tmp_path / "level" / "metrics.json").read_text())
+    assert {entry["p_value"] for entry in found[1]["versus"]} == {None}
+
+    command = (*command, "--preset", "published", "--noise-level", "3")
+    result = thorad_command(*command, "--method", "anoddpm,ddpm", "--out", tmp_path / "published")
+    assert result.exit_code == 0, result.output
+    made = json.loads((tmp_path / "published" / "run.json").read_text())["detectors"]
+    assert [(one["method"], one["preset"], one["steps"]) for one in made] == [
+        ("anoddpm", "published", "all"),
+        ("ddpm", "published", "all"),
+    ]
+    result = thorad_command(*command, "--method", "zscore", "--out", tmp_path / "none")
+    assert result.exit_code == 2
+    assert "the preset 'published' has no method 'zscore'. It has thor, anoddpm, ddpm" in result.stderr
+
+
+def test_evaluate_brain_volumes(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
+    rows = ["image,mask,subject"]
+    for index in range(20, 23):
+        write_scan(bench.parent / f"i{index}.png", index, lesion=True)
+        rows.append(f"i{index}.png,masks/i0.png,sub-{index}")
+    validation = bench.parent / "validation.csv"
+    validation.write_text("\n".join(rows) + "\n")
+    command = ("evaluate", bench, "--model", tiny_model, "--device", "cpu", "--bootstrap", "20", "--steps", "1")
+    command = (*command, "--method", "anoddpm,zscore", "--validation", validation)
+    result = thorad_command(*command, "--protocol", "brain-volumes", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [one["protocol"] for one in found] == ["brain-volumes"] * 2
+    shown = re.search(r"^anoddpm simplex +1 +(\S+)", result.stdout, flags=re.MULTILINE)
+    assert shown is not None
+    assert shown[1] == f"{found[0]['mean_dice']:.3f}"
+    assert "Threshold: best mean Dice on 3 labelled validation volumes.\n" in result.stdout
+    assert max(map(len, result.stdout.splitlines()[:6])) <= 100
+
+    result = thorad_command(*command, "--out", tmp_path / "lesions")
+    assert result.exit_code == 2
+    assert "The protocol brain-lesions chooses nothing on validation cases" in result.stderr
+
+
+def test_an_unknown_protocol_ends_with_2(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
+    result = thorad_command("evaluate", bench, "--model", tiny_model, "--out", tmp_path / "o", "--protocol", "tarot")
+    assert result.exit_code == 2
+    said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.stderr).split())
+    for name in PROTOCOLS:
+        assert name in said
+
+
+def test_the_commands_defaults_are_the_packages() -> None:
+    """They stand in cli.py again, so that `--help` needs no import of the evaluation."""
+    assert list(get_args(get_type_hints(cli.evaluate)["protocol"])) == list(PROTOCOLS)
+    defaults = {name: option.default for name, option in signature(cli.evaluate).parameters.items()}
+    assert (defaults["protocol"], defaults["permutations"]) == (DEFAULT_PROTOCOL, PERMUTATIONS)
+    assert signature(cli.implant).parameters["findings"].default == ",".join(XRAY_KINDS)
+
+
+# ---- implant
+
+
+def test_implant_in_x_rays_and_evaluate(tiny_model: Path, tmp_path: Path) -> None:
+    for index in range(8):
+        save(tmp_path / "in" / f"h{index}.png", hand(index))
+    out = tmp_path / "bench"
+    result = thorad_command("implant", tmp_path / "in", "--out", out, "--findings", "foreign-body, pins")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "8 cases: 3 foreign-body, 3 pins, 2 healthy; 0 images left out.\n" in result.stdout
+    told = re.search(r"thorad (evaluate \S+ --protocol boxes) --model MODEL --out DIR", result.stdout)
+    assert told is not None
+    result = thorad_command(
+        *told[1].split(), "--model", tiny_model, "--out", tmp_path / "out", "--steps", "1", "--device", "cpu",
+        *("--method", "anoddpm,zscore-two-sided", "--bootstrap", "20"),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    kinds = found[0]["kinds"]
+    assert {kind: figures["boxes"] for kind, figures in kinds.items()} == {"all": 6, "foreignbody": 3, "metal": 3}
+    shown = re.search(r"^anoddpm simplex +all +6 +(\S+) +(\S+)", result.stdout, flags=re.MULTILINE)
+    assert shown is not None
+    assert shown.groups() == (f"{kinds['all']['recall']:.3f}", f"{kinds['all']['f1']:.3f}")
+    assert max(map(len, result.stdout.splitlines()[:8])) <= 100
+
+    again = thorad_command("implant", tmp_path / "in", "--out", out)
+    assert again.exit_code == 2
+    assert f"{out}: already there" in again.stderr
+
+
+def test_implant_lesions_and_left_out_images(tmp_path: Path) -> None:
+    for index in range(4):
+        save(tmp_path / "in" / f"s{index}.png", hand(index))
+    (tmp_path / "in" / "bad.png").write_bytes(b"")
+    command = ("implant", tmp_path / "in", "--findings", "dark,bright", "--healthy-share", "0", "--seed", "2")
+    result = thorad_command(*command, "--out", tmp_path / "bench")
+    assert result.exit_code == 1
+    assert re.match(r"bad\.png left out: .*the file is empty", result.stderr)
+    assert "4 cases: 2 dark, 2 bright, 0 healthy; 1 images left out." in result.stdout
+    assert "--protocol brain-lesions" in result.stdout
+    result = thorad_command("implant", tmp_path / "in", "--findings", "dark,pins", "--out", tmp_path / "other")
+    assert result.exit_code == 2
+    assert "Findings dark; expected some of pins, plate" in result.stderr
 
 
 def test_evaluate_with_a_bad_case_ends_with_1(tiny_model: Path, bench: Path, tmp_path: Path) -> None:
@@ -324,7 +585,7 @@ def test_evaluate_with_a_wrong_table_ends_with_2(
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
-def test_an_interrupted_evaluation_says_that_it_starts_anew(
+def test_an_interrupted_evaluation_says_that_it_goes_on(
     tiny_model: Path, bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
@@ -335,7 +596,7 @@ def test_an_interrupted_evaluation_says_that_it_starts_anew(
         "evaluate", bench, "--model", tiny_model, "--method", "zscore", "--out", tmp_path / "out", "--device", "cpu"
     )
     assert result.exit_code == 130
-    assert "starts anew" in result.stderr
+    assert "goes on where it stopped" in result.stderr
 
 
 # ---- train
@@ -358,7 +619,7 @@ def test_train(fitted: dict[str, Any], tmp_path: Path) -> None:
     result = thorad_command("train", "--recipe", "hand-xray64", "--train", tmp_path / "in", "--out", tmp_path / "out")
     assert result.exit_code == 0
     recipe = fitted.pop("recipe")
-    assert (recipe.name, recipe.training.steps) == ("hand-xray64", 6000)
+    assert (recipe.name, recipe.training.steps) == ("hand-xray64", 1100)
     assert fitted == {
         "train": tmp_path / "in",
         "out": tmp_path / "out",

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,14 @@ import pytest
 from scipy.ndimage import label
 
 from thorad.data.images import read_image
-from thorad.data.lesions import implant
+from thorad.data.lesions import (
+    implant,
+    implant_foreign_body,
+    implant_fracture,
+    implant_pins,
+    implant_plate,
+    implant_swelling,
+)
 from thorad.data.preprocess import scale
 from thorad.errors import ThoradError
 
@@ -102,3 +110,146 @@ def test_in_a_real_slice(shared_data: Path) -> None:
     diseased, mask = implant(image, np.random.default_rng(1), region=region, radius_px=9, strength=0.35)
     assert 100 < mask.sum() < 500
     assert (image - diseased)[mask].min() > 0.175
+
+
+# One long bone, 16 px wide and 90 px long, along the columns, in a limb of 40 px on a black ground.
+BODY = np.zeros((120, 100), bool)
+BODY[10:110, 30:70] = True
+BONE = np.zeros((120, 100), bool)
+BONE[15:105, 42:58] = True
+
+
+def limb() -> np.ndarray:
+    return np.where(BONE, 0.6, np.where(BODY, 0.3, 0)).astype(np.float32)
+
+
+FINDINGS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
+    "pins": lambda image, generator: implant_pins(image, generator, bone=BONE, length_px=24, width_px=2),
+    "plate": lambda image, generator: implant_plate(image, generator, bone=BONE, length_px=30, width_px=3),
+    "fracture": lambda image, generator: implant_fracture(
+        image, generator, bone=BONE, length_px=30, width_px=1.5, strength=0.6
+    ),
+    "foreign body": lambda image, generator: implant_foreign_body(image, generator, region=BODY, radius_px=3),
+    "swelling": lambda image, generator: implant_swelling(
+        image, generator, body=BODY, bone=BONE, radius_px=9, strength=0.4
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", FINDINGS)
+def test_finding(kind: str, seed: int) -> None:
+    image = limb()
+    diseased, mask = FINDINGS[kind](image, np.random.default_rng(seed))
+    change = diseased - image
+    np.testing.assert_array_equal(image, limb())
+    assert diseased.dtype == np.float32
+    assert diseased.min() >= 0
+    assert diseased.max() <= 1
+    assert mask.any()
+    assert np.abs(change)[mask].mean() > 0.05
+    # What changed lies in the mask, but for faint edges (a swelling's are broad).
+    assert np.abs(change)[mask].sum() > (0.5 if kind == "swelling" else 0.9) * np.abs(change).sum()
+    assert (change.min() >= 0) if kind in ("pins", "plate", "foreign body") else True
+    assert (change.max() <= 0) if kind == "fracture" else True
+    np.testing.assert_array_equal(FINDINGS[kind](image, np.random.default_rng(seed))[0], diseased)
+    assert not np.array_equal(FINDINGS[kind](image, np.random.default_rng(seed + 100))[0], diseased)
+
+
+def long_axis(mask: np.ndarray) -> tuple[float, float, float]:
+    """Length and width of a mask from its second moments (of a bar: 12 var = length^2), and its angle to the bone."""
+    variances, axes = np.linalg.eigh(np.cov(np.argwhere(mask), rowvar=False))
+    return float(np.sqrt(12 * variances[1])), float(np.sqrt(12 * variances[0])), float(np.arccos(abs(axes[0, 1])))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_pin_is_straight_white_and_along_the_bone(seed: int) -> None:
+    diseased, mask = FINDINGS["pins"](limb(), np.random.default_rng(seed))
+    white = diseased > 0.95
+    length, width, angle = long_axis(white)
+    assert length == pytest.approx(24, rel=0.25)  # two crossing wires spread less along, more across
+    assert width < 12
+    assert angle < 1.0  # 0.2 to 0.7, and up to 0.5 more for the second wire
+    assert (BONE & mask).sum() >= 0.5 * mask.sum()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_plate_lies_along_the_bone_and_its_screws_cross_it(seed: int) -> None:
+    diseased, mask = FINDINGS["plate"](limb(), np.random.default_rng(seed))
+    rows, columns = np.nonzero(mask)
+    assert rows.max() - rows.min() + 1 == pytest.approx(30, abs=1.5)  # the bone runs along the rows
+    assert 10 < columns.max() - columns.min() + 1 < 24
+    lengths = mask.sum(axis=0)  # of each column: the plate's three full ones, else screws of 1.5 px
+    assert 2 <= (lengths > 25).sum() <= 4
+    assert 3 <= label(mask[:, np.flatnonzero(lengths < 15)[len(np.flatnonzero(lengths < 15)) // 2]])[1] <= 5
+    assert (diseased[mask] > 0.95).mean() > 0.4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fracture_crosses_the_bone_from_side_to_side(seed: int) -> None:
+    diseased, mask = FINDINGS["fracture"](limb(), np.random.default_rng(seed))
+    assert mask[:, 42:58].any(axis=0).all()  # every column of the bone is broken
+    assert not mask[:, :40].any()
+    assert not mask[:, 60:].any()
+    assert label(mask, np.ones((3, 3)))[1] == 1
+    assert mask.sum() < 16 * 1.5 * 3  # thin
+    assert diseased[mask & BONE].min() == pytest.approx(0.6 * 0.4, abs=0.05)
+    _, _, angle = long_axis(mask)
+    assert angle > np.pi / 2 - 0.8
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_foreign_body_is_compact_and_white(seed: int) -> None:
+    diseased, mask = FINDINGS["foreign body"](limb(), np.random.default_rng(seed))
+    length, width, _ = long_axis(mask)
+    assert BODY[mask].all()
+    assert 1 <= length / width < 3.5
+    assert 0.7 < mask.sum() / (np.pi * 3**2) < 2.5  # between the circle within and a pentagon around it
+    assert diseased[mask].max() == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_swelling_bulges_out_of_the_skin_and_leaves_the_bone(seed: int) -> None:
+    image = limb()
+    diseased, mask = FINDINGS["swelling"](image, np.random.default_rng(seed))
+    outside = ~BODY & mask
+    assert outside.sum() >= 5  # air became tissue
+    assert diseased[outside].mean() > 0.2
+    brighter = (diseased - image)[mask & BODY & ~BONE]
+    assert brighter.mean() > 0.05
+    assert diseased.max() <= 0.6 + 0.4 * (1 - 0.6) + 1e-6  # 0.4 of the way from bone to white, at most
+    core = np.zeros(BONE.shape, bool)
+    core[25:95, 45:55] = True
+    assert np.abs(diseased - image)[core & BONE].max() < 0.04
+    # Broad and smooth: well within the soft tissue, neighbours along the bone change alike.
+    steps = np.abs(np.diff(diseased - image, axis=0))[15:105]
+    assert max(steps[:, 36:41].max(), steps[:, 59:64].max()) < 0.05
+
+
+@pytest.mark.parametrize("kind", FINDINGS)
+def test_no_place_for_a_finding(kind: str) -> None:
+    """Where everything is white, or black, nothing would show."""
+    black_or_white = np.full((120, 100), 0.0 if kind == "fracture" else 1.0, np.float32)
+    with pytest.raises(ThoradError, match=r"has no place where .* would show"):
+        FINDINGS[kind](black_or_white, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("kind", FINDINGS)
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [(np.full((120, 100), 2.0), r"lies in 2\.\.\.2; expected \[0, 1\]"), (np.zeros((9, 9)), "expected one")],
+)
+def test_images_that_get_no_finding(kind: str, image: np.ndarray, message: str) -> None:
+    with pytest.raises(ThoradError, match=message):
+        FINDINGS[kind](image, np.random.default_rng(0))
+
+
+def test_strengths_out_of_bounds() -> None:
+    generator = np.random.default_rng(0)
+    with pytest.raises(ThoradError, match="Strength 0; expected above 0"):
+        implant_fracture(limb(), generator, bone=BONE, length_px=9, width_px=1, strength=0)
+    with pytest.raises(ThoradError, match=r"strength 1\.5; expected"):
+        implant_swelling(limb(), generator, body=BODY, bone=BONE, radius_px=9, strength=1.5)
+    for radius in (0.5, 70):
+        with pytest.raises(ThoradError):
+            implant_swelling(limb(), generator, body=BODY, bone=BONE, radius_px=radius, strength=0.4)

@@ -1,16 +1,31 @@
+import hashlib
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import thorad.detector
 from thorad.data.images import Image
 from thorad.data.preprocess import scale, to_model_input
-from thorad.detector import Detection, Detector, compared_methods, possible_noises
+from thorad.detector import Detection, Detector, comparison, possible_noises
+from thorad.diffusion.noise import NOISES, case_generator
 from thorad.errors import ThoradError
-from thorad.methods import METHODS, Step
-from thorad.model import load_model
+from thorad.maps.anomaly_map import residual
+from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
+from thorad.methods import METHODS, PUBLISHED, Restoration, Step
+from thorad.methods.published import (
+    PublishedDdpmOptions,
+    PublishedMap,
+    PublishedThorOptions,
+    published_ddpm,
+    published_thor,
+)
+from thorad.model import PERCEPTUAL, build_network, load_model, save_model
 from thorad.recipe import Recipe, load_recipe
 
 
@@ -203,6 +218,11 @@ def test_an_array_is_an_image(tiny_model: Path) -> None:
         ({"steps": 251}, "from 1 to 250"),
         ({"noise": "gaussian", "steps": 351}, "from 1 to 350"),
         ({"steps": "some"}, "steps is 'some'"),
+        ({"noise_level": 40}, "the noise level is 40, but thor needs 50 or more"),
+        ({"method": "zscore", "noise_level": 40}, "uses no noise, but the noise level 40 was given"),
+        ({"preset": "unpublished"}, "unknown preset 'unpublished'. Known: published"),
+        ({"preset": "published", "method": "zscore"}, "no method 'zscore'. It has thor, anoddpm, ddpm"),
+        ({"preset": "published", "steps": 10}, "steps is 10, but the preset 'published' visits all timesteps"),
         ({"batch_size": 0}, "batch size is 0"),
         ({"device": "abacus"}, "device 'abacus' can't be used"),
         ({"device": "meta:x"}, "device 'meta:x' can't be used"),
@@ -236,15 +256,194 @@ def test_possible_noises(tiny_model: Path) -> None:
         possible_noises("anoddpm", both, ["gaussian"])
 
 
-def test_what_is_compared_is_what_the_model_can_do() -> None:
-    both, simplex = load_recipe("brain-t1-compact"), load_recipe("brain-t1")
-    assert compared_methods(both) == ["thor", "anoddpm", "ddpm", "zscore"]
-    assert compared_methods(both, ["gaussian"]) == ["thor", "ddpm", "zscore"]
-    assert compared_methods(simplex) == ["thor", "anoddpm", "zscore"]
+def test_what_is_compared_is_what_the_models_can_do(tiny_model: Path) -> None:
+    methods = [(method, noise) for _, method, noise in comparison([tiny_model])]
+    assert methods[:3] == [("thor", "simplex"), ("thor", "gaussian"), ("thor+", "simplex")]
+    assert ("pddpm", "simplex") not in methods, "the model was not trained for it"
+    assert methods[-1] == ("zscore", None)
+    gaussian = [method for _, method, _ in comparison([tiny_model], asked=["gaussian"])]
+    assert "ddpm" in gaussian
+    assert "anoddpm" not in gaussian
+    assert comparison([tiny_model, "brain-t1-compact"], ["zscore", "ddpm"]) == [
+        (tiny_model, "zscore", None),
+        (tiny_model, "ddpm", "gaussian"),
+    ]
+    with pytest.raises(ThoradError, match="method 'anoddpm' with noise gaussian is not possible"):
+        comparison([tiny_model], ["anoddpm"], ["gaussian"])
 
 
 def test_every_method_has_default_steps_for_every_noise(tiny_model: Path) -> None:
     recipe: Recipe = load_model(tiny_model).recipe
     for method in METHODS:
+        if METHODS[method].patched:
+            continue  # the model knows whole images
         for noise in possible_noises(method, recipe):
             assert Detector(tiny_model, method=method, noise=noise, device="cpu").overlay_maximum > 0
+
+
+@pytest.mark.parametrize("method", ["anoddpm", "ddpm", "thor"])
+def test_the_default_steps_fit_a_low_noise_level(tiny_model: Path, method: str) -> None:
+    level = 50 if method == "thor" else 1
+    detector = Detector(tiny_model, method=method, noise_level=level, device="cpu")
+    assert detector.options.noise_level == detector.provenance()["noise_level"] == level
+    assert np.isfinite(detector.detect(picture("x")).anomaly_map).all()
+
+
+# ---- the preset `published`, and imported models
+
+
+def import_like(tiny_model: Path, folder: Path, input_range: str = "-1..1", perceptual: bool = True) -> Path:
+    """What `thorad models import` leaves: float32, LPIPS weights of its own, no statistics."""
+    content = load_model(tiny_model).recipe.model_dump()
+    content["image"]["input_range"] = input_range
+    recipe = Recipe.model_validate(content)
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        name: 0.1 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in build_network(recipe).state_dict().items()
+    }
+    own = {name: 0.9 * tensor for name, tensor in load_perceptual_distance().weights().items()}
+    weights = own if perceptual else None
+    save_model(folder, recipe, state, None, None, "# imported\n", dtype=torch.float32, perceptual=weights)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return import_like(tiny_model, tmp_path_factory.mktemp("models") / "imported")
+
+
+@pytest.mark.parametrize(("method", "noise"), [("thor", "simplex"), ("thor", "gaussian"), ("anoddpm", None)])
+@torch.inference_mode()
+def test_the_preset_is_the_published_function(
+    imported: Path, monkeypatch: pytest.MonkeyPatch, method: str, noise: str | None
+) -> None:
+    """By hand with the same noise, in float32 where bfloat16 would be the choice; the score is the map's mean."""
+    monkeypatch.setattr("thorad.detector.fast_precision", lambda device: torch.bfloat16)
+    level = 51 if method == "thor" else 9
+    options: dict[str, Any] = {"method": method, "noise": noise, "noise_level": level, "seed": 3, "device": "cpu"}
+    detector = Detector(imported, preset="published", **options)
+    assert detector.precision == detector.provenance()["precision"] == "float32"
+    assert (detector.steps, detector.network_calls) == ("all", level + 1)
+    inputs = to_model_input(picture("x", 32, 32).pixels, 32)[0][None]
+    maps = detector.model_maps(inputs, ["x"])
+
+    model = load_model(imported)
+    kind = str(detector.noise)
+    generators = [case_generator(3, "x")]
+    number = torch.tensor([model.recipe.noise.kinds.index(detector.noise)])
+
+    def denoise(x_t: Tensor, t: int) -> Tensor:
+        eps: Tensor = model.network(x_t, torch.tensor([t]), number)
+        return eps
+
+    def drawn() -> Tensor:
+        return NOISES[kind](generators, 32, 32, torch.device("cpu"))
+
+    by_hand: Restoration
+    x, schedule = inputs * 2 - 1, model.schedule
+    if method == "thor":
+        compare = PublishedMap(load_perceptual_distance(imported / PERCEPTUAL))
+        harmonise_at = PublishedThorOptions(noise_level=level, harmonise_at=(50,))
+        by_hand = published_thor(denoise, x, schedule, drawn, compare, options=harmonise_at)
+    else:
+        by_hand = published_ddpm(denoise, x, schedule, drawn, residual, options=PublishedDdpmOptions(level))
+    torch.testing.assert_close(maps, by_hand.anomaly_map, rtol=0, atol=1e-6)
+    assert maps.max() > 0.01
+    assert float(detector.scores(maps)) == pytest.approx(float(maps.mean()), rel=1e-6)
+    assert detector.detect(picture("x", 32, 32)).score == pytest.approx(float(maps.mean()), rel=1e-4)
+    if noise == "simplex":
+        others = Detector(imported, **options).model_maps(inputs, ["x"])
+        assert (others - maps).abs().max() > 0.01, "without the preset the map is another"
+
+
+def test_the_preset_has_the_published_options(tiny_model: Path) -> None:
+    for method, published in PUBLISHED.items():
+        assert list(published.options) == list(METHODS[method].options), method
+        for noise, options in published.options.items():
+            detector = Detector(tiny_model, method=method, noise=noise, preset="published", steps="all", device="cpu")
+            assert detector.options == options
+            assert detector.network_calls == {"simplex": 251, "gaussian": 351}[noise]
+    assert PUBLISHED["thor"].options["gaussian"].harmonise_at == (300, 150, 50)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_models_own_perceptual_weights_are_used(imported: Path, tiny_model: Path, tmp_path: Path) -> None:
+    x = to_model_input(picture("x", 32, 32).pixels, 32)[0][None]
+    own = Detector(imported, device="cpu")
+    assert own.provenance()["perceptual_weights_sha256"] == sha256(imported / PERCEPTUAL)
+    given = Detector(imported, perceptual_weights=BUNDLED_WEIGHTS, device="cpu")
+    assert given.provenance()["perceptual_weights_sha256"] == sha256(BUNDLED_WEIGHTS)
+    without = Detector(import_like(tiny_model, tmp_path / "plain", perceptual=False), device="cpu")
+    assert without.provenance()["perceptual_weights_sha256"] is None
+    torch.testing.assert_close(given.model_maps(x, ["x"]), without.model_maps(x, ["x"]), rtol=0, atol=0)
+    assert not torch.allclose(own.model_maps(x, ["x"]), given.model_maps(x, ["x"]), rtol=0.01)
+    assert Detector(imported, method="ddpm", device="cpu").provenance()["perceptual_weights_sha256"] is None
+    preset = Detector(tiny_model, preset="published", device="cpu").provenance()
+    assert (preset["preset"], preset["perceptual_weights_sha256"]) == ("published", sha256(BUNDLED_WEIGHTS))
+    assert own.provenance()["preset"] is None
+
+
+def test_a_model_for_another_range_of_pixels_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model = import_like(tiny_model, tmp_path / "model", input_range="0..1", perceptual=False)
+    for preset in (None, "published"):
+        with pytest.raises(ThoradError, match=r"'tiny' is for images in 0\.\.1, but all methods work in -1\.\.1"):
+            Detector(model, preset=preset, device="cpu")  # type: ignore[arg-type]
+
+
+def test_the_zscore_is_compared_where_a_model_has_statistics(imported: Path, tiny_model: Path) -> None:
+    assert "zscore" not in [method for _, method, _ in comparison([imported])]
+    assert comparison([imported, tiny_model])[-1] == (tiny_model, "zscore", None)
+    with pytest.raises(ThoradError, match="has no statistics, which method 'zscore' needs"):
+        comparison([imported], ["zscore"])
+    of_preset = comparison([tiny_model], preset="published")
+    assert {method for _, method, _ in of_preset} == {"thor", "anoddpm", "ddpm"}
+
+
+def test_the_settings_tell_networks_and_method_values_apart(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights' digest sees neither the recipe nor the numbers in the code: kept maps must not match over them."""
+
+    def settings(model: Path, method: str = "thor+", **options: Any) -> str:
+        return str(Detector(model, method=method, device="cpu", **options).provenance()["settings_sha256"])
+
+    assert settings(tiny_model) == settings(tiny_model)
+    assert settings(tiny_model, "thor") == settings(tiny_model, "thor", finish=True)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    recipe = (other / "recipe.toml").read_text()
+    (other / "recipe.toml").write_text(recipe.replace("beta_end = 0.02", "beta_end = 0.03"))
+    assert settings(other) != settings(tiny_model)
+    thor_plus = METHODS["thor+"]
+    fewer = {"simplex": replace(thor_plus.options["simplex"], draws=2)}
+    before = settings(tiny_model)
+    monkeypatch.setattr("thorad.detector.METHODS", {**METHODS, "thor+": replace(thor_plus, options=fewer)})
+    assert settings(tiny_model) != before
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("zscore", {"steps": 3}, "method 'zscore' has no steps to choose"),
+        ("ddpm", {"finish": True}, "method 'ddpm' has no chain to finish"),
+        ("thor+", {"steps": 201}, r"from 1 to 200 \(the noise level of thor\+\)"),
+        ("pddpm", {}, "bundled: brain-t1-patched"),
+    ],
+)
+def test_options_that_a_method_lacks_are_refused(
+    tiny_model: Path, method: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ThoradError, match=message):
+        Detector(tiny_model, method=method, device="cpu", **options)
+
+
+def test_an_imported_model_is_compared_by_what_it_can_do(imported: Path, tiny_model: Path) -> None:
+    assert {method for _, method, _ in comparison([imported])}.isdisjoint({"thor+", "zscore"})
+    of_method = {method: model for model, method, _ in comparison([imported, tiny_model])}
+    assert of_method["thor+"] == of_method["zscore"] == tiny_model
+    with pytest.raises(ThoradError, match=r"has no statistics.*THOR\+"):
+        Detector(imported, method="thor+", device="cpu")

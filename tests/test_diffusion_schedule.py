@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -195,7 +196,40 @@ def test_a_timestep_for_each_image() -> None:
             assert torch.equal(together[i : i + 1], function(x[i : i + 1], eps[i : i + 1], t))
 
 
+@pytest.mark.parametrize("t", [CLEAN, 0, 49, 199, 998])
+def test_renoising_by_one_timestep_by_hand(t: int) -> None:
+    """DDPM equation 2: sqrt(1 - beta) x + sqrt(beta) eps."""
+    x, eps = images(0), images(1)
+    beta = 1e-4 + (t + 1) / 999 * (2e-2 - 1e-4)
+    assert_near(Schedule().renoise(x, t, t + 1, eps), math.sqrt(1 - beta) * x + math.sqrt(beta) * eps)
+
+
+def test_renoising_a_clean_image_is_adding_noise() -> None:
+    x, eps = images(0), images(1)
+    assert torch.equal(Schedule().renoise(x, CLEAN, 250, eps), Schedule().add_noise(x, eps, 250))
+
+
+def test_renoising_in_two_jumps_or_timestep_by_timestep_is_one_jump() -> None:
+    """What is left of the image multiplies, and the variance of all noise together is what one jump adds."""
+    schedule, one, none = Schedule(), torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for chain in ([10, 100, 300], [*range(10, 301)]):
+        kept, variance = one, none
+        for t, t_next in itertools.pairwise(chain):
+            kept = schedule.renoise(kept, t, t_next, none)
+            variance = (
+                schedule.renoise(none, t, t_next, one) ** 2 + schedule.renoise(one, t, t_next, none) ** 2 * variance
+            )
+        assert_near(kept, schedule.renoise(one, 10, 300, none))
+        assert_near(variance, schedule.renoise(none, 10, 300, one) ** 2)
+
+
 # Refusals
+
+
+@pytest.mark.parametrize(("t", "t_next"), [(5, 5), (6, 5), (5, 1000), (-2, 5), (CLEAN, CLEAN)])
+def test_renoising_that_does_not_go_up_is_refused(t: int, t_next: int) -> None:
+    with pytest.raises(ValueError, match=f"{t} -> {t_next}"):
+        Schedule().renoise(images(0), t, t_next, images(1))
 
 
 @pytest.mark.parametrize(("t", "t_next"), [(5, 5), (5, 6), (1000, 5), (5, -2), (CLEAN, CLEAN)])

@@ -1,7 +1,7 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ class FakeDetector:
     noise: str | None = "simplex"
     steps: int | str | None = 9
     network_calls: int = 9
+    model_name: str = "fake"
     region: np.ndarray = field(default_factory=lambda: np.ones((SIZE, SIZE), bool))
     model_size: int = SIZE
     batch_size: int = 3
@@ -288,7 +289,7 @@ def test_one_bad_case_does_not_stop_the_others(bench: Bench) -> None:
 
 
 def test_an_image_is_not_sick_and_healthy(bench: Bench) -> None:
-    with pytest.raises(ThoradError, match=r"1 images have a lesion mask and are among the healthy ones.*sub-1_a\.png"):
+    with pytest.raises(ThoradError, match=r"1 images are marked as diseased and are among the healthy .*sub-1_a\.png"):
         evaluate(bench.cases, [*bench.healthy, bench.cases[0].image], [FakeDetector(bench.perfect)], bench.folder / "o")
 
 
@@ -335,8 +336,10 @@ def test_a_map_that_is_not_finite_takes_its_case_from_every_method(bench: Bench)
     twice = [FakeDetector(bench.blurry), FakeDetector(bench.blurry, method="ddpm", noise="gaussian")]
     expected = evaluate(without, bench.healthy[:3], twice, bench.folder / "b", bootstrap=20)
     for result, same in zip(results[:2], expected, strict=True):
-        for key in result.keys() - {"failures", "cpu_seconds_per_case"}:
+        for key in result.keys() - {"failures", "cpu_seconds_per_case", "versus"}:
             assert result[key] == same[key], key
+        with_thor = [entry for entry in result["versus"] if entry["reference"]["method"] == "thor"]
+        assert with_thor == same["versus"]
 
 
 def test_a_model_that_fails_on_every_lesion_is_an_error(bench: Bench) -> None:
@@ -378,8 +381,69 @@ def test_seed_decides_the_intervals_and_detectors_share_the_resamples(bench: Ben
     assert first["intervals"] != other["intervals"]
 
 
+def test_methods_are_compared_with_thor_over_subjects(bench: Bench) -> None:
+    detectors = [
+        FakeDetector(bench.perfect, method="zscore", noise=None, steps=None, network_calls=0),
+        FakeDetector(bench.blurry),
+        FakeDetector(bench.random, method="ddpm", noise="gaussian"),
+    ]
+    results = evaluate(bench.cases, bench.healthy, detectors, bench.folder / "out", bootstrap=50)
+    zscore, thor, ddpm = results
+    reference = {"method": "thor", "noise": "simplex", "steps": 9, "model": "fake"}
+    assert [entry["metric"] for entry in zscore["versus"]] == ["paper_mix", "average", "auprc"]
+    assert all(entry["reference"] == reference for entry in zscore["versus"])
+    assert [entry["reference"]["method"] for entry in thor["versus"]] == ["zscore"] * 3
+    assert [entry["reference"]["method"] for entry in ddpm["versus"]] == ["thor"] * 3 + ["zscore"] * 3
+    mix, average, auprc = ddpm["versus"][:3]
+    assert mix["difference"] == pytest.approx(ddpm["best_dice"]["paper_mix"] - thor["best_dice"]["paper_mix"])
+    assert average["difference"] == pytest.approx(ddpm["best_dice"]["average"] - thor["best_dice"]["average"])
+    assert auprc["difference"] == pytest.approx(ddpm["auprc"] - thor["auprc"])
+    for entry in (average, auprc):
+        assert entry["interval"][0] <= entry["difference"] <= entry["interval"][1] < 0
+        assert entry["p_value"] == 0.25  # three subjects: two of eight swaps are as far from zero, none and all
+    table = (bench.folder / "out" / "table.md").read_text()
+    assert "| Mix - thor (simplex) [95 %] | p |" in table
+    assert f"| {mix['difference']:+.1f} [" in table
+    assert "| Average - zscore [95 %] | p |" in table
+    (alone,) = evaluate(bench.cases, [], [FakeDetector(bench.random)], bench.folder / "one", bootstrap=0)
+    assert alone["versus"] == []
+    twice = [FakeDetector(bench.random)] * 2
+    _, second = evaluate(bench.cases, [], twice, bench.folder / "none", bootstrap=0, permutations=0)
+    assert [(entry["interval"], entry["p_value"]) for entry in second["versus"]] == [(None, None)] * 3
+
+
+def test_models_with_different_grids_are_compared(bench: Bench) -> None:
+    """The same maps on a grid twice as fine, each pixel four times: no difference at all."""
+
+    @dataclass
+    class Finer(FakeDetector):
+        def model_maps(self, x: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+            assert x.shape == (len(names), 1, 2 * SIZE, 2 * SIZE)
+            maps = np.stack([self.maps(name) for name in names])[:, None]
+            return torch.tensor(maps, dtype=torch.float32).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+    finer = Finer(bench.blurry, model_name="finer", region=np.ones((2 * SIZE, 2 * SIZE), bool), model_size=2 * SIZE)
+    detectors = [FakeDetector(bench.blurry), finer, replace(finer, maps=bench.random)]
+    out = bench.folder / "out"
+    first, same, worse = evaluate(bench.cases, bench.healthy, detectors, out, bootstrap=50)
+    assert [result["model"] for result in (first, same, worse)] == ["fake", "finer", "finer"]
+    assert first["best_dice"] == pytest.approx(same["best_dice"])
+    for entry in same["versus"]:
+        assert entry["difference"] == pytest.approx(0, abs=1e-9)
+        assert entry["p_value"] == 1
+    assert {entry["p_value"] for entry in worse["versus"]} == {0.25}
+    assert "| thor | simplex | finer | 9 | 9 |" in (out / "table.md").read_text()
+    assert {row["model"] for row in read_rows(out / "cases.csv")} == {"fake", "finer"}
+
+
 def result_row(method: str, average: float | None, calls: int, noise: str | None = None) -> dict[str, object]:
-    return {"method": method, "noise": noise, "network_calls": calls, "best_dice": {"average": average}}
+    return {
+        "protocol": "brain-lesions",
+        "method": method,
+        "noise": noise,
+        "network_calls": calls,
+        "best_dice": {"average": average},
+    }
 
 
 def test_user_is_told_when_the_z_score_is_at_or_above_a_network_method() -> None:

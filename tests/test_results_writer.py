@@ -1,7 +1,7 @@
 import csv
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,19 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from thorad.data.images import read_mask
 from thorad.errors import ThoradError
 from thorad.results.writer import COLOURS, ResultWriter, overlay
 
 RUN = {"options": {"method": "thor", "seed": 0, "inputs": ("a", "b")}, "versions": {"thorad": "0.1.0"}}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A component of a mask."""
+
+    pixels: int
+    peak_position: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,9 @@ class Finding:
     score: float
     network_calls: int = 9
     seconds: float = 0.25
+    p_value: float | None = None
+    mask: np.ndarray | None = None
+    findings: tuple[Place, ...] | None = None
 
 
 def finding(name: str, pseudo_healthy: bool = True) -> Finding:
@@ -84,6 +96,8 @@ def test_a_run(tmp_path: Path) -> None:
         "name": "a",
         "source": "scans/a.png",
         "score": repr(first.score),
+        "p_value": "",
+        "findings": "",
         "network_calls": "9",
         "seconds": "0.25",
         "status": "ok",
@@ -99,6 +113,33 @@ def test_a_run(tmp_path: Path) -> None:
     assert run["seconds"] == 12.5
     assert run["status"] == "finished"
     assert run["cases"] == {"ok": 2, "failed": 1}
+
+
+def test_a_calibrated_case(tmp_path: Path) -> None:
+    results = writer(tmp_path)
+    mask = np.zeros((23, 31), bool)
+    mask[2, 3:7] = True
+    places = (Place(4, (2, 5)), Place(1, (9, 9)))
+    results.write(replace(finding("a"), p_value=0.25, mask=mask, findings=places))
+    results.write(replace(finding("bb"), p_value=1.0, mask=mask & False, findings=()))
+    results.write(finding("ccc"))
+    results.fail("d", "scans/d.png", "no")
+    results.close(1.0)
+    np.testing.assert_array_equal(read_mask(tmp_path / "cases" / "a" / "mask.png", (23, 31)), mask)
+    with PIL.Image.open(tmp_path / "cases" / "a" / "mask.png") as picture:
+        assert np.unique(np.asarray(picture)).tolist() == [0, 255]
+    assert not np.asarray(PIL.Image.open(tmp_path / "cases" / "bb" / "mask.png")).any()
+    assert "mask.png" not in files(tmp_path / "cases" / "ccc")
+    case = json.loads((tmp_path / "cases" / "a" / "case.json").read_text())
+    assert case["findings"] == [{"pixels": 4, "peak_position": [2, 5]}, {"pixels": 1, "peak_position": [9, 9]}]
+    rows = [(row["name"], row["p_value"], row["findings"]) for row in table(tmp_path)]
+    assert rows == [("a", "0.25", "2"), ("bb", "1.0", "0"), ("ccc", "", ""), ("d", "", "")]
+    assert results.judged() == {"a": (0.25, 2), "bb": (1.0, 0)}
+    assert writer(tmp_path).done_cases() == {"a", "bb", "ccc"}
+    (tmp_path / "cases" / "a" / "mask.png").unlink()
+    assert writer(tmp_path).done_cases() == {"bb", "ccc"}
+    results.write(finding("a"))
+    assert "mask.png" not in files(tmp_path / "cases" / "a")
 
 
 def test_interrupted_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:

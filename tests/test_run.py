@@ -137,6 +137,8 @@ def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
         "method": "anoddpm",
         "noise": "simplex",
         "steps": 2,
+        "noise_level": None,
+        "preset": None,
         "finish": False,
         "seed": 0,
         "model": "tiny",
@@ -146,6 +148,7 @@ def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
         "precision": detector.precision,
         "batch_size": 1,
         "thorad": thorad.__version__,
+        "calibration": None,
     }
     assert run["options"]["precision"] in ("float32", "bfloat16")
     assert set(run["versions"]) == {"python", "torch", "monai", "numpy"}
@@ -181,7 +184,7 @@ def test_perceptual_weights_count_as_an_option(
     weights = tmp_path / "squeeze.pth"
     weights.write_bytes(b"abc")
     with monkeypatch.context() as patched:
-        patched.setattr(detector, "_perceptual_weights", weights)
+        patched.setattr(detector, "_lpips_weights", weights)
         open_results(detector, tmp_path / "out")
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     # sha256 of "abc": FIPS 180-2, appendix B.1

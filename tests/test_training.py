@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,14 @@ def healthy(tmp_path: Path, rng: np.random.Generator) -> tuple[Path, Path]:
             picture = 120 + 60 * np.sin(rows / 4 + rng.normal()) + 40 * np.cos(columns / 5) + rng.normal(0, 3, (20, 24))
             PIL.Image.fromarray(picture.astype(np.uint8)).save(folder / f"sub-{i:03d}.png")
     return folders
+
+
+def patched_recipe(**training: object) -> Recipe:
+    """As brain-t1-patched: cells of 8 px, the clean image predicted, simplex noise alone of two kinds."""
+    text = tiny_recipe(**training).model_dump()
+    noise = {"share": (0.0, 1.0), "loss_weight": (1.0, 1.0), "train_below": 501, "prediction": "clean"}
+    text["noise"].update(noise, patch_noise=8)
+    return Recipe.model_validate(text)
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:
@@ -137,6 +146,116 @@ def test_losses_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert of.tolist() == kind.tolist()
     expected = (1 - module.diffusion.alpha_bar[t]).sqrt() * torch.arange(1.0, 5.0)
     torch.testing.assert_close(x_t[:, 0, 0, 0], expected.float())
+
+
+def test_of_a_patched_image_only_the_cell_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: absolute error of the clean image inside the cell; outside the network sees the image itself."""
+    generator = torch.Generator().manual_seed(0)
+    x, eps = (torch.rand(4, 1, 16, 16, generator=generator) for _ in range(2))
+    module = DiffusionTraining(patched_recipe(), x, x[:0], tmp_path)
+    assert module.cells == 4
+    error = torch.tensor([0.5, -1.0, 2.0, -4.0]).reshape(4, 1, 1, 1)
+    corners = [(slice(0, 8), slice(0, 8)), (slice(0, 8), slice(8, 16)), (slice(8, 16), slice(0, 8))]
+    corners.append((slice(8, 16), slice(8, 16)))  # counted along the rows
+    seen = []
+
+    def predict(x_t: torch.Tensor, t: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
+        seen.append(x_t)
+        wrong = torch.full_like(x_t, 1e6)  # outside the cell: must not matter
+        for image, (cell, of_cell) in enumerate(zip((2, 0, 3, 1), error, strict=True)):
+            rows, columns = corners[cell]
+            wrong[image, 0, rows, columns] = x[image, 0, rows, columns] + of_cell[0]
+        return wrong
+
+    monkeypatch.setattr(module, "_noise_of", lambda kinds, x, generator: eps)
+    monkeypatch.setattr(module.network, "forward", predict)
+    t, kind, cell = torch.tensor([0, 100, 250, 500]), torch.tensor([1, 1, 1, 1]), torch.tensor([2, 0, 3, 1])
+    loss, of_kind = module._losses(x, t, kind, torch.Generator(), cell)
+    assert loss.item() == pytest.approx((0.5 + 1 + 2 + 4) / 4)
+    assert {name: value.item() for name, value in of_kind.items()} == pytest.approx({"simplex": 7.5 / 4})
+    noised = module.diffusion.add_noise(x, eps, t)
+    for image, number in enumerate(cell.tolist()):
+        inside = torch.zeros(16, 16, dtype=torch.bool)
+        inside[corners[number]] = True
+        assert torch.equal(seen[0][image, 0][inside], noised[image, 0][inside])
+        assert torch.equal(seen[0][image, 0][~inside], x[image, 0][~inside])
+
+
+def test_a_network_that_predicts_the_clean_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: the mean squared error against the image, all of it noised."""
+    recipe = tiny_recipe().model_dump()
+    recipe["noise"]["prediction"] = "clean"
+    x = torch.full((2, 1, 16, 16), 0.5)
+    module = DiffusionTraining(Recipe.model_validate(recipe), x, x[:0], tmp_path)
+    monkeypatch.setattr(module.network, "forward", lambda x_t, t, kind: torch.zeros_like(x_t))
+    loss, _ = module._losses(x, torch.tensor([3, 400]), torch.tensor([0, 1]), torch.Generator().manual_seed(0))
+    assert loss.item() == pytest.approx((1 * 0.25 + 3 * 0.25) / 2)
+
+
+def test_a_patched_training(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    """From a model that predicts noise, as brain-t1-patched from brain-t1-compact; the model says what it learned."""
+    first = fit(tiny_recipe(steps=2), healthy[0], tmp_path / "first", accelerator="cpu", progress_bar=False)
+    recipe = patched_recipe(steps=4, validate_every=2)
+    out = tmp_path / "out"
+    model = fit(recipe, healthy[0], out, validation=healthy[1], accelerator="cpu", start_from=first, progress_bar=False)
+    rows = list(csv.DictReader((out / "logs" / "from-step-0" / "metrics.csv").read_text().splitlines()))
+    assert sum(bool(row.get("validation/simplex")) for row in rows) == 2
+    assert not any(row.get("validation/gaussian") or row.get("train/gaussian") for row in rows)
+    with PIL.Image.open(out / "pictures" / "step-0000004.png") as picture:
+        rows_of_images = np.asarray(picture)[:, :80].reshape(3, 16, 5, 16).transpose(0, 2, 1, 3)
+    image, noised, restored = rows_of_images  # (5, 16, 16) each
+    for i, (rows_of_cell, columns) in enumerate([(0, 0), (0, 8), (8, 0), (8, 8), (0, 0)]):
+        inside = np.zeros((16, 16), dtype=bool)
+        inside[rows_of_cell : rows_of_cell + 8, columns : columns + 8] = True
+        for row in (noised, restored):
+            np.testing.assert_array_equal(row[i][~inside], image[i][~inside])
+            assert (row[i] != image[i])[inside].mean() > 0.8
+    card = (model / "MODEL_CARD.md").read_text()
+    assert "the clean image, from one cell of 8 px of an image under simplex noise, timesteps below 501" in card
+    assert "the noise, from the whole image under gaussian or simplex noise" in (first / "MODEL_CARD.md").read_text()
+
+
+def test_a_patched_network_learns_the_cell_from_its_surroundings(tmp_path: Path) -> None:
+    """Ramps in four directions, each continued from the clean cells; a fresh network's grey is 0.43 off."""
+    ramp = torch.linspace(-0.8, 0.8, 16).expand(1, 1, 16, 16)
+    x = torch.cat([ramp, -ramp, ramp.mT, -ramp.mT])
+    torch.manual_seed(0)
+    module = DiffusionTraining(patched_recipe(), x, x[:0], tmp_path)
+    optimiser = torch.optim.Adam(module.network.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(30):
+        t, cell = torch.randint(501, (4,), generator=generator), torch.randint(4, (4,), generator=generator)
+        loss, _ = module._losses(x, t, torch.ones(4, dtype=torch.long), generator, cell)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(x.abs().mean().item())  # a fresh network gives 0
+    assert sum(losses[-10:]) / 10 < 0.6 * losses[0]
+
+
+def test_each_training_step_noises_cells_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, reproducibly, and not in the order of the images; validation has a fixed one for each image."""
+    x = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    module = DiffusionTraining(patched_recipe(batch_size=8), x, x, tmp_path)
+    trainer = types.SimpleNamespace(world_size=1, global_step=7, global_rank=0)
+    monkeypatch.setattr(module, "_trainer", trainer)
+    cells: list[list[int]] = []
+
+    def losses(x: torch.Tensor, t: torch.Tensor, kind: torch.Tensor, generator: torch.Generator, cell: torch.Tensor):  # type: ignore[no-untyped-def]
+        cells.append(cell.tolist())
+        return torch.zeros(()), {}
+
+    monkeypatch.setattr(module, "_losses", losses)
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    for _ in range(2):
+        module.training_step(torch.zeros(1), 0)
+    assert cells[0] == cells[1]
+    assert set(cells[0]) == {0, 1, 2, 3}
+    for index in range(5):
+        module.validation_step(torch.tensor([index]), 0)
+    assert [set(of_image) for of_image in cells[2:]] == [{0}, {1}, {2}, {3}, {0}]
 
 
 def test_the_loss_falls(healthy: tuple[Path, Path], tmp_path: Path) -> None:
@@ -328,11 +447,23 @@ def test_intensity_changes_some_images_and_stays_in_range() -> None:
 
 
 def test_bundled_recipes_are_valid_and_survive_a_round_trip() -> None:
-    assert bundled_recipes() == ["brain-t1", "brain-t1-compact", "hand-xray64"]
+    assert bundled_recipes() == ["brain-t1", "brain-t1-compact", "brain-t1-patched", "hand-xray64"]
     for name in bundled_recipes():
         recipe = load_recipe(name)
         assert recipe.name == name
         assert parse_recipe(recipe.to_toml(), "round trip") == recipe
+
+
+def test_brain_t1_patched_can_start_from_brain_t1_compact() -> None:
+    patched, compact = load_recipe("brain-t1-patched"), load_recipe("brain-t1-compact")
+    assert (patched.image, patched.network, patched.noise.kinds) == (
+        compact.image,
+        compact.network,
+        compact.noise.kinds,
+    )
+    assert patched.noise.trained_kinds == ["simplex"]
+    assert patched.noise.train_below > 500  # where pDDPM noises to
+    assert 2 * patched.noise.patch_noise == patched.image.size
 
 
 def test_brain_t1_is_the_papers() -> None:
@@ -354,6 +485,9 @@ def test_brain_t1_is_the_papers() -> None:
         ('name = "x"\n[network]\nchannels = [64, 72]\nattention = [false, true]\n', "multiples of 32"),
         ('name = "x"\n[noise]\nshare = [0.4]\n', "sum to 0.4"),
         ('name = "x"\n[image]\nsize = 30\n', "multiple of 4"),
+        ('name = "x"\n[noise]\nprediction = "clean"\npatch_noise = 48\n', "must divide image.size 128"),
+        ('name = "x"\n[noise]\nprediction = "clean"\npatch_noise = 128\n', "into several cells"),
+        ('name = "x"\n[noise]\npatch_noise = 64\n', "goes with noise.prediction"),
         ("name = ", "not a TOML file"),
         ("", "name: Field required"),
     ],

@@ -17,6 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
 from thorad import __version__
 from thorad.errors import ThoradError
@@ -45,8 +46,15 @@ BatchOption = Annotated[int, typer.Option(help="Images at once on an accelerator
 StepsOption = Annotated[
     str | None, typer.Option(help="Timesteps visited, or all. Default: the fewest that keep the quality.")
 ]
+NoiseLevelOption = Annotated[
+    int | None, typer.Option(help="Timestep that images are noised to. Default: the method's own.", min=1)
+]
+PresetOption = Annotated[
+    Literal["published"] | None,
+    typer.Option(help="Follow the published implementation's every step, accidents included: thor, anoddpm, ddpm."),
+]
 PerceptualOption = Annotated[
-    Path | None, typer.Option(help="A torchvision SqueezeNet 1.1 file for LPIPS instead of the bundled weights.")
+    Path | None, typer.Option(help="A torchvision SqueezeNet 1.1 file for LPIPS instead of the model's weights.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
@@ -101,6 +109,10 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
 def _steps(text: str | None) -> int | Literal["all"] | None:
     if text is None or text == "all":
         return text  # type: ignore[return-value]  # mypy doesn't narrow str to the literal
@@ -129,10 +141,18 @@ def _thorad(
 def detect(
     inputs: Inputs,
     out: Annotated[Path, typer.Option(help="Folder for the results; an interrupted run goes on in it.")],
-    method: Annotated[str, typer.Option(help="thor, anoddpm, ddpm, zscore or zscore-two-sided.")] = "thor",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="thor, thor+ (five times the calls), anoddpm, ddpm, autoddpm, zscore, zscore-two-sided; "
+            "pddpm with --model brain-t1-patched."
+        ),
+    ] = "thor",
     noise: Annotated[str | None, typer.Option(help="gaussian or simplex. Default: the method's own.")] = None,
     model: ModelOption = MODEL,
     steps: StepsOption = None,
+    noise_level: NoiseLevelOption = None,
+    preset: PresetOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     batch_size: BatchOption = 16,
@@ -140,15 +160,27 @@ def detect(
         bool, typer.Option("--finish", help="Spend more calls on a finer pseudo-healthy image; the map stays.")
     ] = False,
     perceptual_weights: PerceptualOption = None,
+    false_positives: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of healthy pixels that the mask may hold: 0.01, 0.02 or 0.05 of a calibrated model. "
+            "Default: 0.01, or no mask without a calibration."
+        ),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Find what is not healthy in images: an anomaly map, an overlay, a pseudo-healthy image and a score each."""
+    """Find what is not healthy in images: an anomaly map, an overlay, a pseudo-healthy image and a score each.
+
+    With a model that `thorad calibrate` has calibrated for the method also a p-value, a mask and a list of findings.
+    """
     with _one_line_each(GOES_ON):
         from thorad.data.images import named_images
 
         named = named_images(inputs, leave_out=out)
 
+        from thorad.calibrate import calibrate_command
         from thorad.detector import Detector
+        from thorad.evaluation.calibration import told_options
         from thorad.run import detect_files, open_results
 
         detector = Detector(
@@ -156,11 +188,14 @@ def detect(
             method=method,
             noise=noise,
             steps=_steps(steps),
+            noise_level=noise_level,
+            preset=preset,
             device=device,
             seed=seed,
             batch_size=batch_size,
             finish=finish,
             perceptual_weights=perceptual_weights,
+            false_positives=false_positives,
         )
         results = open_results(detector, out)
         with _progress("detect", quiet) as report:
@@ -170,77 +205,181 @@ def detect(
         if not quiet:
             earlier = f" ({summary.already_done} of them before)" if summary.already_done else ""
             _print(f"{len(summary.done)} done{earlier}, {len(summary.failed)} failed, in {summary.seconds:.1f} s.")
-            table = _table("highest scores", "")
+            table = _table("highest scores", "", *(("p", "findings") if detector.calibration else ()))
             for name, score in list(summary.done.items())[:HIGHEST]:
-                table.add_row(name, f"{score:.5g}")
+                p_value, findings = summary.judged.get(name, (None, None))
+                table.add_row(name, f"{score:.5g}", *(() if p_value is None else (f"{p_value:.3g}", str(findings))))
             if table.row_count:
                 out_console.print(table)
+            if detector.calibration is None and detector.calibrations:
+                made = "; ".join(told_options(one.options) for one in detector.calibrations)
+                _print(f"The model's calibrations are for other options ({made}): not used.", style="yellow")
+            if detector.calibration is None:
+                _print(f"No p-values and masks without a calibration: `{calibrate_command(detector, model)}` makes it.")
+            else:
+                _print(
+                    f"p: rank among {detector.calibration.scans} healthy scans. Masks and findings: above the "
+                    f"threshold that {100 * (detector.false_positives or 0):g} % of their pixels exceed."
+                )
             _print(f"Results: {out}")
         if summary.failed:
             raise typer.Exit(1)
 
 
 @app.command()
-def evaluate(
-    cases: Annotated[Path, typer.Argument(help="CSV with columns image and mask (empty: healthy), subject optional.")],
-    out: Annotated[Path, typer.Option(help="Folder for metrics.json, cases.csv and table.md.")],
+def calibrate(
+    healthy: Inputs,
+    method: Annotated[str, typer.Option(help="As `thorad detect` takes it, and so the other options.")] = "thor",
+    noise: Annotated[str | None, typer.Option(help="gaussian or simplex. Default: the method's own.")] = None,
     model: ModelOption = MODEL,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a copy of the model; needed for a bundled one. Default: in place.")
+    ] = None,
+    level: Annotated[float, typer.Option(help="The smallest p-value that is to be possible.")] = 0.05,
+    steps: StepsOption = None,
+    noise_level: NoiseLevelOption = None,
+    preset: PresetOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 16,
+    perceptual_weights: PerceptualOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Take thresholds and p-values for `thorad detect` from healthy scans that the model was not trained on."""
+    with _one_line_each(STARTS_ANEW):
+        from thorad.data.images import named_images
+
+        named = named_images(healthy, leave_out=out)
+
+        from thorad.calibrate import calibrate_files, calibration_folder, save_calibration
+        from thorad.detector import Detector
+        from thorad.evaluation.calibration import told_options
+
+        calibration_folder(model, out)  # a refusal should come before the work
+        detector = Detector(
+            model,
+            method=method,
+            noise=noise,
+            steps=_steps(steps),
+            noise_level=noise_level,
+            preset=preset,
+            device=device,
+            seed=seed,
+            batch_size=batch_size,
+            perceptual_weights=perceptual_weights,
+        )
+        with _progress("calibrate", quiet) as report:
+            summary = calibrate_files(detector, named, level=level, on_progress=report)
+        folder = save_calibration(summary.calibration, model, out)
+        for name, reason in summary.failed.items():
+            error_console.print(f"{name} left out: {reason}", style="red", markup=False, highlight=False)
+        if summary.warning:
+            error_console.print(f"Warning: {summary.warning}", style="yellow", markup=False, highlight=False)
+        if not quiet:
+            found = summary.calibration
+            _print(f"Calibrated with {told_options(found.options)} on {found.scans} scans, in {summary.seconds:.1f} s.")
+            table = _table("healthy pixels above", "the threshold")
+            for rate, threshold in found.thresholds.items():
+                table.add_row(f"{100 * rate:g} %", f"{threshold:.5g}")
+            out_console.print(table)
+            _print(f"The smallest p-value is 1 / {found.scans + 1} = {1 / (found.scans + 1):.3g}.")
+            _print(f"Calibrated model: {folder}")
+        if summary.failed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    cases: Annotated[
+        Path, typer.Argument(help="CSV with columns image and mask or boxes (empty: healthy), subject optional.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for metrics.json, cases.csv, table.md, maps; an interrupted run goes on in it.")
+    ],
+    protocol: Annotated[
+        Literal["brain-lesions", "brain-volumes", "boxes"],
+        typer.Option(help="What is measured: lesions by size, means over volumes, or boxes in X-rays."),
+    ] = "brain-lesions",
+    model: Annotated[
+        str, typer.Option(help="Models, separated by commas; each method takes the first that can do it.")
+    ] = MODEL,
     method: Annotated[
         str | None,
-        typer.Option(
-            help="Methods, separated by commas. Default: thor,anoddpm,ddpm,zscore as the model's noise allows."
-        ),
+        typer.Option(help="Methods, separated by commas. Default: all that the models can do, and the z-score."),
     ] = None,
     noise: Annotated[
         str, typer.Option(help="gaussian, simplex, or all: each method with every kind that it and the model know.")
     ] = "all",
     steps: StepsOption = None,
+    noise_level: NoiseLevelOption = None,
+    preset: PresetOption = None,
     healthy: Annotated[Path | None, typer.Option(help="Folder or CSV of more healthy images.")] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(help="CSV as CASES, of other subjects, on which brain-volumes chooses its threshold."),
+    ] = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     batch_size: BatchOption = 16,
     perceptual_weights: PerceptualOption = None,
     bootstrap: Annotated[int, typer.Option(help="Resamples over subjects for the intervals; 0: none.", min=0)] = 1000,
+    permutations: Annotated[
+        int, typer.Option(help="Of the test of each method against THOR and the z-score; 0: no p-values.", min=0)
+    ] = 2000,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure methods on images whose lesions are known."""
-    with _one_line_each(STARTS_ANEW):
+    """Measure methods on images whose lesions are known, by a protocol of the field."""
+    with _one_line_each(GOES_ON):
         from thorad.data.images import find_images
         from thorad.data.splits import read_cases
+        from thorad.evaluation.protocols import PROTOCOLS
 
-        read = read_cases(cases)
+        read = PROTOCOLS[protocol].read(cases)
         more_healthy = find_images([healthy]) if healthy else []
+        validating = read_cases(validation) if validation else []
 
-        from thorad.detector import Detector, compared_methods, possible_noises, uses_perceptual
+        from thorad.detector import DEFAULT_STEPS, Detector, comparison, uses_perceptual
         from thorad.evaluation.evaluate import evaluate as measure
         from thorad.evaluation.evaluate import honest_floor_warning
-        from thorad.model import load_model
         from thorad.run import write_evaluation_run
 
-        asked = None if noise == "all" else [kind.strip() for kind in noise.split(",")]
-        recipe = load_model(model).recipe
-        methods = [name.strip() for name in method.split(",")] if method else compared_methods(recipe, asked)
+        asked = None if noise == "all" else _words(noise)
         detectors = [
             Detector(
-                model,
+                of_model,
                 method=name,
                 noise=kind,
-                steps=_steps(steps),
+                steps=_steps(steps) if name in DEFAULT_STEPS else None,
+                noise_level=noise_level if kind else None,
+                preset=preset,
                 device=device,
                 seed=seed,
                 batch_size=batch_size,
                 perceptual_weights=perceptual_weights if uses_perceptual(name) else None,
             )
-            for name in methods
-            for kind in possible_noises(name, recipe, asked)
+            for of_model, name, kind in comparison(
+                _words(model), _words(method) if method else None, asked, preset=preset
+            )
         ]
         began = monotonic()
         with _progress("evaluate", quiet) as report:
-            found = measure(read, more_healthy, detectors, out, bootstrap=bootstrap, seed=seed, on_progress=report)
+            found = measure(
+                read,
+                more_healthy,
+                detectors,
+                out,
+                protocol=protocol,
+                validation=validating,
+                bootstrap=bootstrap,
+                permutations=permutations,
+                seed=seed,
+                on_progress=report,
+                keep_maps=True,
+            )
         write_evaluation_run(detectors, out, monotonic() - began)
         warning = honest_floor_warning(found)
         if not quiet:
-            _print_metrics(found)
+            _METRICS[protocol](found)
             if warning:
                 _print(warning, style="yellow")
             _print(f"Results: {out} (table.md says what the columns mean)")
@@ -252,26 +391,151 @@ def evaluate(
             raise typer.Exit(1)
 
 
-def _print_metrics(found: list[dict[str, Any]]) -> None:
-    def cell(value: float | None, decimals: int = 1) -> str:
-        return "-" if value is None else f"{value:.{decimals}f}"
+def _cell(value: float | None, decimals: int = 1) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
 
-    table = _table("best Dice, %", "calls", "small", "medium", "large", "avg.", "AP", "1% FP", "images", "CPU s")
+
+def _title(result: dict[str, Any]) -> str:
+    return " ".join(filter(None, (result["method"], result["noise"])))
+
+
+def _against(found: list[dict[str, Any]], metric: str, decimals: int) -> tuple[list[str], list[list[str]], str]:
+    """What a table says of each method against the first reference: two columns, each method's cells, a note."""
+    from thorad.evaluation.bench import ABOUT
+    from thorad.evaluation.statistics import references
+
+    if len(found) < 2:
+        return [], [[] for _ in found], ""
+    first = found[references(found)[0]]
+    reference = {key: first[key] for key in ABOUT}
+    cells = []
     for result in found:
+        own = [entry for entry in result["versus"] if (entry["metric"], entry["reference"]) == (metric, reference)]
+        difference = own[0]["difference"] if own else None
+        known = difference is not None
+        cells.append([f"{difference:+.{decimals}f}", _cell(own[0]["p_value"], 4)] if known else ["", ""])
+    return ["diff.", "p"], cells, f"diff.: to {_title(reference)}; p: permutation test within subjects."
+
+
+def _print_rows(table: Table, *notes: str) -> None:
+    """A table of figures whole, though a narrow terminal breaks its lines: a cut number is worse."""
+    Console(width=max(100, out_console.width)).print(table)
+    for note in filter(None, notes):
+        _print(note)
+
+
+def _print_lesions(found: list[dict[str, Any]]) -> None:
+    columns, against, note = _against(found, "average", 1)
+    table = _table(
+        *("best Dice, %", "calls", "small", "medium", "large", "avg.", *columns),
+        *("AP", "1% FP", "images", "CPU s"),
+    )
+    for result, cells in zip(found, against, strict=True):
         dice = result["best_dice"]
         table.add_row(
-            " ".join(filter(None, (result["method"], result["noise"]))),
+            _title(result),
             str(result["network_calls"]),
-            *(cell(dice[group]) for group in ("small", "medium", "large", "average")),
-            cell(result["auprc"], 3),
-            cell(result["dice_at_fpr"]["0.01"], 3),
-            cell(result["image_auroc"], 3),
-            cell(result["cpu_seconds_per_case"], 2),
+            *(_cell(dice[group]) for group in ("small", "medium", "large", "average")),
+            *cells,
+            _cell(result["auprc"], 3),
+            _cell(result["dice_at_fpr"]["0.01"], 3),
+            _cell(result["image_auroc"], 3),
+            _cell(result["cpu_seconds_per_case"], 2),
         )
-    out_console.print(table)
-    _print("Best Dice takes its threshold from the test labels: an upper bound. 1% FP: Dice")
-    _print("(0 to 1) at the threshold that 1 % of the pixels of healthy scans exceed.")
-    _print("images: AUROC of diseased against healthy images. CPU s: of one case.")
+    _print_rows(
+        table,
+        "Best Dice takes its threshold from the test labels: an upper bound. 1% FP: Dice",
+        "(0 to 1) at the threshold that 1 % of the pixels of healthy scans exceed.",
+        "images: AUROC of diseased against healthy images. CPU s: of one case.",
+        note.replace("diff.", "diff. of avg."),
+    )
+
+
+def _print_volumes(found: list[dict[str, Any]]) -> None:
+    columns, against, note = _against(found, "mean_dice", 3)
+    table = _table("means over volumes", "calls", "Dice", *columns, "AUPRC", "threshold", "CPU s")
+    for result, cells in zip(found, against, strict=True):
+        table.add_row(
+            _title(result),
+            str(result["network_calls"]),
+            _cell(result["mean_dice"], 3),
+            *cells,
+            _cell(result["mean_auprc"], 3),
+            f"{result['thresholds']['mean_dice']:.3g}",
+            _cell(result["cpu_seconds_per_case"], 2),
+        )
+    _print_rows(
+        table, f"Threshold: {found[0]['thresholds']['mean_dice_source']}.", note.replace("diff.", "diff. of Dice")
+    )
+
+
+def _print_boxes(found: list[dict[str, Any]]) -> None:
+    columns, against, note = _against(found, "f1", 3)
+    table = _table("method", "kind", "boxes", "recall", "F1", *columns, "FROC", "images", "CPU s")
+    for result, cells in zip(found, against, strict=True):
+        for kind, figures in result["kinds"].items():
+            all_kinds = kind == "all"
+            table.add_row(
+                _title(result) if all_kinds else "",
+                kind,
+                str(figures["boxes"]),
+                _cell(figures["recall"], 3),
+                _cell(figures["f1"], 3),
+                *(cells if all_kinds else [""] * len(columns)),
+                _cell(figures["froc"]["mean"], 3),
+                _cell(result["image_auroc"], 3) if all_kinds else "",
+                _cell(result["cpu_seconds_per_case"], 2) if all_kinds else "",
+            )
+    _print_rows(
+        table,
+        f"Threshold: {found[0]['thresholds']['boxes_source']} exceed it.",
+        "FROC: mean sensitivity at 1/8 to 8 false positives an image. images: AUROC.",
+        note.replace("diff.", "diff. of F1"),
+    )
+
+
+_METRICS = {"brain-lesions": _print_lesions, "brain-volumes": _print_volumes, "boxes": _print_boxes}
+"""Protocol -> what prints its results."""
+
+
+@app.command()
+def implant(
+    healthy: Inputs,
+    out: Annotated[Path, typer.Option(help="Folder for the bench; must be new or empty.")],
+    findings: Annotated[
+        str,
+        typer.Option(help="Kinds, separated by commas: these of X-rays, or dark and bright lesions of anything else."),
+    ] = "pins,plate,fracture,foreign-body,swelling",
+    seed: Annotated[int, typer.Option(help="Decides on everything.", min=0)] = 0,
+    healthy_share: Annotated[float, typer.Option(help="Share of the subjects that stays without a finding.")] = 0.25,
+    body_share: Annotated[
+        float, typer.Option(help="Of an X-ray, the most that a body can fill: 0.4 for a hand, 0.8 for a wrist.")
+    ] = 0.4,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a bench of healthy images where there are no labels: simulated findings with boxes or masks."""
+    with _one_line_each(STARTS_ANEW):
+        from thorad.data.box_bench import LESION_KINDS, make_box_bench, make_lesion_bench
+        from thorad.data.images import find_images
+
+        images, kinds = find_images(healthy), _words(findings)
+        lesions = set(kinds) <= set(LESION_KINDS)
+        if lesions:
+            bench = make_lesion_bench(images, out, seed=seed, kinds=kinds, healthy_share=healthy_share)
+        else:
+            bench = make_box_bench(
+                images, out, seed=seed, kinds=kinds, healthy_share=healthy_share, body_share=body_share
+            )
+        for path, reason in bench.left_out.items():
+            error_console.print(f"{path.name} left out: {reason}", style="red", markup=False, highlight=False)
+        if not quiet:
+            told = ", ".join(f"{count} {kind}" for kind, count in bench.counts.items())
+            _print(f"{sum(bench.counts.values())} cases: {told}; {len(bench.left_out)} images left out.")
+            protocol = "brain-lesions" if lesions else "boxes"
+            _print("Findings are simulated: figures on them compare methods and say nothing about patients.")
+            _print(f"Measure: thorad evaluate {bench.table} --protocol {protocol} --model MODEL --out DIR")
+        if bench.left_out:
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -313,11 +577,66 @@ def train(
         rank_zero_only(_print)(f"Model: {folder}\nUse it: thorad detect INPUT --model {folder} --out DIR")
 
 
-@app.command()
+class _ModelsGroup(TyperGroup):
+    """`thorad models NAME`: a first word that is no command of the group names a model."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {*self.commands, *ctx.help_option_names}
+        return super().parse_args(ctx, args if args and args[0] in known else ["show", *args])
+
+
+models_app = typer.Typer(cls=_ModelsGroup, help="List models and recipes, describe a model, or import one.")
+app.add_typer(models_app, name="models")
+
+
+@models_app.command("import")
+def import_model(
+    checkpoint: Annotated[Path, typer.Argument(help="latest_model.pt or best_model.pt of the published code.")],
+    out: Annotated[Path, typer.Argument(help="The model folder; must not exist.")],
+    noise: Annotated[Literal["gaussian", "simplex"], typer.Option(help="What it was trained with.")] = "gaussian",
+    name: Annotated[str | None, typer.Option(help="Of the model. Default: the folder's.")] = None,
+    input_range: Annotated[
+        Literal["-1..1", "0..1"], typer.Option(help="The scale of the images that it was trained on.")
+    ] = "-1..1",
+    size: Annotated[int, typer.Option(help="Side of those images, px.", min=1)] = 128,
+    head_channels: Annotated[
+        int | None, typer.Option(help="Channels of an attention head. Default: 256 or, where that can't be, 32.", min=1)
+    ] = None,
+    region: Annotated[str, typer.Option(help="Where anomalies are looked for. Default: everywhere.")] = "",
+) -> None:
+    """Make a model folder of a checkpoint of the published implementation (github ci-ber/THOR_DDPM)."""
+    with _one_line_each(STARTS_ANEW):
+        from thorad.published_checkpoint import import_checkpoint
+
+        report = import_checkpoint(
+            checkpoint,
+            out,
+            name=name or out.resolve().name,
+            noise=noise,
+            input_range=input_range,
+            size=size,
+            head_channels=head_channels,
+            region=region,
+        )
+        network = report.recipe.network
+        _print(f"{report.parameters / 1e6:.2f} million parameters, channels {network.channels}, {noise} noise.")
+        _print(f"Its own LPIPS weights: {'kept' if report.perceptual else 'none, the bundled ones will be used'}.")
+        for tensor in report.dropped:
+            _print(f"dropped, as nothing uses it: {tensor}")
+        if report.head_channels_assumed:
+            _print(
+                f"Attention heads of {network.head_channels} channels were assumed, since checkpoints don't say: "
+                "other --head-channels would give other results.",
+                style="yellow",
+            )
+        _print(f"Model: {report.folder}")
+
+
+@models_app.command("show")
 def models(
     model: Annotated[str | None, typer.Argument(help="A bundled model's name or a model folder; none: list.")] = None,
 ) -> None:
-    """List the bundled models and recipes, or describe one model."""
+    """List the bundled models and recipes, or describe one model. `thorad models NAME` does the same."""
     with _one_line_each(STARTS_ANEW):
         from thorad.model import bundled_models, load_model, model_card, model_folder, weight_megabytes
         from thorad.recipe import bundled_recipes, load_recipe
@@ -326,10 +645,14 @@ def models(
             loaded = load_model(model)
             _print(f"{loaded.recipe.name}: {loaded.recipe.description}")
             _print(f"folder      {model_folder(model)}")
-            _print(f"noise       {', '.join(loaded.recipe.noise.kinds)}")
+            _print(f"noise       {', '.join(loaded.recipe.noise.trained_kinds)}")
             _print(f"parameters  {loaded.parameters / 1e6:.2f} million, {weight_megabytes(model):.1f} MB")
             _print(f"sha256      {loaded.sha256} (checked: the weights are as they were saved)")
             measured = {key: value for key, value in loaded.calibration.items() if key != "weights_sha256"}
+            if "calibrations" in measured:
+                measured["calibrations"] = [
+                    {key: value for key, value in made.items() if key != "scores"} for made in measured["calibrations"]
+                ]
             for title, text in {
                 "recipe": loaded.recipe.to_toml(),
                 "calibration": dumps(measured, indent=2),
@@ -341,12 +664,12 @@ def models(
         for name in bundled_models():
             loaded = load_model(name)
             size = (f"{weight_megabytes(name):.1f}", f"{loaded.parameters / 1e6:.1f} M")
-            table.add_row(name, ", ".join(loaded.recipe.noise.kinds), *size, loaded.recipe.description)
+            table.add_row(name, ", ".join(loaded.recipe.noise.trained_kinds), *size, loaded.recipe.description)
         out_console.print(table)
         table = Table("recipe", "noise", "description", box=SIMPLE_HEAD, show_edge=False)
         for name in bundled_recipes():
             recipe = load_recipe(name)
-            table.add_row(name, ", ".join(recipe.noise.kinds), recipe.description)
+            table.add_row(name, ", ".join(recipe.noise.trained_kinds), recipe.description)
         out_console.print(table)
         _print("`thorad models NAME` tells more; `thorad train --recipe NAME` makes a model.")
 
@@ -396,3 +719,69 @@ def bench(
         if json is not None:
             figures.write(json)
             _print(f"Figures: {json}")
+
+
+@app.command()
+def reproduce(
+    target: Annotated[Literal["table1", "table2", "fig4"], typer.Argument(help="Which of the THOR paper.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of ATLAS v2.0 (table1, fig4) or GRAZPEDWRI-DX (table2) as published, or of a bench with "
+            "cases.csv and healthy/."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.md, metrics.json and the rest; --check needs none.")
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Models, separated by commas; each method and noise takes the first that can do it. Default: the "
+            "bundled ones: hand-xray64 for table2, else brain-t1-compact,brain-t1-patched."
+        ),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only check the folder and print what it holds.")] = False,
+    every: Annotated[int, typer.Option(help="Take every N-th case, for slow machines.", min=1)] = 1,
+    steps: StepsOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 16,
+    bootstrap: Annotated[int, typer.Option(help="Resamples over subjects for the intervals; 0: none.", min=0)] = 1000,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure a table or the figure of the THOR paper again, the published figures beside it."""
+    with _one_line_each(GOES_ON):
+        if out is None and not check:
+            raise ThoradError("--out is missing: name a folder for the results, or --check the data only.")
+
+        from thorad.reproduce import Settings, check_layout
+        from thorad.reproduce import reproduce as measure
+
+        with _progress(target, quiet) as report:
+            if out is None or check:
+                layout = check_layout(target, data, on_progress=report)
+            else:
+                settings = Settings(_steps(steps), device, seed, batch_size, bootstrap, every)
+                chosen = models or ("hand-xray64" if target == "table2" else f"{MODEL},brain-t1-patched")
+                found = measure(target, data, _words(chosen), out, settings, on_progress=report)
+        if out is None or check:
+            for line in layout.told:
+                _print(line)
+            for problem in layout.problems:
+                error_console.print(f"Of no use: {problem}", style="red", markup=False, highlight=False)
+            if layout.problems:
+                raise typer.Exit(1)
+            return
+        if not quiet:
+            table = _table(*found.columns)
+            for row in found.rows:
+                table.add_row(*row)
+            out_console.print(table)
+            for note in found.notes:
+                _print(note)
+            _print(f"Results: {out} (report.md first)")
+        for name, reason in found.failures.items():
+            error_console.print(f"{name} failed: {reason}", style="red", markup=False, highlight=False)
+        if found.failures:
+            raise typer.Exit(1)

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,21 +21,31 @@ from thorad.data.preprocess import scale, to_input_grid, to_model_input
 from thorad.diffusion.network import fast_precision
 from thorad.diffusion.noise import NOISES, case_generator
 from thorad.errors import ThoradError
+from thorad.evaluation.calibration import Calibration, matching_calibration, read_calibrations
+from thorad.evaluation.findings import Finding, findings_in
 from thorad.maps.anomaly_map import AnomalyMap, residual
-from thorad.maps.perceptual import load_perceptual_distance
-from thorad.methods import METHODS, Restoration, ZScoreOptions
-from thorad.methods.contract import OnStep
-from thorad.methods.thor import ThorOptions
-from thorad.model import Model, load_model
+from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
+from thorad.methods import METHODS, PUBLISHED, Method, Restoration, ZScoreOptions
+from thorad.methods.contract import Compare, OnStep
+from thorad.methods.published import PublishedMap, published_scores
+from thorad.model import Model, has_statistics, load_model, load_recipe_of
 from thorad.recipe import Recipe
+
+Preset = Literal["published"]
 
 Group = TypeVar("Group")
 Made = TypeVar("Made")
 
-DEFAULT_STEPS = {"thor": {"simplex": 1, "gaussian": 1}, "anoddpm": {"simplex": 2}, "ddpm": {"gaussian": 2}}
+DEFAULT_STEPS = {
+    "thor": {"simplex": 1, "gaussian": 1},
+    "thor+": {"simplex": 1},
+    "anoddpm": {"simplex": 2},
+    "ddpm": {"gaussian": 2},
+    "autoddpm": {"gaussian": 4},
+}
 """Timesteps visited by default: the fewest that cost at most 1 Dice point (docs/results.md)."""
 
-COMPARED = ("thor", "anoddpm", "ddpm", "zscore")
+COMPARED = ("thor", "thor+", "anoddpm", "pddpm", "autoddpm", "ddpm", "zscore")
 """The methods that an evaluation compares where none are named."""
 
 SMALLEST_PERCEPTUAL = 17
@@ -62,6 +72,12 @@ class Detection:
     network_calls: int
     seconds: float
     """Wall time of this image's share of its batch."""
+    p_value: float | None = None
+    """Conformal, among the model's healthy calibration scans; None where it isn't calibrated for these options."""
+    mask: NDArray[np.bool_] | None = None
+    """(H, W): `anomaly_map`, on this grid, above the calibration's threshold; None as above."""
+    findings: tuple[Finding, ...] | None = None
+    """The 8-connected components of the mask, the highest peak first; None as above."""
 
 
 class Detector:
@@ -72,17 +88,25 @@ class Detector:
         method: one of `thorad.methods.METHODS`.
         noise: "gaussian" or "simplex"; None is the method's default.
         steps: timesteps visited between noise and image, "all", or None for the measured default.
+        noise_level: timestep T that the image is noised to, instead of the method's own; THOR then harmonises at those
+            of its timesteps that are not above it.
+        preset: "published" follows the published implementation's every step (`thorad.methods.published`), in float32,
+            at all timesteps; None the papers.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         seed: of all noise. An image's noise depends on this seed and the image's name only.
         batch_size: images at once on an accelerator, in bfloat16 where it has that: there a result may depend on its
             batch in the last digits of bfloat16 (not measured). On a CPU every image goes by itself, on a thread of its
             own: a result is the same to the last bit whatever its batch and the number of threads.
         finish: go on below the last harmonised timestep for a finer pseudo-healthy image; the map doesn't change.
-        perceptual_weights: a torchvision SqueezeNet 1.1 file for LPIPS instead of the bundled weights.
+        perceptual_weights: a torchvision SqueezeNet 1.1 file for LPIPS instead of the model's own weights (an imported
+            model's), or of the bundled ones.
+        false_positives: share of healthy pixels that a detection's mask may hold, one of the model's calibration for
+            these options; None is the smallest of them, or no mask where there is no such calibration.
 
     Raises:
-        ThoradError: unknown model, method, noise or device, a damaged model, steps out of range, weights that the
-            method doesn't use.
+        ThoradError: unknown model, method, preset, noise or device, a method that the preset doesn't have, a damaged
+            model, one for images in [0, 1], steps out of range, weights that the method doesn't use, a calibration of
+            another model, or none for the asked false positives.
     """
 
     def __init__(
@@ -92,42 +116,66 @@ class Detector:
         method: str = "thor",
         noise: str | None = None,
         steps: int | Literal["all"] | None = None,
+        noise_level: int | None = None,
+        preset: Preset | None = None,
         device: str = "auto",
         seed: int = 0,
         batch_size: int = 16,
         finish: bool = False,
         perceptual_weights: Path | None = None,
+        false_positives: float | None = None,
     ) -> None:
-        if method not in METHODS:
-            raise ThoradError(f"unknown method {method!r}. Known: {', '.join(METHODS)}.")
+        self._method = _method_of(method, preset)
         if batch_size < 1:
             raise ThoradError(f"the batch size is {batch_size}, expected 1 or more.")
         self.method = method
-        self._perceptual_weights = perceptual_weights
+        self.preset = preset
+        self.perceptual_weights = perceptual_weights
         self.seed = seed
         self.finish = finish
         self.device = _device(device)
         self._together = batch_size if self.device.type != "cpu" else 1
         self.batch_size = batch_size if self.device.type != "cpu" else torch.get_num_threads()
-        self._method = METHODS[method]
         if perceptual_weights is not None and not self._method.perceptual:
             raise ThoradError(f"method {method!r} uses no LPIPS, but weights for it were given: {perceptual_weights}.")
         self.model: Model = load_model(model)
+        _refuse_input_range(self.model.recipe)
         self.noise = self._noise_kind(noise)
+        self.noise_level = noise_level
         self.steps = self._checked_steps(steps)
         self.options = self._options()
+        if finish and not hasattr(self.options, "finish"):
+            raise ThoradError(f"method {self.method!r} has no chain to finish; leave finish out.")
         self.network_calls = self.options.network_calls()
         self._network = self.model.network.to(self.device).requires_grad_(False)
-        self._precision = fast_precision(self.device)
-        self._compare = residual
+        self._precision = torch.float32 if preset else fast_precision(self.device)
+        self._compare: Compare = residual
+        self._lpips_weights: Path | None = None
         if self._method.perceptual:
             if self.model_size < SMALLEST_PERCEPTUAL:
                 raise ThoradError(
                     f"model {self.model.recipe.name!r} works on {self.model_size} px, but {method!r} needs LPIPS, "
                     f"which needs {SMALLEST_PERCEPTUAL} px or more. Use another method, or a larger image.size."
                 )
-            self._compare = AnomalyMap(load_perceptual_distance(perceptual_weights).to(self.device))
+            bundled = BUNDLED_WEIGHTS if preset else None
+            self._lpips_weights = perceptual_weights or self.model.perceptual_weights or bundled
+            perceptual = load_perceptual_distance(self._lpips_weights).to(self.device)
+            maps: dict[str, Compare] = {
+                "anomaly_map": AnomalyMap(perceptual),
+                "published_map": PublishedMap(perceptual),
+            }
+            self._compare = maps.get(self._method.compare, perceptual)
         self._region = torch.from_numpy(self.model.region).to(self.device)
+        self.calibrations = read_calibrations(self.model.calibration, f"model {self.model_name!r}")
+        self.calibration: Calibration | None = matching_calibration(
+            self.calibrations, self.provenance(), false_positives
+        )
+        self.false_positives = self.calibration.checked_rate(false_positives) if self.calibration else None
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model, as its recipe has it."""
+        return self.model.recipe.name
 
     @property
     def model_size(self) -> int:
@@ -151,16 +199,19 @@ class Detector:
 
     def provenance(self) -> dict[str, Any]:
         """What decides this detector's results, as run.json keeps it."""
-        weights = self._perceptual_weights
+        weights = self._lpips_weights
         return {
             "method": self.method,
+            "preset": self.preset,
             "noise": self.noise,
             "steps": self.steps,
+            "noise_level": self.noise_level,
             "finish": self.finish,
             "seed": self.seed,
             "model": self.model.recipe.name,
             "model_sha256": self.model.sha256,
             "perceptual_weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
+            "settings_sha256": self._settings_sha256(),
             "device": self.device.type,
             "precision": self.precision,
             "batch_size": self._together,
@@ -219,16 +270,28 @@ class Detector:
         seconds = (time.perf_counter() - began) / len(images)
         # One by one: the pictures of a batch of large images would fill the memory.
         for i, (image, (_, placement)) in enumerate(zip(images, inputs, strict=True)):
+            anomaly_map = to_input_grid(maps[i, 0], placement)
             yield Detection(
                 name=image.name,
                 source=image.source,
                 image=scale(image.pixels),
-                anomaly_map=to_input_grid(maps[i, 0], placement),
+                anomaly_map=anomaly_map,
                 pseudo_healthy=to_input_grid(healthy[i, 0], placement),
                 score=float(scores[i]),
                 network_calls=self.network_calls,
                 seconds=seconds,
+                **self._judged(anomaly_map, float(scores[i]), image.spacing),
             )
+
+    def _judged(
+        self, anomaly_map: NDArray[np.float32], score: float, spacing: tuple[float, float] | None
+    ) -> dict[str, Any]:
+        """What the calibration says about a map on the input's grid and its score."""
+        if self.calibration is None or self.false_positives is None:
+            return {}
+        mask = anomaly_map > self.calibration.thresholds[self.false_positives]
+        findings = findings_in(anomaly_map, mask, spacing)
+        return {"p_value": self.calibration.p_value(score), "mask": mask, "findings": findings}
 
     def model_maps(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """Anomaly maps on the model's grid, for evaluation.
@@ -251,8 +314,11 @@ class Detector:
         """One number an image, (B,): the mean of the highest 1 % of the map's values in the model's region.
 
         The higher, the less healthy. On the development bench it tells sick from healthy better than the mean, which
-        drowns a small lesion, and the maximum, which is one pixel's word (docs/results.md).
+        drowns a small lesion, and the maximum, which is one pixel's word (docs/results.md). The preset `published` has
+        the mean of the whole map, as its source does.
         """
+        if self.preset:
+            return published_scores(maps)
         inside = maps[:, 0, self._region.to(maps.device)]  # (B, pixels in the region)
         return inside.topk(max(1, round(HIGHEST_SHARE * inside.shape[1])), dim=1).values.mean(1)
 
@@ -282,30 +348,95 @@ class Detector:
             raise ThoradError(f"method {self.method!r} uses no noise, but {noise!r} was asked for.")
         return possible_noises(self.method, self.model.recipe, None if noise is None else [noise])[0]
 
+    def _settings_sha256(self) -> str:
+        """Of what else decides the map: the recipe that the weights belong to, and the method's own values."""
+        recipe = self.model.recipe
+        values = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
+        decided = [section.model_dump_json() for section in (recipe.image, recipe.network, recipe.noise)]
+        decided += [
+            f"{name}={value}"
+            for name, value in values.items()
+            if name != "finish" and not isinstance(value, Tensor)  # tensors are the model's; finish changes no map
+        ]
+        return hashlib.sha256("\n".join(decided).encode()).hexdigest()
+
     def _checked_steps(self, steps: int | str | None) -> Any:
-        if not self._method.options:
+        if self.preset:
+            if steps not in (None, "all"):
+                raise ThoradError(
+                    f"steps is {steps!r}, but the preset {self.preset!r} visits all timesteps. Leave it out."
+                )
+            return "all"
+        if self.method not in DEFAULT_STEPS:
+            if steps is not None:
+                raise ThoradError(f"method {self.method!r} has no steps to choose, but steps {steps} was asked for.")
             return None
+        level = self.noise_level or self._method.options[self.noise].noise_level
         if steps is None:
-            return DEFAULT_STEPS[self.method][self.noise]
-        level = self._method.options[self.noise].noise_level
+            return min(DEFAULT_STEPS[self.method][self.noise], level)
         if steps != "all" and not (isinstance(steps, int) and 1 <= steps <= level):
-            raise ThoradError(f"steps is {steps!r}, expected 'all' or a number from 1 to {level} (the noise level).")
+            raise ThoradError(
+                f"steps is {steps!r}, expected 'all' or a number from 1 to {level} (the noise level of {self.method})."
+            )
         return steps
 
     def _options(self) -> Any:
         if not self._method.options:
-            return ZScoreOptions(self.model.mean, self.model.standard_deviation, self._method.two_sided)
-        options = replace(
-            self._method.options[self.noise],
-            steps=None if self.steps == "all" else self.steps,
-        )
-        trained = self.model.recipe.noise.train_below
+            if self.noise_level is not None:
+                raise ThoradError(
+                    f"method {self.method!r} uses no noise, but the noise level {self.noise_level} was given."
+                )
+            return ZScoreOptions(*self.model.statistics, two_sided=self._method.two_sided)
+        recipe, options = self.model.recipe, self._with_level(self._method.options[self.noise])
+        trained = recipe.noise.train_below
         if options.noise_level >= trained:
             raise ThoradError(
-                f"model {self.model.recipe.name!r} was trained below timestep {trained}; "
+                f"model {recipe.name!r} was trained below timestep {trained}; "
                 f"{self.method} starts at {options.noise_level}."
             )
-        return replace(options, finish=self.finish) if isinstance(options, ThorOptions) else options
+        steps = None if self.steps == "all" else self.steps
+        decided: dict[str, Any] = {
+            "steps": steps,
+            "resample_steps": steps,
+            "finish": self.finish,
+            "size": self.model_size,
+            "patch": recipe.noise.patch_noise,
+        }
+        known = {field.name for field in fields(options)}
+        if "standard_deviation" in known:
+            decided["standard_deviation"] = self.model.statistics[1]
+        return replace(options, **{name: decided[name] for name in known & decided.keys()})
+
+    def _with_level(self, options: Any) -> Any:
+        if self.noise_level is None:
+            return options
+        at = tuple(t for t in getattr(options, "harmonise_at", ()) if t <= self.noise_level)
+        lowest = min(getattr(options, "harmonise_at", (1,)))
+        if self.noise_level < lowest:
+            raise ThoradError(f"the noise level is {self.noise_level}, but {self.method} needs {lowest} or more.")
+        return replace(options, noise_level=self.noise_level, **({"harmonise_at": at} if at else {}))
+
+
+def _method_of(name: str, preset: str | None) -> Method:
+    """A method of `METHODS`, or as a preset has it."""
+    if name not in METHODS:
+        raise ThoradError(f"unknown method {name!r}. Known: {', '.join(METHODS)}.")
+    if preset is None:
+        return METHODS[name]
+    if preset != "published":
+        raise ThoradError(f"unknown preset {preset!r}. Known: published.")
+    if name not in PUBLISHED:
+        raise ThoradError(f"the preset 'published' has no method {name!r}. It has {', '.join(PUBLISHED)}.")
+    return PUBLISHED[name]
+
+
+def _refuse_input_range(recipe: Recipe) -> None:
+    if recipe.image.input_range != "-1..1":
+        raise ThoradError(
+            f"model {recipe.name!r} is for images in {recipe.image.input_range}, but all methods work in -1..1, where "
+            "the noise would be half as strong beside the image: its maps would be wrong. If the model was trained on "
+            "-1..1 after all, import it anew with --input-range -1..1."
+        )
 
 
 def possible_noises(method: str, recipe: Recipe, asked: Sequence[str] | None = None) -> Sequence[str] | Sequence[None]:
@@ -327,11 +458,20 @@ def possible_noises(method: str, recipe: Recipe, asked: Sequence[str] | None = N
     allowed = list(METHODS[method].options)
     if not allowed:
         return [None]
-    possible = [kind for kind in allowed if kind in recipe.noise.kinds and (asked is None or kind in asked)]
+    patched = METHODS[method].patched
+    if (recipe.noise.patch_noise > 0, recipe.noise.prediction) != (patched, "clean" if patched else "noise"):
+        needed = "prediction = 'clean' and a patch_noise" if patched else "prediction = 'noise' and no patch_noise"
+        raise ThoradError(
+            f"model {recipe.name!r} was trained with prediction = {recipe.noise.prediction!r}, patch_noise = "
+            f"{recipe.noise.patch_noise}; method {method!r} needs a model with {needed}"
+            f"{' (bundled: brain-t1-patched)' if patched else ''}."
+        )
+    trained = recipe.noise.trained_kinds
+    possible = [kind for kind in allowed if kind in trained and (asked is None or kind in asked)]
     if not possible:
         raise ThoradError(
             f"method {method!r} with noise {' or '.join(asked or allowed)} is not possible: the method works with "
-            f"{' or '.join(allowed)}, the model {recipe.name!r} was trained with {' and '.join(recipe.noise.kinds)}."
+            f"{' or '.join(allowed)}, the model {recipe.name!r} was trained with {' and '.join(trained)}."
         )
     return possible
 
@@ -341,10 +481,51 @@ def uses_perceptual(method: str) -> bool:
     return method in METHODS and METHODS[method].perceptual
 
 
-def compared_methods(recipe: Recipe, asked: Sequence[str] | None = None) -> list[str]:
-    """Those of `COMPARED` that a model can do, with the kinds of noise asked for (None: all)."""
-    kinds = {kind for kind in recipe.noise.kinds if asked is None or kind in asked}
-    return [name for name in COMPARED if not METHODS[name].options or kinds & METHODS[name].options.keys()]
+def comparison(
+    models: Sequence[str | Path],
+    methods: Sequence[str] | None = None,
+    asked: Sequence[str] | None = None,
+    *,
+    preset: Preset | None = None,
+) -> list[tuple[str | Path, str, Any]]:
+    """What an evaluation compares: each method with each kind of noise on the first model that can do just that.
+
+    Args:
+        models: bundled names or folders, the first ones preferred.
+        methods: of `thorad.methods.METHODS`; None: those of `COMPARED` that one of the models can do and the
+            preset has.
+        asked: only these kinds of noise; None for all.
+        preset: as `Detector` takes it.
+
+    Returns:
+        (model, method, noise) of each detector; noise is None for a method without.
+
+    Raises:
+        ThoradError: unknown model, method or noise, or no model that can do a method that was named.
+    """
+    recipes = [load_recipe_of(model) for model in models]
+    found: list[tuple[str | Path, str, Any]] = []
+    if methods is None:
+        wanted = [method for method in COMPARED if preset is None or method in PUBLISHED]
+    else:
+        wanted = list(methods)
+    for method in wanted:
+        refusals = []
+        of_noise: dict[Any, str | Path] = {}
+        for model, recipe in zip(models, recipes, strict=True):
+            try:
+                noises = possible_noises(method, recipe, asked)
+                if METHODS[method].statistics and not has_statistics(model):
+                    raise ThoradError(f"model {recipe.name!r} has no statistics, which method {method!r} needs.")
+            except ThoradError as error:
+                refusals.append(str(error))
+            else:
+                for noise in noises:
+                    of_noise.setdefault(noise, model)
+        if methods is not None and not of_noise:
+            raise ThoradError(" ".join(refusals))
+        found += [(model, method, noise) for noise, model in of_noise.items()]
+    return found
 
 
 def _device(name: str) -> torch.device:

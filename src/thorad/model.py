@@ -1,7 +1,8 @@
 """A model is a folder: weights.safetensors, recipe.toml, calibration.json, MODEL_CARD.md. Never a pickle.
 
-``weights.safetensors`` holds the denoiser's averaged weights (``network.*``, bfloat16) and the training images' mean
-and standard deviation (``statistics.*``, float32, (1, S, S) on the [-1, 1] scale).
+``weights.safetensors`` holds the denoiser's averaged weights (``network.*``, bfloat16; float32 in imported models) and
+the training images' mean and standard deviation (``statistics.*``, float32, (1, S, S) on the [-1, 1] scale).
+Imported models have no statistics, and may have LPIPS weights of their own: ``perceptual.safetensors``.
 ``calibration.json`` holds the sha256 of the weights and what was measured with them.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from thorad.errors import ThoradError
 from thorad.recipe import Recipe, parse_recipe
 
 WEIGHTS, RECIPE, CALIBRATION, CARD = "weights.safetensors", "recipe.toml", "calibration.json", "MODEL_CARD.md"
+PERCEPTUAL = "perceptual.safetensors"
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,31 @@ class Model:
 
     recipe: Recipe
     network: Denoiser
-    mean: Tensor
-    """(1, S, S), of the training images on the [-1, 1] scale."""
-    standard_deviation: Tensor
+    mean: Tensor | None
+    """(1, S, S), of the training images on the [-1, 1] scale; None in an imported model."""
+    standard_deviation: Tensor | None
     """(1, S, S), on the same scale."""
     region: NDArray[np.bool_]
     """(S, S), where anomalies are looked for."""
     sha256: str
     """Of the weight file."""
     calibration: Mapping[str, Any]
+    perceptual_weights: Path | None = None
+    """An imported model's own LPIPS weights, for `load_perceptual_distance`."""
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the training images.
+
+        Raises:
+            ThoradError: the model has none.
+        """
+        if self.mean is None or self.standard_deviation is None:
+            raise ThoradError(
+                f"model {self.recipe.name!r} has no statistics of its training images (it was imported), which the "
+                "z-score and THOR+ need. Use another method, or a model that `thorad train` made."
+            )
+        return self.mean, self.standard_deviation
 
     @property
     def parameters(self) -> int:
@@ -88,6 +106,11 @@ def model_folder(name_or_path: str | Path) -> Path:
     return folder
 
 
+def is_bundled(folder: Path) -> bool:
+    """Whether a model folder is one of those that come with thorad, however it is named."""
+    return folder.resolve().parent == _bundled().resolve()
+
+
 def load_model(name_or_path: str | Path) -> Model:
     """Read a model folder, checking that its weights are the ones it was saved with and fit its recipe.
 
@@ -95,7 +118,7 @@ def load_model(name_or_path: str | Path) -> Model:
         ThoradError: unknown model, a file is missing or damaged, weights changed, or of other shapes than the recipe's.
     """
     folder = model_folder(name_or_path)
-    recipe = parse_recipe(_read(folder / RECIPE).decode("utf-8", errors="replace"), source=str(folder / RECIPE))
+    recipe = load_recipe_of(name_or_path)
     weights = _read(folder / WEIGHTS)
     sha256 = hashlib.sha256(weights).hexdigest()
     try:
@@ -118,15 +141,49 @@ def load_model(name_or_path: str | Path) -> Model:
     network = build_network(recipe)
     _fill(network, tensors, folder / WEIGHTS)
     size = recipe.image.size
-    statistics = {}
-    for name in ("mean", "standard_deviation"):
+    statistics: dict[str, Tensor | None] = {"mean": None, "standard_deviation": None}
+    for name in statistics if any(name.startswith("statistics.") for name in tensors) else ():
         tensor = tensors.get(f"statistics.{name}")
         if tensor is None or tensor.shape != (1, size, size):
             found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
             raise ThoradError(f"{folder / WEIGHTS}: statistics.{name} is {found}, expected {(1, size, size)}.")
         statistics[name] = tensor.float()
     region = load_region(recipe.image.region, size)
-    return Model(recipe, network.eval(), **statistics, region=region, sha256=sha256, calibration=calibration)
+    return Model(
+        recipe,
+        network.eval(),
+        **statistics,
+        region=region,
+        sha256=sha256,
+        calibration=calibration,
+        perceptual_weights=_perceptual_weights(folder, calibration),
+    )
+
+
+def load_recipe_of(name_or_path: str | Path) -> Recipe:
+    """The recipe of a model, without its weights.
+
+    Raises:
+        ThoradError: unknown model, or its recipe can't be read.
+    """
+    path = model_folder(name_or_path) / RECIPE
+    return parse_recipe(_read(path).decode("utf-8", errors="replace"), source=str(path))
+
+
+def has_statistics(name_or_path: str | Path) -> bool:
+    """Whether a model knows its training images' statistics, told without loading its weights.
+
+    Raises:
+        ThoradError: unknown model, or its weights can't be read.
+    """
+    path = model_folder(name_or_path) / WEIGHTS
+    try:
+        with safe_open(path, "pt") as tensors:
+            return any(name.startswith("statistics.") for name in tensors.keys())  # noqa: SIM118 (no dictionary)
+    except (SafetensorError, OSError) as error:
+        raise ThoradError(
+            f"{path}: can't be read as weights ({error}). Take the folder from its source again."
+        ) from error
 
 
 def model_card(name_or_path: str | Path) -> str:
@@ -147,28 +204,38 @@ def save_model(
     folder: Path,
     recipe: Recipe,
     network: Mapping[str, Tensor],
-    mean: Tensor,
-    standard_deviation: Tensor,
+    mean: Tensor | None,
+    standard_deviation: Tensor | None,
     card: str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    perceptual: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a model folder; the calibration last, so that a folder that stopped half-way doesn't load.
 
     Args:
         folder: made if it isn't there; its files are replaced.
         recipe: what made the model.
-        network: the denoiser's state; kept as bfloat16.
-        mean: of the training images, (1, S, S) on the [-1, 1] scale.
+        network: the denoiser's state.
+        mean: of the training images, (1, S, S) on the [-1, 1] scale; None where nobody knows.
         standard_deviation: likewise.
         card: the model card, Markdown.
+        dtype: what the network is kept in.
+        perceptual: LPIPS weights that belong to the model.
     """
-    tensors = {f"network.{name}": tensor.detach().cpu().bfloat16().contiguous() for name, tensor in network.items()}
-    tensors["statistics.mean"] = mean.float().cpu().contiguous()
-    tensors["statistics.standard_deviation"] = standard_deviation.float().cpu().contiguous()
+    tensors = {f"network.{name}": tensor.detach().cpu().to(dtype).contiguous() for name, tensor in network.items()}
+    if mean is not None and standard_deviation is not None:
+        tensors["statistics.mean"] = mean.float().cpu().contiguous()
+        tensors["statistics.standard_deviation"] = standard_deviation.float().cpu().contiguous()
     weights = save(tensors)
     calibration = {"weights_sha256": hashlib.sha256(weights).hexdigest(), "thorad": __version__}
     write_whole(folder / RECIPE, recipe.to_toml().encode())
     write_whole(folder / CARD, card.encode())
     write_whole(folder / WEIGHTS, weights)
+    if perceptual is not None:
+        content = save({name: tensor.contiguous() for name, tensor in perceptual.items()})
+        calibration["perceptual_sha256"] = hashlib.sha256(content).hexdigest()
+        write_whole(folder / PERCEPTUAL, content)
     write_whole(folder / CALIBRATION, (json.dumps(calibration, indent=2) + "\n").encode())
 
 
@@ -199,6 +266,19 @@ def _read(path: Path) -> bytes:
             f"{path}: can't be read ({error.strerror}). A model is a folder of {WEIGHTS}, {RECIPE}, {CALIBRATION} "
             f"and {CARD}."
         ) from error
+
+
+def _perceptual_weights(folder: Path, calibration: Mapping[str, Any]) -> Path | None:
+    """The model's own LPIPS weights, checked to be the ones it was saved with."""
+    expected = calibration.get("perceptual_sha256")
+    if expected is None:
+        return None
+    if hashlib.sha256(_read(folder / PERCEPTUAL)).hexdigest() != expected:
+        raise ThoradError(
+            f"{folder / PERCEPTUAL}: the LPIPS weights changed since the model was saved. Take the folder from its "
+            "source again."
+        )
+    return folder / PERCEPTUAL
 
 
 def _fill(network: Denoiser, tensors: Mapping[str, Tensor], source: Path) -> None:

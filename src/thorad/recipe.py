@@ -16,10 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from thorad.errors import ThoradError
 
 NoiseKind = Literal["gaussian", "simplex"]
+InputRange = Literal["-1..1", "0..1"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 From0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+From0Integer = Annotated[int, Field(ge=0)]
 
 
 class _Section(BaseModel):
@@ -33,6 +35,8 @@ class ImageSection(_Section):
     """Side of the square that the model works on, px."""
     region: str = ""
     """Where anomalies are looked for: the name of a bundled region, or empty for the whole image."""
+    input_range: InputRange = "-1..1"
+    """The scale of the images that the network was trained on; other than -1..1 only in imported models."""
 
 
 class NetworkSection(_Section):
@@ -74,6 +78,16 @@ class NoiseSection(_Section):
     """Only timesteps below this one are trained: restoration starts at 250 to 350."""
     timestep_power: Above0 = 1.0
     """Timesteps are train_below * u^power with u uniform: above 1, more of the low ones. The paper's is 1."""
+    prediction: Literal["noise", "clean"] = "noise"
+    """What the network predicts: the noise in its input, or the clean image. Squared error either way."""
+    patch_noise: From0Integer = 0
+    """Side in px of the cells of a grid; one cell, at random, is noised in each training image, the others stay clean
+    as context, and the loss is the absolute error in that cell alone (pDDPM). 0 noises the whole image."""
+
+    @property
+    def trained_kinds(self) -> list[NoiseKind]:
+        """The kinds that any training image gets: the network doesn't know those with a share of 0."""
+        return [kind for kind, share in zip(self.kinds, self.share, strict=True) if share > 0]
 
     @model_validator(mode="after")
     def _kinds_agree(self) -> NoiseSection:
@@ -117,7 +131,7 @@ class TrainingSection(_Section):
     steps: Positive = 45000
     batch_size: Positive = 16
     learning_rate: Above0 = 1e-4
-    warm_up: Annotated[int, Field(ge=0)] = 0
+    warm_up: From0Integer = 0
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
     """What the learning rate does after the warm-up; cosine falls to 2 % at the last step."""
@@ -149,6 +163,15 @@ class Recipe(_Section):
         multiple = self.network.patch * 2 ** (len(self.network.channels) - 1)
         if self.image.size % multiple:
             raise ValueError(f"image.size {self.image.size} must be a multiple of {multiple} (patch * 2^(levels - 1))")
+        return self
+
+    @model_validator(mode="after")
+    def _cells_divide(self) -> Recipe:
+        cell = self.noise.patch_noise
+        if cell and (self.image.size % cell or cell == self.image.size):
+            raise ValueError(f"noise.patch_noise {cell} must divide image.size {self.image.size} into several cells")
+        if cell and self.noise.prediction != "clean":
+            raise ValueError('noise.patch_noise goes with noise.prediction = "clean", as in the paper (pDDPM)')
         return self
 
     def to_toml(self) -> str:

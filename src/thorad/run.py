@@ -32,6 +32,8 @@ class RunSummary:
 
     done: Mapping[str, float]
     """{name: score}, the highest first, with those that an earlier run has done."""
+    judged: Mapping[str, tuple[float, int]]
+    """{name: (p-value, number of findings)} of those cases, where the model is calibrated; else empty."""
     failed: Mapping[str, str]
     """{name: why}."""
     already_done: int
@@ -46,7 +48,7 @@ def open_results(detector: Detector, out: Path) -> ResultWriter:
     Raises:
         ThoradError: the folder can't be written, or holds the results of other options.
     """
-    run = {"options": detector.provenance(), **_software()}
+    run = {"options": {**detector.provenance(), "calibration": _calibration(detector)}, **_software()}
     return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum)
 
 
@@ -54,6 +56,19 @@ def write_evaluation_run(detectors: Sequence[Detector], out: Path, seconds: floa
     """Write `out`/run.json: what made the figures of an evaluation."""
     run = {"detectors": [detector.provenance() for detector in detectors], **_software(), "seconds": round(seconds, 1)}
     write_whole(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
+
+
+def _calibration(detector: Detector) -> dict[str, Any] | None:
+    """What decides the p-values and masks, as run.json keeps it."""
+    calibration, rate = detector.calibration, detector.false_positives
+    if calibration is None or rate is None:
+        return None
+    return {
+        "false_positives": rate,
+        "threshold": calibration.thresholds[rate],
+        "scans": calibration.scans,
+        "sha256": calibration.sha256,
+    }
 
 
 def _software() -> dict[str, Any]:
@@ -89,7 +104,7 @@ def detect_files(
         images = []
         for name in batch:
             try:
-                images.append(_read(named[name], name))
+                images.append(read_scan(named[name], name))
             except ThoradError as error:
                 failed[name] = str(error)
                 results.fail(name, str(named[name]), str(error))
@@ -112,7 +127,8 @@ def detect_files(
     seconds = time.perf_counter() - began
     results.close(seconds)
     done = {name: score for name, score in results.scores().items() if name in named}
-    return RunSummary(done, failed, already_done=len(before), seconds=seconds)
+    judged = {name: found for name, found in results.judged().items() if name in named}
+    return RunSummary(done, judged, failed, already_done=len(before), seconds=seconds)
 
 
 def _refuse_other_files(named: Mapping[str, Path], results: ResultWriter) -> None:
@@ -128,8 +144,12 @@ def _refuse_other_files(named: Mapping[str, Path], results: ResultWriter) -> Non
         )
 
 
-def _read(path: Path, name: str) -> Image:
-    """An image that the detector takes; whatever is bad about it is told with the file's name."""
+def read_scan(path: Path, name: str) -> Image:
+    """Read an image that the detector takes; whatever is bad about it is told with the file's name.
+
+    Raises:
+        ThoradError: as `thorad.data.images.read_image` and `thorad.data.preprocess.scale`.
+    """
     image = read_image(path, name)
     try:
         scale(image.pixels)

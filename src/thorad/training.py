@@ -1,6 +1,8 @@
 """Learn healthy anatomy: fit a recipe's denoiser to a folder of healthy images.
 
 Ho, Jain, Abbeel: Denoising Diffusion Probabilistic Models, 2020, algorithm 1: predict the noise, mean squared error.
+Behrendt, Bhattacharya, Krüger, Opfer, Schlaefer: Patched Diffusion Models for Unsupervised Anomaly Detection in Brain
+MRI, MIDL 2023, arXiv:2303.03758 (pDDPM): noise a part of the image, predict the clean image, absolute error.
 
 Everything random in a training step depends on (seed, step, process) alone, so that a run that was killed and resumed
 ends with the weights of an uninterrupted one.
@@ -77,6 +79,11 @@ class DiffusionTraining(lightning.LightningModule):
         self.images = _Images(images, validation)
         self.pictures = pictures
 
+    @property
+    def cells(self) -> int:
+        """How many parts of an image are noised separately."""
+        return (self.recipe.image.size // (self.recipe.noise.patch_noise or self.recipe.image.size)) ** 2
+
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         """The loss of one batch; which images it holds follows from the step's number, not from the loader."""
         noise, size = self.recipe.noise, self.recipe.training.batch_size
@@ -86,7 +93,9 @@ class DiffusionTraining(lightning.LightningModule):
         x = augment(self.images.train[chosen], self.recipe.augmentation, generator) * 2 - 1
         kind = torch.multinomial(torch.tensor(noise.share), size, replacement=True, generator=generator)
         t = (noise.train_below * torch.rand(size, generator=generator) ** noise.timestep_power).long()
-        loss, of_kind = self._losses(x, t.clamp(max=noise.train_below - 1), kind, generator)
+        t = t.clamp(max=noise.train_below - 1)
+        cell = torch.randint(self.cells, (size,), generator=generator) if noise.patch_noise else None
+        loss, of_kind = self._losses(x, t, kind, generator, cell)
         for name, value in of_kind.items():
             self.log(f"train/{name}", value, on_step=True, on_epoch=False)
         self.log("train/loss", loss, prog_bar=True)
@@ -96,12 +105,13 @@ class DiffusionTraining(lightning.LightningModule):
         """The loss of one validation image with each kind of noise at a fixed spread of timesteps."""
         index = int(batch)
         generator = _generator(self.recipe.training.seed, -1 - index, 0)
-        spread = torch.linspace(0, self.recipe.noise.train_below - 1, 5).long()
-        kinds = range(len(self.recipe.noise.kinds))
-        kind = torch.tensor([k for k in kinds for _ in spread])
-        t = spread.repeat(len(kinds))
+        noise = self.recipe.noise
+        spread = torch.linspace(0, noise.train_below - 1, 5).long()
+        kind = torch.tensor([noise.kinds.index(trained) for trained in noise.trained_kinds for _ in spread])
+        t = spread.repeat(len(noise.trained_kinds))
         x = self.images.validation[index].expand(len(t), -1, -1, -1) * 2 - 1
-        loss, of_kind = self._losses(x, t, kind, generator)
+        cell = torch.full_like(t, index % self.cells) if noise.patch_noise else None
+        loss, of_kind = self._losses(x, t, kind, generator, cell)
         self.log("validation/loss", loss, on_epoch=True, sync_dist=True, batch_size=1)
         for name, value in of_kind.items():
             self.log(f"validation/{name}", value, on_epoch=True, sync_dist=True, batch_size=1)
@@ -129,27 +139,44 @@ class DiffusionTraining(lightning.LightningModule):
         return DataLoader(range(len(self.images.validation)), batch_size=1)  # type: ignore[arg-type]
 
     def _losses(
-        self, x: Tensor, t: Tensor, kind: Tensor, generator: torch.Generator
+        self, x: Tensor, t: Tensor, kind: Tensor, generator: torch.Generator, cell: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted mean squared error of the predicted noise, and each kind's own unweighted mean.
+        """Weighted mean error of the prediction, and each kind's own unweighted mean.
+
+        The error is squared; of images that are noised in a cell only it is the absolute error inside that cell.
 
         Args:
             x: (B, 1, S, S) in [-1, 1].
             t: (B,) timesteps, on the host, as is `kind`: asking an accelerator for them would wait for all its work.
             kind: (B,) indices of the recipe's kinds of noise.
             generator: of the noise.
+            cell: (B,) which cell of the recipe's grid is noised, on the host; None noises the whole image.
         """
         x, kinds = x.to(self.device), kind.tolist()
         eps = self._noise_of(kinds, x, generator)
         x_t = self.diffusion.add_noise(x, eps, t)
+        box = None if cell is None else self._boxes(cell)
+        if box is not None:
+            x_t = torch.where(box, x_t, x)
         predicted = self.network(x_t, t.to(self.device), kind.to(self.device))
-        squared = (predicted - eps).square().mean((1, 2, 3))  # (B,)
+        difference = predicted - (x if self.recipe.noise.prediction == "clean" else eps)
+        if box is None:
+            error = difference.square().mean((1, 2, 3))  # (B,)
+        else:
+            error = (difference.abs() * box).sum((1, 2, 3)) / box.sum((1, 2, 3))  # (B,)
         weight = torch.tensor(self.recipe.noise.loss_weight)[kind].to(self.device)
         of_kind = {}
         for k in sorted(set(kinds)):
             places = [i for i, of_image in enumerate(kinds) if of_image == k]
-            of_kind[self.recipe.noise.kinds[k]] = squared[places].mean().detach()
-        return (weight * squared).mean(), of_kind
+            of_kind[self.recipe.noise.kinds[k]] = error[places].mean().detach()
+        return (weight * error).mean(), of_kind
+
+    def _boxes(self, cell: Tensor) -> Tensor:
+        """(B, 1, S, S), True in the given cell (B,) of the grid; cells are counted along the rows."""
+        size, side = self.recipe.image.size, self.recipe.noise.patch_noise
+        along = torch.arange(size) // side  # (S,)
+        number = along[:, None] * (size // side) + along  # (S, S)
+        return (number == cell.view(-1, 1, 1, 1)).to(self.device)
 
     def _noise_of(self, kinds: list[int], x: Tensor, generator: torch.Generator) -> Tensor:
         eps = torch.empty_like(x)
@@ -163,13 +190,19 @@ class DiffusionTraining(lightning.LightningModule):
     def _reconstructions(self) -> Tensor:
         x = (self.images.validation[:8] * 2 - 1).to(self.device)
         t = int(PICTURE_NOISE_LEVEL * self.recipe.noise.train_below)
+        # A patched network learns nothing about the clean cells: the image stays there, as in its method.
+        box = self._boxes(torch.arange(len(x)) % self.cells) if self.recipe.noise.patch_noise else None
         rows = [x]
-        for k in range(len(self.recipe.noise.kinds)):
+        for k in map(self.recipe.noise.kinds.index, self.recipe.noise.trained_kinds):
             eps = self._noise_of([k] * len(x), x, _generator(self.recipe.training.seed, -1, 0))
             x_t = self.diffusion.add_noise(x, eps, t)
+            x_t = x_t if box is None else torch.where(box, x_t, x)
             steps = torch.full((len(x),), t, device=self.device)
             predicted = self.network(x_t, steps, torch.full_like(steps, k))
-            rows += [x_t, self.diffusion.predict_clean(x_t, predicted, t)]
+            clean = predicted
+            if self.recipe.noise.prediction == "noise":
+                clean = self.diffusion.predict_clean(x_t, predicted, t)
+            rows += [x_t, clean if box is None else torch.where(box, clean, x)]
         strips = [torch.cat(list(row[:, 0]), dim=1) for row in rows]  # (S, 8 S) each
         return ((torch.cat(strips) + 1) / 2).clamp(0, 1).float().cpu()
 
@@ -413,6 +446,10 @@ def _precision(recipe: Recipe, accelerator: str) -> Any:
 
 
 def _card(recipe: Recipe, trained_on: int, validated_on: int, trainer: lightning.Trainer, seconds: float) -> str:
+    noise = recipe.noise
+    predicts = {"noise": "the noise", "clean": "the clean image"}[noise.prediction]
+    where = f"one cell of {noise.patch_noise} px of an image" if noise.patch_noise else "the whole image"
+    kinds = " or ".join(noise.trained_kinds)
     return f"""# {recipe.name}
 
 {recipe.description}
@@ -426,6 +463,7 @@ Research use only; not a medical device.
 | steps | {trainer.global_step} of {recipe.training.batch_size * trainer.world_size} images |
 | time | {seconds / 3600:.2f} h since the last start, {trainer.world_size} process(es), {platform.machine()} |
 | precision | {trainer.precision} |
+| predicts | {predicts}, from {where} under {kinds} noise, timesteps below {noise.train_below} |
 | figures | not measured: run `thorad evaluate` on labelled cases |
 
 Fill in before you share it: where the images come from, their licence, for whom the model is valid.

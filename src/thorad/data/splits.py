@@ -24,6 +24,12 @@ class Case:
     name: str
     """Case id, the same that `thorad detect` gives the image when it reads the same table."""
 
+    volume: str | None = None
+    """The volume that this slice is part of; None: it is a volume of its own."""
+
+    slice_number: int | None = None
+    """Its place in the volume; None: that of its row."""
+
 
 def subject_of(path: Path) -> str:
     """The subject that a file's name tells: its leading BIDS entity `sub-XXXX`, else the whole stem."""
@@ -32,12 +38,14 @@ def subject_of(path: Path) -> str:
 
 
 def read_cases(table: Path) -> list[Case]:
-    """Read an evaluation table: columns `image`, `mask` (empty for a healthy image) and, optional, `subject`.
+    """Read an evaluation table: columns `image`, `mask` (empty for a healthy image).
 
-    Paths are relative to the table's folder. Without a subject, the image's name tells it (`subject_of`).
+    Paths are relative to the table's folder. Optional are `subject` (else the image's name tells it, `subject_of`),
+    `volume` (else each image is one by itself) and `slice`, a whole number that orders the slices of a volume.
 
     Raises:
-        ThoradError: the table can't be read, lacks a column, names a missing file, or names an image twice.
+        ThoradError: the table can't be read, lacks a column, names a missing file, or names an image twice; a slice
+            that is no whole number.
     """
     rows = read_table(table, ["image", "mask"])
     images = files_in_column(table, rows, "image")
@@ -56,9 +64,25 @@ def read_cases(table: Path) -> list[Case]:
         )
     names = case_names(images, [table.parent] * len(images))
     return [
-        Case(image=image, mask=masks.get(line), subject=row.get("subject") or subject_of(image), name=name)
+        Case(
+            image=image,
+            mask=masks.get(line),
+            subject=row.get("subject") or subject_of(image),
+            name=name,
+            volume=row.get("volume") or None,
+            slice_number=_slice_number(table, line, row.get("slice", "")),
+        )
         for (line, row), image, name in zip(rows, images, names, strict=True)
     ]
+
+
+def _slice_number(table: Path, line: int, cell: str) -> int | None:
+    try:
+        return int(cell) if cell else None
+    except ValueError as error:
+        raise ThoradError(
+            f"{table}, line {line}: the slice is {cell!r}, expected a whole number. It orders the slices of a volume."
+        ) from error
 
 
 def training_images(

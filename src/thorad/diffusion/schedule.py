@@ -1,6 +1,6 @@
 """The noise schedule of a diffusion model and the way between any two of its timesteps.
 
-Ho, Jain, Abbeel: Denoising Diffusion Probabilistic Models, 2020 (DDPM), equations 4, 7 and 15.
+Ho, Jain, Abbeel: Denoising Diffusion Probabilistic Models, 2020 (DDPM), equations 2, 4, 7 and 15.
 Song, Meng, Ermon: Denoising Diffusion Implicit Models, 2021 (DDIM), equations 12 and 16.
 
 =================  =======================================  ===================
@@ -89,6 +89,23 @@ class Schedule:
         eps = self._mix((1 - here).rsqrt(), x_t, -(here / (1 - here)).sqrt(), clean)
         x_next = self._mix(there.sqrt(), clean, (1 - there - variance).clamp(min=0).sqrt(), eps)
         return x_next + variance.sqrt().to(noise) * noise
+
+    def renoise(self, x_t: Tensor, t: int, t_next: int, noise: Tensor) -> Tensor:
+        """Go from timestep t to any later one: x_next = sqrt(kept) x_t + sqrt(1 - kept) noise.
+
+        ``kept`` is alpha_bar_next / alpha_bar. Between neighbours this is DDPM equation 2, where 1 - kept is beta;
+        from ``CLEAN`` it is `add_noise`.
+
+        Args:
+            x_t: images at t, (B, ...).
+            t: where x_t is, may be ``CLEAN``.
+            t_next: where to go, t < t_next.
+            noise: fresh noise, (B, ...).
+        """
+        if not CLEAN <= t < t_next < self.timesteps:
+            raise ValueError(f"renoising goes from a timestep to a later one, got {t} -> {t_next}")
+        kept = self._alpha_bar(t_next, x_t) / self._alpha_bar(t, x_t)
+        return self._mix(kept.sqrt(), x_t, (1 - kept).sqrt(), noise)
 
 
 def visited_timesteps(noise_level: int, steps: int | None, harmonise_at: tuple[int, ...] = ()) -> list[int]:

@@ -1,72 +1,68 @@
-"""What the field reports for brain slices (Bercea et al.'s protocol): lesion size groups and their averages.
+"""What the field reports: a table of protocols, each a named function with the table that it prints."""
 
-Sizes are lesion pixels of one slice on the 128x128 model grid. On another grid the limits scale with the pixel area.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
+from thorad.data.boxes import read_box_cases
+from thorad.data.splits import read_cases
+from thorad.evaluation.boxes import boxes
+from thorad.evaluation.lesions import brain_lesions
+from thorad.evaluation.tables import box_table, lesion_table, volume_table
+from thorad.evaluation.volumes import brain_volumes
 
-REFERENCE_GRID: Final = 128
-"""Side of the grid, in px, on which the limits of `SIZE_GROUPS` are counted."""
+Rows = list[dict[str, Any]]
 
-SIZE_GROUPS: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
-    {"small": (3.0, 71.0), "medium": (71.0, 570.0), "large": (570.0, np.inf)}
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to measure, and what it needs."""
+
+    read: Callable[[Path], Sequence[Any]]
+    """Reads the user's table of cases."""
+    measure: Callable[..., tuple[Rows, Rows]]
+    """Turns (cases, healthy, detectors) into the results and the rows of `cases.csv`."""
+    table: Callable[[Sequence[Mapping[str, Any]]], str]
+    """Turns the results into a Markdown table."""
+    headline: Callable[[Mapping[str, Any]], float | None]
+    """The one figure by which a result is judged, in percent."""
+    headline_name: str
+    validated: bool = False
+    """Whether it chooses a threshold on validation cases."""
+
+
+PROTOCOLS: Final[Mapping[str, Protocol]] = MappingProxyType(
+    {
+        "brain-lesions": Protocol(
+            read=read_cases,
+            measure=brain_lesions,
+            table=lesion_table,
+            headline=lambda result: result["best_dice"]["average"],
+            headline_name="average best Dice",
+        ),
+        "brain-volumes": Protocol(
+            read=read_cases,
+            measure=brain_volumes,
+            table=volume_table,
+            headline=lambda result: _percent(result["mean_dice"]),
+            headline_name="mean Dice",
+            validated=True,
+        ),
+        "boxes": Protocol(
+            read=read_box_cases,
+            measure=boxes,
+            table=box_table,
+            headline=lambda result: _percent(result["kinds"]["all"]["f1"]),
+            headline_name="F1",
+        ),
+    }
 )
-"""Group -> (more than, at most) lesion pixels at 128x128."""
+"""Name -> protocol."""
 
-PAPER_MIX: Final = (0.4706, 0.3812, 0.1471)
-"""The paper's share of small, medium and large lesions.
-
-It is not printed there: least squares on the six published rows (average, small, medium, large) gives it and
-reproduces every published average to 0.004 points. The shares sum to 0.9989 and are normalised where they are used.
-"""
+DEFAULT_PROTOCOL: Final = "brain-lesions"
 
 
-def size_group(lesion_pixels: int, grid_size: int = REFERENCE_GRID) -> str | None:
-    """Name the size group of a lesion of `lesion_pixels` px on a grid of `grid_size` x `grid_size` px.
-
-    A lesion of 3 px or fewer (at 128x128) belongs to no group: None. It still counts in everything that is pooled.
-    """
-    scale = (grid_size / REFERENCE_GRID) ** 2
-    for group, (more_than, at_most) in SIZE_GROUPS.items():
-        if more_than * scale < lesion_pixels <= at_most * scale:
-            return group
-    return None
-
-
-def lesion_weighted_average(
-    group_values: NDArray[np.float64], lesion_counts: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Average small, medium and large, each weighted with its number of lesion cases in this bench.
-
-    Args:
-        group_values: (..., 3) values in the order of `SIZE_GROUPS`; NaN where a group is absent.
-        lesion_counts: (..., 3) lesion cases of each group.
-
-    Returns:
-        (...) weighted means. Absent groups are left out; NaN if all are absent.
-    """
-    present = np.isfinite(group_values) & (lesion_counts > 0)
-    weights = np.where(present, lesion_counts, 0.0)
-    total = weights.sum(axis=-1)
-    weighted = (weights * np.where(present, group_values, 0.0)).sum(axis=-1)
-    return np.where(total > 0, weighted / np.maximum(total, 1e-12), np.nan)
-
-
-def paper_mix(group_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average small, medium and large with the paper's own mix of sizes, `PAPER_MIX`.
-
-    Benches differ in their mix, and the average moves with it; this one compares with the published averages.
-
-    Args:
-        group_values: (..., 3) values in the order of `SIZE_GROUPS`; NaN where a group is absent.
-
-    Returns:
-        (...) weighted means; NaN where any group is absent.
-    """
-    weights = np.asarray(PAPER_MIX)
-    return np.asarray(group_values @ (weights / weights.sum()))
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value

@@ -88,6 +88,11 @@ class PerceptualDistance(nn.Module):
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
 
+    def weights(self) -> dict[str, Tensor]:
+        """All that was learned, under the names of a weight file: `features.*` and `heads.*`."""
+        features = {f"features.{name}": tensor for name, tensor in self.features_network.state_dict().items()}
+        return features | {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
+
     def features(self, image: Tensor) -> Features:
         """The seven unit-length feature maps of `image`, (B, 1, H, W) or (B, 3, H, W) in [-1, 1], H and W >= 17 px."""
         with torch.autocast(image.device.type, enabled=False):
@@ -127,7 +132,7 @@ def load_perceptual_distance(weights: Path | None = None) -> PerceptualDistance:
     Args:
         weights: a SqueezeNet 1.1 ImageNet state dict in torchvision's names (`squeezenet1_1-*.pth`, or .safetensors),
             to compute with the weights that torchmetrics and lpips use. Default: the bundled ones. The heads are
-            always the bundled ones, which are lpips' v0.1.
+            the bundled ones, which are lpips' v0.1, unless the file has its own (`heads.*`: an imported model's).
 
     Raises:
         ThoradError: the file is missing, unreadable, or not SqueezeNet 1.1's.
@@ -135,18 +140,19 @@ def load_perceptual_distance(weights: Path | None = None) -> PerceptualDistance:
     with torch.random.fork_rng(devices=[]):  # the first, random weights must not move the caller's generator
         module = PerceptualDistance()
     bundled = load_file(BUNDLED_WEIGHTS)
-    module.heads.load_state_dict(_part(bundled, "heads."))
-    features = _part(bundled if weights is None else _read(weights), "features.")
-    expected = module.features_network.state_dict()
-    unfit = [name for name, tensor in expected.items() if name not in features or features[name].shape != tensor.shape]
+    given = bundled if weights is None else _read(weights)
+    state = {name: tensor for name, tensor in bundled.items() if name.startswith("heads.")} | given
+    expected = {name: tensor for name, tensor in module.weights().items() if "features." in name or name in given}
+    unfit = [name for name, tensor in expected.items() if name not in state or state[name].shape != tensor.shape]
     if unfit:
-        found = f"has shape {tuple(features[unfit[0]].shape)}" if unfit[0] in features else "is missing"
+        found = f"has shape {tuple(state[unfit[0]].shape)}" if unfit[0] in state else "is missing"
         raise ThoradError(
             f"{weights}: not the weights of torchvision's squeezenet1_1: {len(unfit)} of {len(expected)} tensors don't "
-            f"fit, first features.{unfit[0]}, which {found}, expected {tuple(expected[unfit[0]].shape)}. "
+            f"fit, first {unfit[0]}, which {found}, expected {tuple(expected[unfit[0]].shape)}. "
             "Give a state dict of squeezenet1_1, or leave the option out to use the bundled weights."
         )
-    module.features_network.load_state_dict({name: features[name] for name in expected})
+    module.features_network.load_state_dict(_part({name: state[name] for name in expected}, "features."))
+    module.heads.load_state_dict(_part(state, "heads."))
     # Channels last is 2 to 3 times faster on the CPU, most of all in the pooling. torch's types don't know the option.
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module.eval().requires_grad_(False)

@@ -6,6 +6,7 @@
     cases/<name>/anomaly_map.npy  (H, W) float32 on the input's own grid, raw
     cases/<name>/pseudo_healthy.png  8-bit, where the method makes one
     cases/<name>/overlay.png      the image with the map over it, one colour scale for the whole run
+    cases/<name>/mask.png         255 where that map is above the calibration's threshold; where the run has one
 
 Every file is there whole or not at all, so a run that was killed goes on where it stopped.
 """
@@ -13,6 +14,8 @@ Every file is there whole or not at all, so a run that was killed goes on where 
 import csv
 import io
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +26,8 @@ from thorad.data.images import write_npy, write_png8, write_whole
 from thorad.data.tables import listing
 from thorad.errors import ThoradError
 
-COLUMNS = ("name", "source", "score", "network_calls", "seconds", "status", "message")
+COLUMNS = ("name", "source", "score", "p_value", "findings", "network_calls", "seconds", "status", "message")
+"""Of cases.csv, where `findings` is their number; case.json lists them, each as `thorad.evaluation.findings` has it."""
 
 COLOURS = np.array([(126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33)], dtype=np.float32)
 """Violet to yellow: the upper part of plasma, which rises evenly in lightness and reads the same without red or green.
@@ -31,7 +35,7 @@ COLOURS = np.array([(126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33
 Source: S. van der Walt and N. Smith, matplotlib colour maps (CC0).
 """
 
-MAP, PSEUDO_HEALTHY, OVERLAY = "anomaly_map.npy", "pseudo_healthy.png", "overlay.png"
+MAP, PSEUDO_HEALTHY, OVERLAY, MASK = "anomaly_map.npy", "pseudo_healthy.png", "overlay.png", "mask.png"
 
 
 class Result(Protocol):
@@ -68,6 +72,18 @@ class Result(Protocol):
     @property
     def seconds(self) -> float:
         """Spent on this case."""
+
+    @property
+    def p_value(self) -> float | None:
+        """Of the score among healthy scans, or None without a calibration."""
+
+    @property
+    def mask(self) -> NDArray[np.bool_] | None:
+        """(H, W), the map above the calibration's threshold, or None."""
+
+    @property
+    def findings(self) -> Sequence[Any] | None:
+        """The mask's components, as dataclasses, or None."""
 
 
 class ResultWriter:
@@ -112,6 +128,14 @@ class ResultWriter:
         scores = {str(case["name"]): float(case["score"]) for case in self._cases() if case["status"] == "ok"}
         return dict(sorted(scores.items(), key=lambda item: -item[1]))
 
+    def judged(self) -> dict[str, tuple[float, int]]:
+        """{name: (p-value, number of findings)} of the cases that have them."""
+        return {
+            str(case["name"]): (float(case["p_value"]), len(case["findings"]))
+            for case in self._cases()
+            if case["p_value"] is not None
+        }
+
     def case_folder(self, name: str) -> Path:
         """Where the files of a case lie."""
         return self._out / "cases" / name
@@ -127,12 +151,16 @@ class ResultWriter:
         if result.pseudo_healthy is not None:
             write_png8(folder / PSEUDO_HEALTHY, result.pseudo_healthy)
         write_png8(folder / OVERLAY, overlay(result.image, result.anomaly_map, self._overlay_maximum))
-        files = [MAP, OVERLAY] if result.pseudo_healthy is None else [MAP, OVERLAY, PSEUDO_HEALTHY]
+        if result.mask is not None:
+            write_png8(folder / MASK, np.where(result.mask, 255, 0).astype(np.uint8))
+        files = [file for file in (MAP, OVERLAY, PSEUDO_HEALTHY, MASK) if (folder / file).is_file()]
         self._write_case(
             folder,
             name=result.name,
             source=result.source,
             score=float(result.score),
+            p_value=result.p_value,
+            findings=None if result.findings is None else [asdict(finding) for finding in result.findings],
             network_calls=int(result.network_calls),
             seconds=float(result.seconds),
             status="ok",
@@ -151,6 +179,8 @@ class ResultWriter:
             name=name,
             source=source,
             score=None,
+            p_value=None,
+            findings=None,
             network_calls=None,
             seconds=None,
             status="failed",
@@ -171,7 +201,9 @@ class ResultWriter:
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
         rows.writerow(COLUMNS)
-        rows.writerows([case[column] for column in COLUMNS] for case in cases)
+        for case in cases:
+            count = None if case["findings"] is None else len(case["findings"])
+            rows.writerow({**case, "findings": count}[column] for column in COLUMNS)
         # A source may hold bytes that are no UTF-8; it is still to be told.
         write_whole(self._out / "cases.csv", table.getvalue().encode(errors="backslashreplace"))
         failed = sum(case["status"] == "failed" for case in cases)
@@ -220,7 +252,7 @@ class ResultWriter:
             raise ValueError(f"a case's name must be usable as a folder's name, found {name!r}")
         folder = self.case_folder(name)
         try:
-            for file in ("case.json", MAP, PSEUDO_HEALTHY, OVERLAY):
+            for file in ("case.json", MAP, PSEUDO_HEALTHY, OVERLAY, MASK):
                 (folder / file).unlink(missing_ok=True)
         except OSError as error:
             raise ThoradError(f"{folder}: can't be written ({error.strerror}). Choose another --out.") from error
@@ -234,6 +266,8 @@ class ResultWriter:
         for path in (self._out / "cases").glob("*/case.json"):
             try:
                 case = json.loads(path.read_bytes())
+                # Results that were written before there were calibrations have neither of the two.
+                case = {"p_value": None, "findings": None, **case}
                 cases.append({key: case[key] for key in (*COLUMNS, "sizes")})
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ThoradError(f"{path}: damaged ({error}). Delete it, and the case is done again.") from error

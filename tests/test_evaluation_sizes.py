@@ -6,7 +6,7 @@ import pytest
 
 from thorad.data.images import read_mask
 from thorad.data.preprocess import mask_to_model_grid
-from thorad.evaluation.protocols import PAPER_MIX, lesion_weighted_average, paper_mix, size_group
+from thorad.evaluation.sizes import PAPER_MIX, lesion_weighted_average, paper_mix, size_group
 
 # Best Dice in percent on ATLAS v2.0 (average, small, medium, large), as published: DDPM, AutoDDPM, THOR Gaussian,
 # AnoDDPM, pDDPM, THOR simplex.

@@ -1,0 +1,381 @@
+"""The protocol `boxes`: findings marked by boxes in X-rays, by the rules of THOR's wrist experiment, and FROC beside.
+
+Bercea et al. (THOR, MICCAI 2024), on wrist X-rays: the threshold is the smallest that a mean of at most 5 % of a
+healthy image's pixels exceed. A box is found if more than 10 % of its pixels exceed it. Its false positives are how
+often the map outside fits into the map inside:
+
+    FP = min(10, int(sum of the map elsewhere / max(sum of the map in the box, 1)))
+
+precision = TP / max(TP + FP, 1) and recall = TP are of one annotation; F1 and recall are then averaged over them. The
+sums are over what exceeds the threshold, and in multiples of it, so that the 1 is one pixel at the threshold whatever
+the map's units: the quotient is the paper's wherever the box's sum is above 1.
+
+That F1 has no counterpart elsewhere, so the usual free-response ROC stands beside it. Candidates are the connected
+components above the same threshold, each with the place and value of its peak. A candidate hits a box if its peak lies
+in it (or, as a second rule, if the candidate's own box and that one have an IoU of 0.1 or more); one that hits none is
+a false positive. Sensitivity is read at 1/8, 1/4, ... 8 false positives an image, healthy images among them, and
+averaged over these seven, as in the LUNA16 challenge (Setio et al., Medical Image Analysis 2017). A candidate tells no
+kind, so a kind's sensitivity is over its own boxes at the false positives of all.
+
+Shapes: N images, S the grid's side, A annotated boxes, C candidates, R rows of weights.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from thorad.data.boxes import Box, BoxCase, boxes_to_model_grid, read_boxes
+from thorad.data.images import read_image, read_mask
+from thorad.data.preprocess import mask_to_model_grid, to_model_input
+from thorad.errors import ThoradError
+from thorad.evaluation import metrics, statistics
+from thorad.evaluation.bench import Bools, Floats, Found, MapDetector, Progress, find_all, healthy_cases
+from thorad.evaluation.statistics import Figures, Sample, interval
+
+HEALTHY_SHARE: Final = 0.05
+"""Mean share of a healthy image's pixels that may exceed the threshold."""
+
+FOUND_SHARE: Final = 0.1
+"""A box is found if more than this share of its pixels exceeds the threshold."""
+
+MOST_FALSE_POSITIVES: Final = 10
+"""Of one annotation."""
+
+FALSE_POSITIVES_AN_IMAGE: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Where FROC reads the sensitivity."""
+
+SMALLEST_IOU: Final = 0.1
+"""Of the second hit rule."""
+
+ALL_KINDS: Final = "all"
+
+COMPARED: Final = ("recall", "f1")
+"""The figures, over all kinds, in which methods are compared."""
+
+
+@dataclass(frozen=True)
+class BoxTruth:
+    """What is known of one image, on the model's grid."""
+
+    boxes: list[Box]
+    """Empty: a healthy image."""
+    elsewhere: Bools | None
+    """(S, S) where what is found outside the boxes counts as false; None: everywhere."""
+
+
+class Candidate(NamedTuple):
+    """A connected component above the threshold; px of the model's grid."""
+
+    box: Box
+    """Around the component."""
+    row: float
+    """Of the centre of the pixel with the largest value."""
+    column: float
+    peak: float
+    """The largest value: how sure the method is."""
+
+
+class BoxFigures(NamedTuple):
+    """The paper's figures of A annotated boxes, (A,) each."""
+
+    recall: Floats
+    precision: Floats
+    f1: Floats
+    false_positives: Floats
+
+
+def boxes(
+    cases: Sequence[BoxCase],
+    healthy: Sequence[Path],
+    detectors: Sequence[MapDetector],
+    *,
+    bootstrap: int,
+    permutations: int,
+    seed: int,
+    on_progress: Progress | None = None,
+    keep: Path | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measure detectors on images whose findings are marked by boxes; see the module's head.
+
+    Returns:
+        The results, and the rows of `cases.csv`.
+
+    Raises:
+        ThoradError: no healthy image, or no case with boxes, that can be used.
+    """
+    named = [*cases, *healthy_cases(cases, healthy, lambda case: case.boxes is None, _healthy_image)]
+    found = find_all(named, detectors, read_box_case, lambda case: case.boxes is not None, "boxes", on_progress, keep)
+    if all(case.boxes is not None for case in found[0].bench.cases):
+        raise ThoradError(
+            "None of the images is healthy and can be used, but the protocol boxes takes its threshold from healthy "
+            "ones. Add rows with an empty column boxes, or a folder of healthy images."
+        )
+    subjects = [case.subject for case in found[0].bench.cases]
+    weights = metrics.subject_resamples(subjects, bootstrap, np.random.default_rng(seed))
+    measured = [_measure(one, weights) for one in found]
+    swaps = statistics.subject_swaps(
+        [subjects[image] for image in measured[0].image_of_box], permutations, np.random.default_rng([seed, 1])
+    )
+
+    def pair(first: int, second: int) -> Figures:
+        return statistics.paired_means(measured[first].of_box, measured[second].of_box)
+
+    compared = statistics.versus([one.sample for one in measured], pair, swaps)
+    results = [one.result | {"versus": versus} for one, versus in zip(measured, compared, strict=True)]
+    return results, [row for one in measured for row in one.rows]
+
+
+def read_box_case(case: BoxCase, size: int) -> tuple[torch.Tensor, BoxTruth]:
+    """Read one image (1, S, S) and what is known of it on the model's grid.
+
+    Raises:
+        ThoradError: as `read_image`, `read_boxes` and `read_mask`.
+    """
+    pixels = read_image(case.image).pixels
+    height, width = pixels.shape
+    image, placement = to_model_input(pixels, size)
+    elsewhere = None if case.elsewhere is None else mask_to_model_grid(read_mask(case.elsewhere, (height, width)), size)
+    if case.boxes is None:
+        return image, BoxTruth([], elsewhere)
+    return image, BoxTruth(boxes_to_model_grid(read_boxes(case.boxes, height, width), placement), elsewhere)
+
+
+def _healthy_image(image: Path, subject: str, name: str) -> BoxCase:
+    return BoxCase(image=image, boxes=None, elsewhere=None, subject=subject, name=name)
+
+
+def pixels_inside(box: Box, size: int) -> Bools:
+    """The pixels of an S x S grid whose centre lies in a box; the nearest one for a box that holds none: (S, S)."""
+    inside = np.outer(_inside(box.top, box.bottom, size), _inside(box.left, box.right, size))
+    return np.asarray(inside, dtype=np.bool_)
+
+
+def _inside(start: float, stop: float, size: int) -> Bools:
+    centres = np.arange(size) + 0.5
+    inside = (start <= centres) & (centres < stop)
+    if not inside.any():
+        inside[min(max(int((start + stop) / 2), 0), size - 1)] = True
+    return np.asarray(inside, dtype=np.bool_)
+
+
+def box_figures(map: ArrayLike, truth: BoxTruth, region: Bools, threshold: float) -> BoxFigures:
+    """Judge each box of one image by the paper's rule.
+
+    Args:
+        map: (S, S) anomaly map.
+        truth: A boxes, and where else.
+        region: (S, S) outside which nothing counts as false.
+        threshold: in map units, >= 0.
+    """
+    values = np.asarray(map, np.float64)
+    # In multiples of the threshold; of a threshold of 0 any positive value is a great many.
+    over = np.where(values > threshold, values / max(threshold, 1e-12), 0.0)
+    masks = [pixels_inside(box, len(values)) for box in truth.boxes]
+    anywhere = np.any(masks, axis=0) if masks else np.zeros_like(region)
+    outside = region & ~anywhere if truth.elsewhere is None else region & ~anywhere & truth.elsewhere
+    elsewhere = over[outside].sum()
+    true_positives = np.asarray([np.mean(over[mask] > 0) > FOUND_SHARE for mask in masks], dtype=np.float64)
+    in_box = np.asarray([over[mask].sum() for mask in masks], dtype=np.float64)
+    false_positives = np.minimum(MOST_FALSE_POSITIVES, np.floor(elsewhere / np.maximum(in_box, 1)))
+    precision = true_positives / np.maximum(true_positives + false_positives, 1)
+    # Recall is 0 or 1; without it the precision is 0, too.
+    f1 = 2 * precision * true_positives / np.maximum(precision + true_positives, 1)
+    return BoxFigures(true_positives, precision, f1, false_positives)
+
+
+def candidates(map: ArrayLike, region: Bools, threshold: float) -> list[Candidate]:
+    """The connected components (8 neighbours) of the region's pixels above the threshold."""
+    values = np.asarray(map, np.float64)
+    labels, count = ndimage.label((values > threshold) & region, structure=np.ones((3, 3)))
+    if not count:
+        return []
+    peaks = ndimage.maximum_position(values, labels, range(1, count + 1))
+    return [
+        Candidate(
+            box=Box("", float(columns.start), float(rows.start), float(columns.stop), float(rows.stop)),
+            row=row + 0.5,
+            column=column + 0.5,
+            peak=float(values[row, column]),
+        )
+        for (rows, columns), (row, column) in zip(ndimage.find_objects(labels), peaks, strict=True)
+    ]
+
+
+def peak_inside(candidate: Candidate, box: Box) -> bool:
+    """The usual hit rule: the candidate's peak lies in the box."""
+    return box.left <= candidate.column < box.right and box.top <= candidate.row < box.bottom
+
+
+def counts(candidate: Candidate, truth: BoxTruth) -> bool:
+    """Whether a candidate is a finding, right or wrong: its peak is elsewhere, or it has to do with a box."""
+    if truth.elsewhere is None or truth.elsewhere[int(candidate.row), int(candidate.column)]:
+        return True
+    return any(peak_inside(candidate, box) or overlaps(candidate, box) for box in truth.boxes)
+
+
+def overlaps(candidate: Candidate, box: Box) -> bool:
+    """The other hit rule: the boxes have an intersection over union of `SMALLEST_IOU` or more."""
+    return iou(candidate.box, box) >= SMALLEST_IOU
+
+
+def iou(first: Box, second: Box) -> float:
+    """Intersection over union of two boxes' areas, in [0, 1]."""
+    width = min(first.right, second.right) - max(first.left, second.left)
+    height = min(first.bottom, second.bottom) - max(first.top, second.top)
+    intersection = max(width, 0.0) * max(height, 0.0)
+    areas = sum((box.right - box.left) * (box.bottom - box.top) for box in (first, second))
+    return intersection / (areas - intersection) if areas > intersection else 0.0
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What FROC needs of N images."""
+
+    best: Floats
+    """(A,) the largest peak of a candidate that hits the box; -inf for none."""
+    false: Floats
+    """Peaks of the candidates that hit no box, of all images."""
+    images: int
+
+
+def match(
+    found: Sequence[Sequence[Candidate]],
+    marked: Sequence[Sequence[Box]],
+    hits: Callable[[Candidate, Box], bool] = peak_inside,
+) -> Hits:
+    """Match candidates with boxes, image by image. Several hits of one box count once; none of them is false.
+
+    Args:
+        found: N images' candidates.
+        marked: N images' boxes.
+        hits: the rule.
+    """
+    best: list[float] = []
+    false: list[float] = []
+    for of_image, boxes_of_image in zip(found, marked, strict=True):
+        hit = [[hits(candidate, box) for box in boxes_of_image] for candidate in of_image]
+        for place in range(len(boxes_of_image)):
+            best.append(max((one.peak for one, row in zip(of_image, hit, strict=True) if row[place]), default=-np.inf))
+        false += [one.peak for one, row in zip(of_image, hit, strict=True) if not any(row)]
+    return Hits(np.asarray(best, np.float64), np.asarray(false, np.float64), len(found))
+
+
+def sensitivities(hits: Hits, rates: ArrayLike = FALSE_POSITIVES_AN_IMAGE) -> Floats:
+    """Sensitivity at given false positives an image: the largest that any cut-off on the peaks reaches with no more.
+
+    Args:
+        hits: of A boxes.
+        rates: false positives an image.
+
+    Returns:
+        One value in [0, 1] for each rate; NaN without boxes.
+    """
+    allowed = np.floor(np.asarray(rates, np.float64) * hits.images + 1e-9).astype(np.int64)
+    if not hits.best.size:
+        return np.full(allowed.shape, np.nan)
+    falling = np.append(np.sort(hits.false)[::-1], -np.inf)
+    # With k false ones allowed, the cut-off lies above the next: what reaches no higher than that is not counted.
+    cut = falling[np.minimum(allowed, len(falling) - 1)]
+    return np.asarray([np.mean(hits.best > value) for value in cut])
+
+
+@dataclass(frozen=True)
+class _Measured:
+    result: dict[str, Any]
+    rows: list[dict[str, Any]]
+    image_of_box: NDArray[np.int64]
+    """(A,) index of each box's image."""
+    of_box: dict[str, Floats]
+    """(A,) of each compared figure."""
+    sample: Sample
+
+
+def _measure(found: Found[BoxCase, BoxTruth], weights: Floats) -> _Measured:
+    cases, truths, region = found.bench.cases, found.bench.truths, found.region
+    ill = np.asarray([case.boxes is not None for case in cases], dtype=np.bool_)
+    # Every image has the same number of pixels, so the mean of the images' shares is the share of all pixels.
+    threshold = metrics.threshold_at_fpr(found.maps[~ill][:, region], HEALTHY_SHARE)
+    of_image = [box_figures(map, truth, region, threshold) for map, truth in zip(found.maps, truths, strict=True)]
+    of_box = {name: np.concatenate([getattr(one, name) for one in of_image]) for name in BoxFigures._fields}
+    image_of_box = np.repeat(np.arange(len(cases)), [len(truth.boxes) for truth in truths])
+    resampled = statistics.weighted_means({name: of_box[name] for name in COMPARED}, weights[:, image_of_box])
+
+    proposed = [
+        [one for one in candidates(map, region, threshold) if counts(one, truth)]
+        for map, truth in zip(found.maps, truths, strict=True)
+    ]
+    marked = [truth.boxes for truth in truths]
+    by_peak, by_iou = match(proposed, marked), match(proposed, marked, overlaps)
+    labels = np.asarray([box.label for truth in truths for box in truth.boxes])
+    kinds = {ALL_KINDS: np.ones(labels.size, dtype=np.bool_), **{kind: labels == kind for kind in np.unique(labels)}}
+
+    def froc(hits: Hits, members: Bools) -> dict[str, Any]:
+        read = sensitivities(Hits(hits.best[members], hits.false, hits.images))
+        at = {f"{rate:g}": float(value) for rate, value in zip(FALSE_POSITIVES_AN_IMAGE, read, strict=True)}
+        return {"mean": float(read.mean()), "sensitivity_at": at}
+
+    figures = {name: float(of_box[name].mean()) for name in COMPARED}
+    result: dict[str, Any] = {
+        **found.about,
+        "kinds": {
+            str(kind): {
+                "boxes": int(members.sum()),
+                **{name: float(values[members].mean()) for name, values in of_box.items()},
+                "froc": froc(by_peak, members),
+                "froc_iou": froc(by_iou, members),
+            }
+            for kind, members in kinds.items()
+        },
+        "image_auroc": metrics.auroc(found.scores, ill),
+        "network_calls": found.detector.network_calls,
+        "cpu_seconds_per_case": found.cpu_seconds_per_case,
+        "intervals": {
+            **{name: interval(values) for name, values in resampled.items()},
+            "image_auroc": interval(metrics.resampled_image_auroc(found.scores, ill, weights)),
+        },
+        "thresholds": {
+            "boxes": threshold,
+            "boxes_source": f"{100 * HEALTHY_SHARE:g} % of the pixels of the {int((~ill).sum())} healthy images "
+            "of this evaluation",
+        },
+        "counts": {
+            "images_with_boxes": int(ill.sum()),
+            "healthy_images": int((~ill).sum()),
+            "boxes": int(labels.size),
+            "boxes_not_found": int((of_box["recall"] == 0).sum()),
+            "candidates": sum(map(len, proposed)),
+            "subjects": len({case.subject for case in cases}),
+            "region_pixels": int(region.sum()),
+            "bootstrap_resamples": len(weights),
+        },
+        "failures": found.bench.failures,
+    }
+    rows = [
+        {
+            **found.about,
+            "name": case.name,
+            "subject": case.subject,
+            "kind": "boxes" if ill[index] else "healthy",
+            "score": float(found.scores[index]),
+            "boxes": len(truths[index].boxes),
+            "boxes_not_found": int((of_image[index].recall == 0).sum()),
+            "recall": float(of_image[index].recall.mean()) if ill[index] else None,
+            "f1": float(of_image[index].f1.mean()) if ill[index] else None,
+            "candidates": len(proposed[index]),
+            "boxes_not_hit_by_peak": int(np.isneginf(by_peak.best[image_of_box == index]).sum()),
+        }
+        for index, case in enumerate(cases)
+    ]
+    return _Measured(
+        result=result,
+        rows=rows,
+        image_of_box=image_of_box,
+        of_box={name: of_box[name] for name in COMPARED},
+        sample=Sample(found.about, figures, resampled),
+    )

@@ -1,0 +1,106 @@
+"""AutoDDPM: mask, stitch, re-sample.
+
+Bercea, Neumayr, Rueckert, Schnabel: Mask, Stitch, and Re-Sample: Enhancing Robustness and Generalizability in Anomaly
+Detection through Automatic Diffusion Models, 2023, arXiv:2305.19643.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from thorad.diffusion.schedule import CLEAN, Schedule, visited_timesteps
+from thorad.maps.anomaly_map import residual
+from thorad.methods.contract import Compare, Denoise, Noise, OnStep, Restoration, Step
+from thorad.methods.ddpm import DdpmOptions, ddpm
+
+PERCENTILE = 0.95
+"""Quantile of an image's residual that counts as 1, and of its map that is the threshold where none is given."""
+
+
+@dataclass(frozen=True)
+class AutoDdpmOptions:
+    """The values of the published code."""
+
+    noise_level: int = 200
+    """Timestep that the image is noised to for the mask."""
+    restart_at: int = 50
+    """Timestep that the stitched image is noised to."""
+    resamplings: int = 5
+    """Times that each timestep of the re-sampling is gone through."""
+    steps: int | None = None
+    """Timesteps visited for the mask, evenly spaced; None visits all."""
+    resample_steps: int | None = None
+    """Timesteps visited from `restart_at` on, evenly spaced; None visits all, `restart_at` ... 1."""
+    threshold: float | None = None
+    """Map value above which a pixel is masked, from healthy scans; None: the 95th percentile of the image's own map."""
+
+    def __post_init__(self) -> None:
+        """Refuse what isn't a re-sampling."""
+        if self.restart_at < 1 or self.resamplings < 1:
+            raise ValueError(f"restart_at {self.restart_at} and resamplings {self.resamplings} must be 1 or more")
+
+    def network_calls(self) -> int:
+        """Calls of the network for one image: one a timestep for the mask, `resamplings` a timestep afterwards."""
+        return len(visited_timesteps(self.noise_level, self.steps)) + self.resamplings * len(self.resampled())
+
+    def resampled(self) -> list[int]:
+        """Timesteps of the re-sampling in falling order. The paper's t = 0 is the clean end of the chain."""
+        steps = self.restart_at if self.resample_steps is None else self.resample_steps
+        return visited_timesteps(self.restart_at, steps)
+
+
+def autoddpm(
+    denoise: Denoise,
+    image: Tensor,
+    schedule: Schedule,
+    noise: Noise,
+    compare: Compare,
+    *,
+    options: AutoDdpmOptions,
+    on_step: OnStep | None = None,
+) -> Restoration:
+    """Mask what DDPM changes, stitch its reconstruction into the image there, and re-sample the seams.
+
+    `compare` is the perceptual distance alone, unblurred; the residual is taken here.
+    """
+    # Mask
+    whole = DdpmOptions(options.noise_level, options.steps)
+    rough = ddpm(denoise, image, schedule, noise, residual, options=whole, on_step=on_step)
+    scaled = (rough.anomaly_map / _positive(_percentile(rough.anomaly_map))).clamp(max=1)
+    first_map = compare(image, rough.pseudo_healthy) * scaled  # (B, 1, H, W)
+    threshold = _percentile(first_map) if options.threshold is None else options.threshold
+    mask = F.max_pool2d((first_map > threshold).float(), 3, stride=1, padding=1) > 0  # (B, 1, H, W), 3 x 3 dilation
+
+    # Stitch
+    stitched = torch.where(mask, rough.pseudo_healthy, image)
+    x_t = schedule.add_noise(stitched, noise(), options.restart_at)
+
+    # Re-sample
+    timesteps = options.resampled()
+    for t, t_next in zip(timesteps, [*timesteps[1:], CLEAN], strict=True):
+        for time in range(options.resamplings):
+            clean = schedule.predict_clean(x_t, denoise(x_t, t), t)
+            known, unknown = image, clean
+            if t_next != CLEAN:
+                known = schedule.add_noise(image, noise(), t_next)
+                unknown = schedule.step(x_t, clean, t, t_next, noise())
+            stitched = torch.where(mask, unknown, known)  # at t_next
+            if time < options.resamplings - 1:
+                x_t = schedule.renoise(stitched, t_next, t, noise())
+        x_t = stitched
+        if on_step:
+            on_step(Step(t, torch.where(mask, clean, image), None))
+    return Restoration(residual(image, stitched) * first_map, pseudo_healthy=stitched)
+
+
+def _percentile(maps: Tensor) -> Tensor:
+    """Each image's own 95th percentile, (B, 1, 1, 1)."""
+    return maps.flatten(1).quantile(PERCENTILE, dim=1).view(-1, 1, 1, 1)
+
+
+def _positive(divisor: Tensor) -> Tensor:
+    return torch.where(divisor > 0, divisor, 1.0)

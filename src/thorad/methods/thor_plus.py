@@ -1,0 +1,81 @@
+"""THOR+: how far a scan is from its own pseudo-healthy images, in standard deviations of healthy anatomy.
+
+This project's own step beyond THOR; docs/method.md has the reasons and what each part gives. A z-score compares a scan
+with the population's mean, THOR with one draw of the person's own healthy image. THOR+ compares it with the mean of
+several draws of the person's own healthy image and divides by how much healthy people differ there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thorad.diffusion.schedule import Schedule
+from thorad.maps.anomaly_map import gaussian_blur, harmonic_mean
+from thorad.methods.contract import Compare, Denoise, Noise, OnStep, Restoration, Step
+from thorad.methods.thor import ThorOptions, thor
+
+
+@dataclass(frozen=True)
+class ThorPlusOptions:
+    """How THOR is drawn and how often, and the training images' spread."""
+
+    noise_level: int = 200
+    """Timestep T that the image is noised to."""
+    harmonise_at: tuple[int, ...] = (200, 100, 50)
+    """Timesteps at which the clean estimate is harmonised with the image."""
+    steps: int | None = None
+    """Timesteps visited, evenly spaced; None visits all."""
+    draws: int = 8
+    """How often THOR runs, each time with fresh noise."""
+    blur_sigma: float = 0.7
+    """Standard deviation in px of the Gaussian that smooths the residual before its size is taken."""
+    thor_share: float = 0.25
+    """Exponent of THOR's own map in the product; the residual has the rest."""
+    standard_deviation: Tensor | None = None
+    """(1, H, W), of the training images on the [-1, 1] scale, kept in the model folder; None: the same everywhere."""
+    smallest_deviation: float = 0.04
+    """Added to every standard deviation, on the [-1, 1] scale, for nothing is infinitely unlikely where all training
+    images are black."""
+
+    def network_calls(self) -> int:
+        """Calls of the network for one image."""
+        return self.draws * ThorOptions(self.noise_level, self.harmonise_at, self.steps).network_calls()
+
+
+def thor_plus(
+    denoise: Denoise,
+    image: Tensor,
+    schedule: Schedule,
+    noise: Noise,
+    compare: Compare,
+    *,
+    options: ThorPlusOptions,
+    on_step: OnStep | None = None,
+) -> Restoration:
+    """Draw THOR several times; what all draws find, over what healthy people differ by.
+
+    The pseudo-healthy image is the mean, over the draws, of the clean estimate at the last harmonised timestep.
+    """
+    estimates: list[Tensor] = []  # (B, 1, H, W) each, as all below
+    maps: list[Tensor] = []
+
+    def keep(step: Step) -> None:
+        if step.anomaly_map is not None:
+            maps.append(step.anomaly_map)
+        if step.t == min(options.harmonise_at):
+            estimates.append(step.clean)
+        if on_step:
+            on_step(step)
+
+    one_draw = ThorOptions(options.noise_level, options.harmonise_at, options.steps)
+    for _ in range(options.draws):
+        thor(denoise, image, schedule, noise, compare, options=one_draw, on_step=keep)
+    pseudo_healthy = torch.stack(estimates).mean(dim=0)
+    # Signed until here: what the draws disagree about cancels, as does what varies from pixel to pixel.
+    residual = gaussian_blur(image - pseudo_healthy, options.blur_sigma).abs() / 2  # on the [0, 1] scale
+    difference = residual ** (1 - options.thor_share) * harmonic_mean(maps) ** options.thor_share
+    spread = torch.ones_like(image[0]) if options.standard_deviation is None else options.standard_deviation.to(image)
+    return Restoration(difference / ((spread + options.smallest_deviation) / 2), pseudo_healthy)
