@@ -39,7 +39,8 @@ def thorad_command(*arguments: object) -> Result:
 
 
 def detect(tiny_model: Path, *arguments: object) -> Result:
-    return thorad_command("detect", *arguments, "--model", tiny_model, "--steps", 5, "--device", "cpu")
+    steps = () if "zscore" in arguments else ("--steps", 5)
+    return thorad_command("detect", *arguments, "--model", tiny_model, *steps, "--device", "cpu")
 
 
 def write_scan(path: Path, seed: int = 0, lesion: bool = False) -> Path:

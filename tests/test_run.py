@@ -144,6 +144,7 @@ def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
         "model": "tiny",
         "model_sha256": detector.model.sha256,
         "perceptual_weights_sha256": None,
+        "settings_sha256": detector.provenance()["settings_sha256"],
         "device": "cpu",
         "precision": detector.precision,
         "batch_size": 1,
@@ -160,12 +161,12 @@ def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "other"),
-    [("seed", {"seed": 1}), ("steps", {"steps": 3}), ("method", {"method": "thor"}), ("finish", {"finish": True})],
+    [("seed", {"seed": 1}), ("steps", {"steps": 3}), ("method", {"method": "ddpm"}), ("finish", {"finish": True})],
 )
 def test_a_folder_of_other_options_is_refused(
     tiny_model: Path, tmp_path: Path, name: str, other: dict[str, object]
 ) -> None:
-    options = {"method": "anoddpm", "steps": 2, "device": "cpu"}
+    options = {"method": "thor", "noise": "gaussian", "steps": 2, "device": "cpu"}
     open_results(Detector(tiny_model, **options), tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ThoradError, match=rf"other options.*{name} \(there"):
         open_results(Detector(tiny_model, **{**options, **other}), tmp_path)  # type: ignore[arg-type]
