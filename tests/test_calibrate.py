@@ -15,6 +15,7 @@ import thorad.model
 from thorad.calibrate import calibrate_command, calibrate_files, calibration_folder, save_calibration
 from thorad.data.images import Image, named_images, read_image
 from thorad.data.preprocess import to_model_input
+from thorad.data.scans import scans_of
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.evaluation.calibration import conformal_p_value, read_calibrations
@@ -99,7 +100,7 @@ def test_results_hold_what_the_calibration_says(detector: Detector, model: Path,
     save_calibration(calibrate_files(detector, healthy).calibration, model)
     calibrated = Detector(model, method="zscore", device="cpu")
     assert calibrated.calibration is not None
-    summary = detect_files(calibrated, healthy, open_results(calibrated, tmp_path / "out"))
+    summary = detect_files(calibrated, scans_of(healthy), open_results(calibrated, tmp_path / "out"))
     # The calibration scans among themselves: score k of 19 from above has k of them at or above it.
     assert sorted(p for p, _ in summary.judged.values()) == pytest.approx([(k + 1) / 20 for k in range(1, 20)])
     assert [summary.judged[name][0] for name in summary.done] == sorted(p for p, _ in summary.judged.values())
@@ -110,7 +111,7 @@ def test_results_hold_what_the_calibration_says(detector: Detector, model: Path,
         "scans": 19,
         "sha256": calibrated.calibration.sha256,
     }
-    again = detect_files(calibrated, healthy, open_results(calibrated, tmp_path / "out"))
+    again = detect_files(calibrated, scans_of(healthy), open_results(calibrated, tmp_path / "out"))
     assert (again.already_done, again.judged) == (19, summary.judged)
 
     other_rate = Detector(model, method="zscore", device="cpu", false_positives=0.05)
@@ -297,7 +298,7 @@ def test_p_values_of_healthy_scans_that_were_not_calibrated_on(shared_data: Path
     assert found.calibration.scans == 29
     copy = save_calibration(found.calibration, "brain-t1-compact", tmp_path / "model")
     calibrated = Detector(copy, **options)  # type: ignore[arg-type]
-    judged = detect_files(calibrated, halves[1], open_results(calibrated, tmp_path / "out")).judged
+    judged = detect_files(calibrated, scans_of(halves[1]), open_results(calibrated, tmp_path / "out")).judged
     assert judged.keys() == halves[1].keys()
     p_values = np.array([p for p, _ in judged.values()])
     assert (p_values <= 0.05).sum() <= binom.ppf(0.975, 29, 0.05)

@@ -139,6 +139,20 @@ def test_detect_takes_every_option(tiny_model: Path, tmp_path: Path) -> None:
         assert [row["network_calls"] for row in csv.DictReader(file)] == ["351"]
 
 
+def test_reports_beside_the_results(tiny_model: Path, tmp_path: Path) -> None:
+    write_scan(tmp_path / "in" / "a.png")
+    write_mask(tmp_path / "in" / "mask.png")
+    (tmp_path / "cases.csv").write_text("image,mask\nin/a.png,in/mask.png\n")
+    options = ("--method", "zscore", "--model", tiny_model, "--report")
+    detected = thorad_command("detect", tmp_path / "in" / "a.png", "--out", tmp_path / "out", *options)
+    evaluated = thorad_command("evaluate", tmp_path / "cases.csv", "--out", tmp_path / "table", *options)
+    for result, folder in ((detected, "out"), (evaluated, "table")):
+        assert result.exit_code == 0, result.output
+        page = (tmp_path / folder / "report.html").read_text()
+        assert "zscore" in page
+        assert f"{tmp_path / folder / 'report.html'} (" in result.stdout
+
+
 def test_a_table_names_the_images(tiny_model: Path, tmp_path: Path) -> None:
     write_scan(tmp_path / "x" / "a.png")
     (tmp_path / "list.csv").write_text("image\nx/a.png\n")

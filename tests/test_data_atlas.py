@@ -6,9 +6,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from thorad.data.atlas import MNI_2009A, Grid, check_scan, cut_slices, find_scans
+from thorad.data.atlas import check_scan, cut_slices, find_scans
 from thorad.data.images import read_image, read_mask
 from thorad.data.splits import read_cases
+from thorad.data.template import MNI_2009A, Grid
 from thorad.errors import ThoradError
 
 GRID = Grid((12, 14, 10), (-6, -7, -5), axial_slice=6)

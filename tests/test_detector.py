@@ -447,3 +447,29 @@ def test_an_imported_model_is_compared_by_what_it_can_do(imported: Path, tiny_mo
     assert of_method["thor+"] == of_method["zscore"] == tiny_model
     with pytest.raises(ThoradError, match=r"has no statistics.*THOR\+"):
         Detector(imported, method="thor+", device="cpu")
+
+
+def test_steps_are_kept_on_request(tiny_model: Path) -> None:
+    detector = Detector(tiny_model, method="thor", noise="gaussian", steps=3, device="cpu")
+    images = [picture("a"), picture("b")]
+    plain, kept = list(detector.detect_batch(images)), list(detector.detect_batch(images, keep_steps=True))
+    assert not plain[0].steps
+    harmonised = [step for step in kept[0].steps if step.anomaly_map is not None]
+    assert [step.timestep for step in harmonised] == [300, 150, 50]
+    assert all(step.clean.shape == (32, 32) for step in kept[0].steps)
+    assert all(0 <= step.clean.min() <= step.clean.max() <= 1 for step in kept[0].steps)
+    assert not np.array_equal(kept[0].steps[0].clean, kept[1].steps[0].clean)
+    np.testing.assert_array_equal(kept[1].anomaly_map, plain[1].anomaly_map)
+
+
+def test_a_threshold_makes_masks_without_a_calibration(tiny_model: Path) -> None:
+    found = Detector(tiny_model, method="zscore", device="cpu", threshold=0.5).detect(picture())
+    assert found.mask is not None
+    assert found.findings is not None
+    np.testing.assert_array_equal(found.mask, found.anomaly_map > 0.5)
+    assert sum(finding.pixels for finding in found.findings) == found.mask.sum() > 0
+    assert found.p_value is None
+    with pytest.raises(ThoradError, match=r"the threshold is -1, expected a value of the map, 0 or above"):
+        Detector(tiny_model, method="zscore", device="cpu", threshold=-1)
+    with pytest.raises(ThoradError, match="choose one of them"):
+        Detector(tiny_model, method="zscore", device="cpu", threshold=1, false_positives=0.01)

@@ -17,9 +17,9 @@ MAP = np.array(
 def test_by_hand() -> None:
     """Corners touch (8-connected); the highest peak comes first; a single pixel is a finding."""
     assert findings_in(MAP, MAP > 2) == (
-        Finding(pixels=2, area_mm2=None, peak=9.0, peak_position=(2, 5), mean=9.0),
-        Finding(pixels=2, area_mm2=None, peak=7.0, peak_position=(1, 2), mean=6.0),
-        Finding(pixels=1, area_mm2=None, peak=3.0, peak_position=(3, 0), mean=3.0),
+        Finding(pixels=2, area_mm2=None, volume_mm3=None, peak=9.0, peak_position=(2, 5), mean=9.0),
+        Finding(pixels=2, area_mm2=None, volume_mm3=None, peak=7.0, peak_position=(1, 2), mean=6.0),
+        Finding(pixels=1, area_mm2=None, volume_mm3=None, peak=3.0, peak_position=(3, 0), mean=3.0),
     )
     assert [finding.pixels for finding in findings_in(MAP, MAP > 6)] == [2, 1]
 
@@ -27,6 +27,15 @@ def test_by_hand() -> None:
 def test_area() -> None:
     areas = [finding.area_mm2 for finding in findings_in(MAP, MAP > 2, spacing=(0.5, 3.0))]
     assert areas == pytest.approx([3.0, 3.0, 1.5])
+
+
+def test_a_volume() -> None:
+    """Two voxels that touch by a corner are one finding; sizes are mm³, places three indices."""
+    values = np.zeros((4, 5, 6), np.float32)
+    values[1, 1, 1], values[2, 2, 2], values[3, 4, 5] = 3, 5, 4
+    first, second = findings_in(values, values > 1, spacing=(1.0, 2.0, 0.5))
+    assert (first.pixels, first.peak_position, first.volume_mm3, first.area_mm2) == (2, (2, 2, 2), 2.0, None)
+    assert (second.pixels, second.peak_position, second.volume_mm3) == (1, (3, 4, 5), 1.0)
 
 
 def test_nothing_above() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -40,6 +41,15 @@ def test_detect_one(tiny_model: Path, tmp_path: Path) -> None:
     assert found.shape == (32, 32)
     row, column = np.unravel_index(found.argmax(), found.shape)
     assert f"highest at row {row}, column {column}," in said
+
+
+def test_detect_volume(shared_data: Path, tmp_path: Path) -> None:
+    head = shared_data / "volumes" / "colin27_t1_1mm.nii.gz"
+    said = run("detect_volume.py", head, "--out", tmp_path / "map.nii.gz")
+    found = nibabel.load(tmp_path / "map.nii.gz")
+    voxel = np.unravel_index(np.nanargmax(found.get_fdata()), found.shape)
+    x, y, z = (found.affine @ [*voxel, 1])[:3]
+    assert f"highest at ({x:.0f}, {y:.0f}, {z:.0f}) mm" in said
 
 
 def test_evaluate_csv(tiny_model: Path, tmp_path: Path) -> None:

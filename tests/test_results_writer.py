@@ -1,8 +1,11 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +13,11 @@ import PIL.Image
 import pytest
 
 from thorad.data.images import read_mask
+from thorad.data.shards import Shard
+from thorad.data.volumes import Volume
 from thorad.errors import ThoradError
-from thorad.results.writer import COLOURS, ResultWriter, overlay
+from thorad.results import writer as module
+from thorad.results.writer import COLOURS, ResultWriter, montage, overlay
 
 RUN = {"options": {"method": "thor", "seed": 0, "inputs": ("a", "b")}, "versions": {"thorad": "0.1.0"}}
 
@@ -22,6 +28,15 @@ class Place:
 
     pixels: int
     peak_position: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step of a restoration."""
+
+    timestep: int
+    clean: np.ndarray
+    anomaly_map: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,19 @@ class Finding:
     p_value: float | None = None
     mask: np.ndarray | None = None
     findings: tuple[Place, ...] | None = None
+    steps: tuple[Moment, ...] = ()
+
+
+@dataclass(frozen=True)
+class Whole(Finding):
+    """What a volume leaves."""
+
+    volume: Volume | None = None
+    indices: tuple[int, ...] = ()
+    slices: tuple[Finding, ...] = ()
+    description: str = "a map"
+    warnings: tuple[str, ...] = ("it fits badly", "out of range")
+    registration: Any = None
 
 
 def finding(name: str, pseudo_healthy: bool = True) -> Finding:
@@ -54,8 +82,14 @@ def finding(name: str, pseudo_healthy: bool = True) -> Finding:
     )
 
 
-def writer(out: Path, run: dict[str, Any] = RUN, overlay_maximum: float = 0.5) -> ResultWriter:
-    return ResultWriter(out, run, overlay_maximum=overlay_maximum)
+def writer(
+    out: Path, run: dict[str, Any] = RUN, overlay_maximum: float = 0.5, shard: Shard | None = None
+) -> ResultWriter:
+    return ResultWriter(out, run, overlay_maximum=overlay_maximum, shard=shard)
+
+
+def whole_cases(results: ResultWriter) -> set[str]:
+    return {case.name for case in results.cases() if case.status == "ok" and results.is_whole(case)}
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -76,9 +110,10 @@ def test_a_run(tmp_path: Path) -> None:
     results.fail("c", "scans/c.png", 'it has "colours", two\nlines')
     results.close(seconds=12.5)
 
-    assert files(out) == ["cases", "cases.csv", "run.json"]
-    assert files(out / "cases" / "a") == ["anomaly_map.npy", "case.json", "overlay.png"]
-    assert files(out / "cases" / "b-case") == ["anomaly_map.npy", "case.json", "overlay.png", "pseudo_healthy.png"]
+    assert files(out) == ["cases", "cases.csv", "run.json", "shards"]
+    assert files(out / "cases" / "a") == ["anomaly_map.npy", "case.json", "overlay.png", "scan.png"]
+    every = ["anomaly_map.npy", "case.json", "overlay.png", "pseudo_healthy.png", "scan.png"]
+    assert files(out / "cases" / "b-case") == every
     assert files(out / "cases" / "c") == ["case.json"]
 
     stored = np.load(out / "cases" / "b-case" / "anomaly_map.npy")
@@ -134,10 +169,10 @@ def test_a_calibrated_case(tmp_path: Path) -> None:
     assert case["findings"] == [{"pixels": 4, "peak_position": [2, 5]}, {"pixels": 1, "peak_position": [9, 9]}]
     rows = [(row["name"], row["p_value"], row["findings"]) for row in table(tmp_path)]
     assert rows == [("a", "0.25", "2"), ("bb", "1.0", "0"), ("ccc", "", ""), ("d", "", "")]
-    assert results.judged() == {"a": (0.25, 2), "bb": (1.0, 0)}
-    assert writer(tmp_path).done_cases() == {"a", "bb", "ccc"}
+    assert [(case.p_value, case.findings) for case in results.cases(["a", "bb"])] == [(0.25, 2), (1.0, 0)]
+    assert whole_cases(writer(tmp_path)) == {"a", "bb", "ccc"}
     (tmp_path / "cases" / "a" / "mask.png").unlink()
-    assert writer(tmp_path).done_cases() == {"bb", "ccc"}
+    assert whole_cases(writer(tmp_path)) == {"bb", "ccc"}
     results.write(finding("a"))
     assert "mask.png" not in files(tmp_path / "cases" / "a")
 
@@ -149,7 +184,7 @@ def test_interrupted_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     whole.close(3.0)
 
     killed = writer(tmp_path / "parts")
-    assert killed.done_cases() == set()
+    assert whole_cases(killed) == set()
     killed.write(finding("bb"))
     killed.fail("a", "scans/a.png", "disk was away")
     assert json.loads((tmp_path / "parts" / "run.json").read_text())["status"] == "running"
@@ -158,11 +193,11 @@ def test_interrupted_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     (tmp_path / "parts" / "cases" / "ccc" / "anomaly_map.npy").write_bytes(b"half")
 
     going_on = writer(tmp_path / "parts")
-    assert going_on.done_cases() == {"bb"}  # the failed one is tried again
+    assert whole_cases(going_on) == {"bb"}  # the failed one is tried again
     for name in ("ccc", "a"):
         going_on.write(finding(name))
     going_on.close(3.0)
-    assert going_on.done_cases() == {"a", "bb", "ccc"}
+    assert whole_cases(going_on) == {"a", "bb", "ccc"}
     for path in (tmp_path / "whole").rglob("*"):
         if path.is_file():
             same = tmp_path / "parts" / path.relative_to(tmp_path / "whole")
@@ -173,6 +208,113 @@ def test_seconds_add_up(tmp_path: Path) -> None:
     writer(tmp_path).close(3.0)
     writer(tmp_path).close(4.5)
     assert json.loads((tmp_path / "run.json").read_text())["seconds"] == 7.5
+
+
+def test_shards_write_one_result(tmp_path: Path) -> None:
+    asked = ["a", "bb", "ccc"]
+    first, second = (writer(tmp_path, shard=Shard(index, 2)) for index in (1, 2))
+    first.write(finding("a"))
+    first.fail("ccc", "scans/ccc.png", "no")
+    first.close(3.0, asked)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["status"], run["seconds"], run["cases"]) == ("running", 3.0, {"ok": 1, "failed": 1})
+    second.write(finding("bb"))
+    second.close(4.5, asked)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["status"], run["seconds"], run["cases"]) == ("finished", 7.5, {"ok": 2, "failed": 1})
+    assert [row["name"] for row in table(tmp_path)] == asked
+    again = writer(tmp_path, shard=Shard(1, 4))  # split otherwise
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
+    again.close(1.0, asked)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["status"], run["seconds"]) == ("finished", 8.5)
+    assert files(tmp_path / "shards") == ["1-of-2.json", "1-of-4.json", "2-of-2.json"]
+    with pytest.raises(ThoradError, match="other options"):
+        writer(tmp_path, {"options": {"method": "ddpm"}}, shard=Shard(2, 2))
+
+
+def test_a_shard_that_ends_while_another_one_writes_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that has read the cases first is the last to write cases.csv: it must see what it has missed."""
+    slow, quick = (writer(tmp_path, shard=Shard(index, 2)) for index in (1, 2))
+    slow.write(finding("a"))
+    write_whole = module.write_whole
+
+    def held_up(path: Path, content: bytes) -> None:
+        if path.name == "cases.csv":
+            monkeypatch.setattr(module, "write_whole", write_whole)
+            quick.write(finding("bb"))
+            quick.close(2.0, ["a", "bb"])
+        write_whole(path, content)
+
+    monkeypatch.setattr(module, "write_whole", held_up)
+    slow.close(1.0, ["a", "bb"])
+    assert [row["name"] for row in table(tmp_path)] == ["a", "bb"]
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["status"], run["seconds"], run["cases"]) == ("finished", 3.0, {"ok": 2, "failed": 0})
+
+
+def test_a_shard_that_starts_while_another_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_bytes = Path.read_bytes
+
+    def just_too_early(path: Path) -> bytes:
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+        writer(tmp_path, shard=Shard(2, 2)).write(finding("bb"))
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_bytes", just_too_early)
+    results = writer(tmp_path, shard=Shard(1, 2))
+    assert whole_cases(results) == {"bb"}
+
+
+def test_four_processes_into_one_folder(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from thorad.data.shards import Shard
+from thorad.results.writer import ResultWriter
+
+shard, asked = Shard.parse(sys.argv[2]), [f"c{index}" for index in range(100)]
+results = ResultWriter(Path(sys.argv[1]), {"options": {}}, overlay_maximum=1.0, shard=shard)
+print("ready", flush=True)
+input()
+for name in shard.of(dict.fromkeys(asked)):
+    results.fail(name, name, "no")
+results.close(1.0, asked)
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path), f"{index}/4"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in (1, 2, 3, 4)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert [row["name"] for row in table(tmp_path)] == sorted(f"c{index}" for index in range(100))
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["status"], run["seconds"], run["cases"]) == ("finished", 4.0, {"ok": 0, "failed": 100})
+    assert files(tmp_path) == ["cases", "cases.csv", "run.json", "shards"], "no part of a file is left"
+
+
+def test_what_is_no_case_is_passed_over(tmp_path: Path) -> None:
+    """Another shard clears the case that it tries again, and file managers leave files."""
+    results = writer(tmp_path)
+    results.write(finding("a"))
+    (tmp_path / "cases" / "being-done").mkdir()
+    (tmp_path / "cases" / ".DS_Store").write_bytes(b"")
+    assert [case.name for case in results.cases()] == ["a"]
+    assert list(results.cases(["gone"])) == []
 
 
 @pytest.mark.parametrize("file", ["anomaly_map.npy", "overlay.png", "pseudo_healthy.png", "case.json"])
@@ -187,11 +329,11 @@ def test_a_case_with_a_damaged_file_is_not_done(tmp_path: Path, file: str, damag
     elif file == "case.json":
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises(ThoradError, match=r"case\.json: damaged .* Delete it"):
-            writer(tmp_path).done_cases()
+            whole_cases(writer(tmp_path))
         return
     else:
         path.write_bytes(path.read_bytes()[:-1])
-    assert writer(tmp_path).done_cases() == {"bb"}
+    assert whole_cases(writer(tmp_path)) == {"bb"}
 
 
 def test_a_failure_leaves_nothing_of_an_earlier_try(tmp_path: Path) -> None:
@@ -215,7 +357,7 @@ def test_other_options_need_another_folder(tmp_path: Path) -> None:
     with pytest.raises(ThoradError, match=r"overlay_maximum \(there 0\.5, now 0\.7\)"):
         writer(tmp_path, overlay_maximum=0.7)
     assert (tmp_path / "run.json").read_bytes() == before
-    assert writer(tmp_path, {**RUN, "versions": {"thorad": "0.2.0"}}).done_cases() == {"a"}
+    assert whole_cases(writer(tmp_path, {**RUN, "versions": {"thorad": "0.2.0"}})) == {"a"}
 
 
 def test_folders_that_are_not_ours(tmp_path: Path) -> None:
@@ -267,3 +409,67 @@ def test_one_colour_scale_for_all_cases() -> None:
     image, anomaly_map = np.full((9, 9), 0.4), np.full((9, 9), 0.1)
     np.testing.assert_array_equal(overlay(image, anomaly_map, 1.0), overlay(image, 5 * anomaly_map, 5.0))
     assert (overlay(image, anomaly_map, 1.0) != overlay(image, anomaly_map, 2.0)).any()
+
+
+def test_steps_that_were_asked_for(tmp_path: Path) -> None:
+    """Of a method with harmonised steps these only, of another one all."""
+    clean = np.linspace(-0.1, 1, 16, dtype=np.float32).reshape(4, 4)
+    plain, harmonised = Moment(70, clean, None), Moment(50, clean / 2, 0.3 * clean)
+    writer(tmp_path).write(replace(finding("a"), steps=(plain, harmonised)))
+    with np.load(tmp_path / "cases" / "a" / "steps.npz") as steps:
+        assert steps["timesteps"].tolist() == [50]
+        np.testing.assert_array_equal(steps["clean"][0], np.rint(np.clip(clean / 2, 0, 1) * 255).astype(np.uint8))
+        np.testing.assert_allclose(steps["maps"][0], 0.3 * clean, rtol=1e-3)
+    writer(tmp_path).write(replace(finding("b"), steps=(plain, plain)))
+    with np.load(tmp_path / "cases" / "b" / "steps.npz") as steps:
+        assert steps["timesteps"].tolist() == [70, 70]
+        assert np.isnan(steps["maps"]).all()
+
+
+def test_a_volume(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    voxels = np.random.default_rng(0).random((9, 10, 11), np.float32)
+    affine = np.array([[-2.0, 0, 0, 5], [0, 0, 3, 6], [0, 1, 0, 7], [0, 0, 0, 1]])
+    anomaly_map = np.where(np.arange(11) < 4, voxels, np.nan)
+    whole = Whole(
+        **{**vars(finding("v")), "image": voxels, "anomaly_map": anomaly_map, "pseudo_healthy": anomaly_map / 2},
+        volume=Volume(voxels, affine, "v.nii", "v"),
+        indices=(7, 12),
+        slices=(finding("x"), finding("y")),
+        registration=SimpleNamespace(to_template=np.eye(4), overlap=0.9, similarity=0.8, warning=None),
+    )
+    whole = replace(whole, mask=np.nan_to_num(anomaly_map) > 0.5, findings=(Place(3, (1, 2)),))
+    results = writer(tmp_path)
+    results.write_volume(whole)
+    folder = tmp_path / "cases" / "v"
+    maps = ["anomaly_map.nii.gz", "case.json", "mask.nii.gz", "overlay.png", "pseudo_healthy.nii.gz"]
+    assert files(folder) == [*maps, "registration.json", "slices"]
+    assert files(folder / "slices") == ["007", "012"]
+    assert files(folder / "slices" / "012") == ["anomaly_map.npy", "overlay.png", "pseudo_healthy.png", "scan.png"]
+    written = nibabel.load(folder / "anomaly_map.nii.gz")
+    np.testing.assert_allclose(written.affine, affine, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), anomaly_map.astype(np.float32))
+    assert np.asarray(nibabel.load(folder / "mask.nii.gz").dataobj).sum() == whole.mask.sum()
+    with PIL.Image.open(folder / "overlay.png") as picture:
+        assert picture.size == (62, 23)
+    assert json.loads((folder / "registration.json").read_text()) == {
+        "to_template": np.eye(4).tolist(),
+        "overlap": 0.9,
+        "similarity": 0.8,
+        "slices": [7, 12],
+    }
+    assert json.loads((folder / "case.json").read_text())["message"] == "it fits badly out of range"
+    assert whole_cases(results) == {"v"}
+    (folder / "slices" / "012" / "scan.png").write_bytes(b"")
+    assert whole_cases(results) == set()
+    results.fail("v", "v.nii", "no more")
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["case.json"]
+
+
+def test_a_montage_has_rows_of_six() -> None:
+    pictures = [np.full((2, 3, 3), value, np.uint8) for value in range(1, 9)]
+    made = montage(pictures)
+    assert made.shape == (4, 18, 3)
+    assert made[0, ::3, 0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert made[2, ::3, 0].tolist() == [7, 8, 0, 0, 0, 0]
+    assert montage(pictures[:2]).shape == (2, 6, 3)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -16,6 +17,7 @@ import torch
 
 import thorad
 from thorad.data.images import Image
+from thorad.data.scans import scans_of
 from thorad.detector import Detection, Detector
 from thorad.errors import ThoradError
 from thorad.run import RunSummary, detect_files, open_results
@@ -54,7 +56,7 @@ def test_bad_files_never_lose_the_others(detector: Detector, tmp_path: Path) -> 
     detector.batch_size = 3  # good and bad ones in one batch
     seen: list[tuple[int, int]] = []
     summary = detect_files(
-        detector, named, open_results(detector, tmp_path / "out"), on_progress=lambda *now: seen.append(now)
+        detector, scans_of(named), open_results(detector, tmp_path / "out"), on_progress=lambda *now: seen.append(now)
     )
     assert set(summary.done) == {"s0", "s3"}
     assert list(summary.done.values()) == sorted(summary.done.values(), reverse=True)
@@ -74,21 +76,21 @@ def test_a_second_run_does_only_what_is_left(
 ) -> None:
     named = scans(tmp_path / "in", 3)
     (tmp_path / "in" / "s1.png").write_bytes(b"")
-    first = detect_files(detector, named, open_results(detector, tmp_path / "out"))
+    first = detect_files(detector, scans_of(named), open_results(detector, tmp_path / "out"))
     assert (len(first.done), len(first.failed), first.already_done) == (2, 1, 0)
 
     write_scan(tmp_path / "in" / "s1.png", 1)  # mended
     tried: list[str] = []
     together = Detector._detect_together
 
-    def spy(self: Detector, images: list[Image], on_step: None) -> Iterator[Detection]:
+    def spy(self: Detector, images: list[Image], *rest: Any) -> Iterator[Detection]:
         tried.extend(image.name for image in images)
-        return together(self, images, on_step)
+        return together(self, images, *rest)
 
     monkeypatch.setattr(Detector, "_detect_together", spy)
     seen: list[tuple[int, int]] = []
     second = detect_files(
-        detector, named, open_results(detector, tmp_path / "out"), on_progress=lambda *now: seen.append(now)
+        detector, scans_of(named), open_results(detector, tmp_path / "out"), on_progress=lambda *now: seen.append(now)
     )
     assert tried == ["s1"]
     assert (set(second.done), second.failed, second.already_done) == ({"s0", "s1", "s2"}, {}, 2)
@@ -98,8 +100,8 @@ def test_a_second_run_does_only_what_is_left(
 
 def test_scores_are_those_of_the_asked_cases(detector: Detector, tmp_path: Path) -> None:
     named = scans(tmp_path / "in", 3)
-    all_three = detect_files(detector, named, open_results(detector, tmp_path / "out"))
-    summary = detect_files(detector, {"s1": named["s1"]}, open_results(detector, tmp_path / "out"))
+    all_three = detect_files(detector, scans_of(named), open_results(detector, tmp_path / "out"))
+    summary = detect_files(detector, scans_of({"s1": named["s1"]}), open_results(detector, tmp_path / "out"))
     assert summary.done == {"s1": all_three.done["s1"]}
     assert len(table(tmp_path / "out")) == 3
 
@@ -107,31 +109,40 @@ def test_scores_are_those_of_the_asked_cases(detector: Detector, tmp_path: Path)
 def test_another_file_of_the_same_name_is_refused(detector: Detector, tmp_path: Path) -> None:
     """The result of one patient's `scan.png` must not pass for another's."""
     one, other = ({"scan": write_scan(tmp_path / who / "scan.png", seed)} for seed, who in enumerate("ab"))
-    detect_files(detector, one, open_results(detector, tmp_path / "out"))
+    detect_files(detector, scans_of(one), open_results(detector, tmp_path / "out"))
     with pytest.raises(
         ThoradError, match=r"other files under the same names: scan \(there .*scan\.png, now .*scan\.png"
     ):
-        detect_files(detector, other, open_results(detector, tmp_path / "out"))
+        detect_files(detector, scans_of(other), open_results(detector, tmp_path / "out"))
     same = {"scan": tmp_path / "b" / ".." / "a" / "scan.png"}
-    assert detect_files(detector, same, open_results(detector, tmp_path / "out")).already_done == 1
+    assert detect_files(detector, scans_of(same), open_results(detector, tmp_path / "out")).already_done == 1
+
+
+def test_a_renamed_folder_does_not_pass_for_another_case(detector: Detector, tmp_path: Path) -> None:
+    named = scans(tmp_path / "in", 2)
+    first = detect_files(detector, scans_of({"s0": named["s0"]}), open_results(detector, tmp_path / "out"))
+    (tmp_path / "out" / "cases" / "s0").rename(tmp_path / "out" / "cases" / "s1")
+    second = detect_files(detector, scans_of(named), open_results(detector, tmp_path / "out"))
+    assert second.already_done == 0
+    assert second.done["s0"] == first.done["s0"] != second.done["s1"]
 
 
 def test_a_file_that_was_changed_is_done_again(detector: Detector, tmp_path: Path) -> None:
     named = scans(tmp_path / "in", 2)
-    first = detect_files(detector, named, open_results(detector, tmp_path / "out"))
+    first = detect_files(detector, scans_of(named), open_results(detector, tmp_path / "out"))
     changed, kept = sorted(named)
     picture = np.asarray(PIL.Image.open(named[changed]))
     PIL.Image.fromarray(picture[::-1].copy()).save(named[changed])
     later = (tmp_path / "out" / "cases" / changed / "case.json").stat().st_mtime + 10
     os.utime(named[changed], (later, later))
-    second = detect_files(detector, named, open_results(detector, tmp_path / "out"))
+    second = detect_files(detector, scans_of(named), open_results(detector, tmp_path / "out"))
     assert second.already_done == 1
     assert second.done[kept] == first.done[kept]
     assert second.done[changed] != first.done[changed]
 
 
 def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
-    detect_files(detector, scans(tmp_path / "in", 1), open_results(detector, tmp_path / "out"))
+    detect_files(detector, scans_of(scans(tmp_path / "in", 1)), open_results(detector, tmp_path / "out"))
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["options"] == {
         "method": "anoddpm",
@@ -150,6 +161,8 @@ def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
         "batch_size": 1,
         "thorad": thorad.__version__,
         "calibration": None,
+        "threshold": None,
+        "slices": None,
     }
     assert run["options"]["precision"] in ("float32", "bfloat16")
     assert set(run["versions"]) == {"python", "torch", "monai", "numpy"}
@@ -198,25 +211,25 @@ def test_perceptual_weights_count_as_an_option(
 def test_a_map_that_is_not_finite_is_a_failure(
     detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Detector, images: list[Image]) -> Iterator[Detection]:
+    def broken(self: Detector, images: list[Image], **rest: Any) -> Iterator[Detection]:
         for image in images:
             nan = np.full(image.pixels.shape, np.nan, np.float32)
             yield Detection(image.name, image.source, image.pixels, nan, nan, float("nan"), 2, 0.1)
 
     monkeypatch.setattr(Detector, "detect_batch", broken)
-    summary = detect_files(detector, scans(tmp_path / "in", 1), open_results(detector, tmp_path / "out"))
+    summary = detect_files(detector, scans_of(scans(tmp_path / "in", 1)), open_results(detector, tmp_path / "out"))
     assert summary.done == {}
     assert "not finite" in summary.failed["s0"]
     assert not (tmp_path / "out" / "cases" / "s0" / "anomaly_map.npy").exists()
 
 
 def test_too_little_memory_is_told(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Detector, images: list[Image]) -> Iterator[Detection]:
+    def full(self: Detector, images: list[Image], **rest: Any) -> Iterator[Detection]:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Detector, "detect_batch", full)
     with pytest.raises(ThoradError, match="smaller --batch-size"):
-        detect_files(detector, scans(tmp_path / "in", 1), open_results(detector, tmp_path / "out"))
+        detect_files(detector, scans_of(scans(tmp_path / "in", 1)), open_results(detector, tmp_path / "out"))
 
 
 def detect_command(tiny_model: Path, inputs: Path, out: Path) -> list[str]:
@@ -266,9 +279,9 @@ def test_a_stopped_run_goes_on_to_the_same_results(
     assert len(left) - done_before <= 1
 
     again = Detector(tiny_model, method="ddpm", steps=40, device="cpu")
-    summary: RunSummary = detect_files(again, named, open_results(again, out))
+    summary: RunSummary = detect_files(again, scans_of(named), open_results(again, out))
     assert summary.already_done == done_before
-    detect_files(again, named, open_results(again, tmp_path / "uninterrupted"))
+    detect_files(again, scans_of(named), open_results(again, tmp_path / "uninterrupted"))
     assert table(out) == table(tmp_path / "uninterrupted")
     for name in named:
         for file in ("anomaly_map.npy", "overlay.png", "pseudo_healthy.png"):

@@ -11,12 +11,19 @@ from thorad.errors import ThoradError
 if TYPE_CHECKING:
     from thorad.detector import Detection, Detector
     from thorad.recipe import Recipe
+    from thorad.volume_detection import VolumeDetection, detect_volume
 
 __version__ = "0.1.0"
 
-__all__ = ["Detection", "Detector", "Recipe", "ThoradError", "__version__"]
+__all__ = ["Detection", "Detector", "Recipe", "ThoradError", "VolumeDetection", "__version__", "detect_volume"]
 
-_HOME = {"Detection": "thorad.detector", "Detector": "thorad.detector", "Recipe": "thorad.recipe"}
+_HOME = {
+    "Detection": "thorad.detector",
+    "Detector": "thorad.detector",
+    "Recipe": "thorad.recipe",
+    "VolumeDetection": "thorad.volume_detection",
+    "detect_volume": "thorad.volume_detection",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -53,9 +53,23 @@ PresetOption = Annotated[
     Literal["published"] | None,
     typer.Option(help="Follow the published implementation's every step, accidents included: thor, anoddpm, ddpm."),
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        help="I/N: only the I-th of N parts of the inputs, beside processes that do the others into the same --out."
+    ),
+]
 PerceptualOption = Annotated[
     Path | None, typer.Option(help="A torchvision SqueezeNet 1.1 file for LPIPS instead of the model's weights.")
 ]
+SlicesOption = Annotated[
+    str | None,
+    typer.Option(help="Of volumes: axial slices of the template's grid, as 95 or 90-100. Default: the model's own."),
+]
+IdentityOption = Annotated[
+    bool, typer.Option("--keep-identity", help="Keep the paths of DICOM files, which often tell the patient's name.")
+]
+ReportOption = Annotated[bool, typer.Option("--report", help="Also write report.html, to look at all of it.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
@@ -122,6 +136,20 @@ def _steps(text: str | None) -> int | Literal["all"] | None:
         raise ThoradError(f"--steps is {text!r}, expected a number or all.") from error
 
 
+def _indices(text: str | None) -> list[int] | None:
+    """`95` or `90-100`, the last one included."""
+    if text is None:
+        return None
+    first, _, last = text.partition("-")
+    try:
+        found = list(range(int(first), int(last or first) + 1))
+    except ValueError:
+        found = []
+    if not found:
+        raise ThoradError(f"--slices is {text!r}, expected an index or a range of them, as 95 or 90-100.")
+    return found
+
+
 def _version(asked: bool) -> None:
     if asked:
         _print(f"thorad {__version__}")
@@ -167,21 +195,35 @@ def detect(
             "Default: 0.01, or no mask without a calibration."
         ),
     ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="The mask is what is above this value of the map, without a calibration, too.")
+    ] = None,
+    slices: SlicesOption = None,
+    keep_steps: Annotated[
+        bool, typer.Option("--keep-steps", help="Keep the pictures of every harmonised step, for the report.")
+    ] = False,
+    keep_identity: IdentityOption = False,
+    shard: ShardOption = None,
+    make_report: ReportOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Find what is not healthy in images: an anomaly map, an overlay, a pseudo-healthy image and a score each.
 
-    With a model that `thorad calibrate` has calibrated for the method also a p-value, a mask and a list of findings.
+    Pictures (PNG, TIFF, JPEG, NPY), volumes (NIfTI, NRRD, MHA) and DICOM; maps lie on the input's own grid. With a
+    model that `thorad calibrate` has calibrated for the method also a p-value, a mask and a list of findings.
     """
     with _one_line_each(GOES_ON):
-        from thorad.data.images import named_images
+        from thorad.data.scans import find_scans
+        from thorad.data.shards import Shard
 
-        named = named_images(inputs, leave_out=out)
+        part = Shard.parse(shard) if shard is not None else None
+        scans = find_scans(inputs, leave_out=out, keep_identity=keep_identity)
 
         from thorad.calibrate import calibrate_command
         from thorad.detector import Detector
         from thorad.evaluation.calibration import told_options
         from thorad.run import detect_files, open_results
+        from thorad.volume_detection import checked_indices
 
         detector = Detector(
             model,
@@ -196,15 +238,23 @@ def detect(
             finish=finish,
             perceptual_weights=perceptual_weights,
             false_positives=false_positives,
+            threshold=threshold,
         )
-        results = open_results(detector, out)
+        indices = _indices(slices)
+        if any(scan.is_volume for scan in scans.values()):
+            checked_indices(detector.model.recipe.volume, indices, detector.model_name)
+        results = open_results(detector, out, part, indices=indices)
         with _progress("detect", quiet) as report:
-            summary = detect_files(detector, named, results, on_progress=report)
+            summary = detect_files(detector, scans, results, indices=indices, keep_steps=keep_steps, on_progress=report)
         for name, reason in summary.failed.items():
             error_console.print(f"{name} failed: {reason}", style="red", markup=False, highlight=False)
+        for name, warning in summary.warned.items():
+            error_console.print(f"{name}: {warning}", style="yellow", markup=False, highlight=False)
         if not quiet:
             earlier = f" ({summary.already_done} of them before)" if summary.already_done else ""
-            _print(f"{len(summary.done)} done{earlier}, {len(summary.failed)} failed, in {summary.seconds:.1f} s.")
+            of_shard = f"Shard {part}: " if part else ""
+            counts = f"{len(summary.done)} done{earlier}, {len(summary.failed)} failed"
+            _print(f"{of_shard}{counts}, in {summary.seconds:.1f} s.")
             table = _table("highest scores", "", *(("p", "findings") if detector.calibration else ()))
             for name, score in list(summary.done.items())[:HIGHEST]:
                 p_value, findings = summary.judged.get(name, (None, None))
@@ -222,6 +272,8 @@ def detect(
                     f"threshold that {100 * (detector.false_positives or 0):g} % of their pixels exceed."
                 )
             _print(f"Results: {out}")
+        if make_report and summary.done:
+            _write_report(out, None, None, 0, quiet)
         if summary.failed:
             raise typer.Exit(1)
 
@@ -326,6 +378,7 @@ def evaluate(
     permutations: Annotated[
         int, typer.Option(help="Of the test of each method against THOR and the z-score; 0: no p-values.", min=0)
     ] = 2000,
+    make_report: ReportOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Measure methods on images whose lesions are known, by a protocol of the field."""
@@ -383,6 +436,8 @@ def evaluate(
             if warning:
                 _print(warning, style="yellow")
             _print(f"Results: {out} (table.md says what the columns mean)")
+        if make_report:
+            _write_report(out, None, None, 0, quiet)
         for failure in found[0]["failures"]:
             error_console.print(
                 f"{failure['name']} failed: {failure['reason']}", style="red", markup=False, highlight=False
@@ -535,6 +590,44 @@ def implant(
             _print("Findings are simulated: figures on them compare methods and say nothing about patients.")
             _print(f"Measure: thorad evaluate {bench.table} --protocol {protocol} --model MODEL --out DIR")
         if bench.left_out:
+            raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Volumes (NIfTI, NRRD, MetaImage), DICOM series, or folders of them.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the slices; an interrupted run goes on in it.")],
+    model: Annotated[
+        str, typer.Option(help="Whom the slices are for: a model's or recipe's name, a model folder, a recipe file.")
+    ] = MODEL,
+    slices: SlicesOption = None,
+    jobs: Annotated[int, typer.Option(help="Processes, each of about 1 GB.", min=1)] = 1,
+    quiet: QuietOption = False,
+) -> None:
+    """Register T1w volumes to the model's template and cut its slices, for detect, train and calibrate."""
+    with _one_line_each(GOES_ON):
+        from thorad.data.scans import find_scans
+        from thorad.prepare import prepare_files, volume_section
+
+        section = volume_section(model)
+        first, last = section.axial_slices
+        indices = _indices(slices) or list(range(first, last + 1))
+        scans = find_scans(inputs, leave_out=out)
+        with _progress("prepare", quiet) as report:
+            summary = prepare_files(scans, out, skull=section.skull, indices=indices, jobs=jobs, on_progress=report)
+        for name, reason in summary.failed.items():
+            error_console.print(f"{name} failed: {reason}", style="red", markup=False, highlight=False)
+        for name, warning in summary.warned.items():
+            error_console.print(f"{name}: {warning}", style="yellow", markup=False, highlight=False)
+        if not quiet:
+            earlier = f" ({summary.already_done} of them before)" if summary.already_done else ""
+            counts = f"{len(summary.done)} done{earlier}, {len(summary.failed)} failed"
+            _print(f"{counts}, in {summary.seconds:.1f} s.")
+            if summary.done:
+                _print(f"Look at {out / '*' / 'overlay.png'} first; slices: {out / 'slices.csv'}")
+        if summary.failed:
             raise typer.Exit(1)
 
 
@@ -785,3 +878,192 @@ def reproduce(
             error_console.print(f"{name} failed: {reason}", style="red", markup=False, highlight=False)
         if found.failures:
             raise typer.Exit(1)
+
+
+# ---- data sets
+
+SHOWN_PROBLEMS = 10  # of each kind that a check found
+
+data_app = typer.Typer(help="Check data sets, and split them by subject.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+DataFolder = Annotated[Path, typer.Argument(help="Folder of the data set, as it was published or any other.")]
+KindOption = Annotated[
+    str | None,
+    typer.Option(help="grazpedwri, ixi, atlas, bids, brats, tables or folder. Default: what the files' names tell."),
+]
+
+
+@data_app.command("check")
+def check_data(
+    folder: DataFolder,
+    kind: KindOption = None,
+    json: Annotated[Path | None, typer.Option(help="Write all that was found to this file, too.")] = None,
+) -> None:
+    """Say what a data set holds, what is missing, damaged or there twice, and what leaks between its splits.
+
+    Reads names and the heads of images. Exit code 1 where something is wrong.
+    """
+    with _one_line_each(STARTS_ANEW):
+        from thorad.data.set_check import check_data_set
+        from thorad.data.sets import LAYOUTS
+
+        report = check_data_set(folder, kind)
+        _print(f"{folder} is laid out as {LAYOUTS[report.kind][1]}.")
+        table = _table("found", "")
+        for name, count in report.counts.items():
+            table.add_row(name, str(count))
+        out_console.print(table)
+        for heading, entries in report.problems.items():
+            _print(f"{heading}: {len(entries)}", style="red")
+            for entry in entries[:SHOWN_PROBLEMS]:
+                _print(f"  {entry}")
+            if len(entries) > SHOWN_PROBLEMS:
+                _print(f"  and {len(entries) - SHOWN_PROBLEMS} more" + ("" if json else "; --json FILE lists all"))
+        if not report.problems:
+            _print("Nothing is wrong with it, as far as names and heads tell.")
+        if json is not None:
+            report.write(json)
+            _print(f"All of it: {json}")
+        if report.problems:
+            raise typer.Exit(1)
+
+
+@data_app.command("split")
+def split_data(
+    folder: DataFolder,
+    out: Annotated[Path, typer.Option(help="Folder for train.csv, val.csv and test.csv.")],
+    fractions: Annotated[
+        str, typer.Option(help="Shares of the subjects for train, val and test; 0: no such part.")
+    ] = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(help="Decides who goes where.")] = 0,
+    kind: KindOption = None,
+) -> None:
+    """Split a data set by subject: nobody is in two parts, and the same seed gives the same parts."""
+    with _one_line_each(STARTS_ANEW):
+        from thorad.data.set_split import parse_fractions, write_split
+        from thorad.data.sets import find_data_set
+
+        shares = parse_fractions(fractions)
+        split = write_split(find_data_set(folder, kind), out, shares, seed)
+        table = _table("part", "subjects", "images", "with findings")
+        for part, cases in split.parts.items():
+            ill = sum(bool(case.masks or case.boxes) for case in cases)
+            table.add_row(part, str(len({case.subject for case in cases})), str(len(cases)), str(ill))
+        out_console.print(table)
+        if split.left_out:
+            _print(f"Left out, as nobody says whether they are healthy: {len(split.left_out)} images without a mask.")
+        if any(case.masks or case.boxes for case in split.parts.get("train", ())):
+            _print("train.csv holds images with findings; thorad trains on healthy ones only.", style="yellow")
+        for path in split.tables.values():
+            _print(f"{path}")
+
+
+Results = Annotated[Path, typer.Argument(help="A folder of `thorad detect`.")]
+TruthOption = Annotated[
+    Path | None, typer.Option(help="CSV with columns image and mask of these images, as for `thorad evaluate`.")
+]
+
+
+def _write_report(results: Path, out: Path | None, truth: Path | None, bootstrap: int, quiet: bool) -> None:
+    from thorad.results.report import write_report
+
+    with _progress("report", quiet) as show:
+        summary = write_report(results, out, truth=truth, bootstrap=bootstrap, on_progress=show)
+    if not quiet:
+        if summary.side is not None:
+            _print(f"Pictures are reduced to {summary.side} px at their longest side, to keep the file small.")
+        if summary.without_pictures:
+            _print(f"{summary.without_pictures} cases with the lowest scores are listed without pictures.")
+        _print(f"{summary.path} ({summary.bytes / 1e6:.1f} MB): open it in any browser; it needs no network.")
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="A folder of `thorad detect` or `thorad evaluate`.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file. Default: report.html in the folder.")] = None,
+    truth: TruthOption = None,
+    bootstrap: Annotated[int, typer.Option(help="Resamples over subjects for the intervals; 0: none.", min=0)] = 1000,
+    quiet: QuietOption = False,
+) -> None:
+    """Make one HTML file of a result folder: what was run, figures, and every case to look at. Works offline."""
+    with _one_line_each(STARTS_ANEW):
+        _write_report(results, out, truth, bootstrap, quiet)
+
+
+@app.command()
+def volume(
+    results: Annotated[Path, typer.Argument(help="A folder of `thorad detect` on volumes.")],
+    case: Annotated[str | None, typer.Option(help="Name of the volume. Default: the only one.")] = None,
+    scan: Annotated[
+        Path | None, typer.Option(help="The scan itself, NIfTI, NRRD or MHA. Default: where the case came from.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file. Default: CASE.html in the results' folder.")] = None,
+) -> None:
+    """Make one HTML page of a volume: its map over the scan in three linked planes. Works offline; holds the scan."""
+    with _one_line_each(STARTS_ANEW):
+        from thorad.results.volume_page import volume_cases, write_volume_page
+
+        if case is None:
+            names = volume_cases(results)
+            if len(names) != 1:
+                raise ThoradError(f"{results}: {len(names)} volumes ({', '.join(names[:5])}). Name one with --case.")
+            case = names[0]
+        path = write_volume_page(results, case, out or results / f"{case}.html", scan=scan)
+        _print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in any browser; it needs no network.")
+
+
+@app.command()
+def figure(
+    results: Results,
+    case: Annotated[str, typer.Option(help="Names of the cases, separated by commas: one row each.")],
+    out: Annotated[Path, typer.Option(help="The file: .pdf, .png or .svg.")],
+    panels: Annotated[
+        Literal["cases", "restoration"],
+        typer.Option(help="cases: input, pseudo-healthy, map, overlay, truth; restoration: the steps, one by one."),
+    ] = "cases",
+    truth: TruthOption = None,
+    slice_number: Annotated[
+        int | None, typer.Option("--slice", help="Of volumes. Default: the one with the map's highest value.")
+    ] = None,
+) -> None:
+    """Draw cases as panels for a publication, on one colour scale. Needs the extra plots."""
+    with _one_line_each(STARTS_ANEW):
+        from thorad.results.figure import write_figure
+
+        write_figure(results, _words(case), out, layout=panels, truth=truth, slice_number=slice_number)
+        _print(f"Figure: {out}")
+
+
+# ---- the viewer
+
+
+@app.command()
+def view(
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of `thorad detect`, or folders of such, to look at.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model folder to offer beside the bundled ones; may be given again.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the results of what is dropped in. Default: nothing is kept.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of 127.0.0.1. Default: any that is free.", min=0, max=65535)] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+) -> None:
+    """Open a page of this machine: look at results, drop scans in, watch their restoration. Ctrl-C ends it."""
+    with _one_line_each("Nothing of what was dropped in is left."):
+        try:
+            from thorad.viewer.server import serve
+        except ModuleNotFoundError as error:
+            raise ThoradError(
+                f"the viewer needs {error.name}, which is not installed. pip install 'thorad[view]'"
+            ) from error
+
+        def say(address: str) -> None:
+            _print(f"thorad view: {address}")
+            _print("Only this machine reaches it, and only with this address. Ctrl-C ends it.")
+
+        looked_at = serve(results or [], models=model or [], keep=out, port=port, on_ready=say, browser=not no_browser)
+        _print(f"{looked_at} scans were looked at.")

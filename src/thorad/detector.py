@@ -26,7 +26,7 @@ from thorad.evaluation.findings import Finding, findings_in
 from thorad.maps.anomaly_map import AnomalyMap, residual
 from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
 from thorad.methods import METHODS, PUBLISHED, Method, Restoration, ZScoreOptions
-from thorad.methods.contract import Compare, OnStep
+from thorad.methods.contract import Compare, OnStep, Step
 from thorad.methods.published import PublishedMap, published_scores
 from thorad.model import Model, has_statistics, load_model, load_recipe_of
 from thorad.recipe import Recipe
@@ -56,6 +56,17 @@ HIGHEST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
+class StepPictures:
+    """One image at one step of its restoration, on the model's grid."""
+
+    timestep: int
+    clean: NDArray[np.float32]
+    """(S, S) in [0, 1]: the estimate of the clean image, before harmonisation."""
+    anomaly_map: NDArray[np.float32] | None
+    """(S, S) >= 0, at a harmonised step only."""
+
+
+@dataclass(frozen=True)
 class Detection:
     """What was found in one image; every picture is (H, W) float32 on the image's own grid."""
 
@@ -75,9 +86,11 @@ class Detection:
     p_value: float | None = None
     """Conformal, among the model's healthy calibration scans; None where it isn't calibrated for these options."""
     mask: NDArray[np.bool_] | None = None
-    """(H, W): `anomaly_map`, on this grid, above the calibration's threshold; None as above."""
+    """(H, W): `anomaly_map`, on this grid, above the detector's threshold; None where it has none."""
     findings: tuple[Finding, ...] | None = None
     """The 8-connected components of the mask, the highest peak first; None as above."""
+    steps: tuple[StepPictures, ...] = ()
+    """The restoration, step after step, where it was asked for."""
 
 
 class Detector:
@@ -102,11 +115,12 @@ class Detector:
             model's), or of the bundled ones.
         false_positives: share of healthy pixels that a detection's mask may hold, one of the model's calibration for
             these options; None is the smallest of them, or no mask where there is no such calibration.
+        threshold: the mask is what is above this value of the map, whatever the calibration says.
 
     Raises:
         ThoradError: unknown model, method, preset, noise or device, a method that the preset doesn't have, a damaged
             model, one for images in [0, 1], steps out of range, weights that the method doesn't use, a calibration of
-            another model, or none for the asked false positives.
+            another model, or none for the asked false positives, a threshold below 0 or beside false positives.
     """
 
     def __init__(
@@ -124,10 +138,13 @@ class Detector:
         finish: bool = False,
         perceptual_weights: Path | None = None,
         false_positives: float | None = None,
+        threshold: float | None = None,
     ) -> None:
         self._method = _method_of(method, preset)
         if batch_size < 1:
             raise ThoradError(f"the batch size is {batch_size}, expected 1 or more.")
+        if threshold is not None and false_positives is not None:
+            raise ThoradError("a threshold and a share of false positives were given: choose one of them.")
         self.method = method
         self.preset = preset
         self.perceptual_weights = perceptual_weights
@@ -171,6 +188,7 @@ class Detector:
             self.calibrations, self.provenance(), false_positives
         )
         self.false_positives = self.calibration.checked_rate(false_positives) if self.calibration else None
+        self.threshold = self._checked_threshold(threshold)
 
     @property
     def model_name(self) -> str:
@@ -231,12 +249,20 @@ class Detector:
         image = image if isinstance(image, Image) else image_from_array(image)
         return next(iter(self.detect_batch([image], on_step)))
 
-    def detect_batch(self, images: Sequence[Image], on_step: OnStep | None = None) -> Iterator[Detection]:
-        """Find what is not healthy in several images; yields each as soon as it is done, in their order."""
+    def detect_batch(
+        self, images: Sequence[Image], on_step: OnStep | None = None, *, keep_steps: bool = False
+    ) -> Iterator[Detection]:
+        """Find what is not healthy in several images; yields each as soon as it is done, in their order.
+
+        Args:
+            images: any number of them, of any sizes.
+            on_step: as for `detect`; on a CPU several threads call it.
+            keep_steps: keep the pictures of every step in the detections.
+        """
         groups = [images[i : i + self._together] for i in range(0, len(images), self._together)]
 
         def found(group: Sequence[Image]) -> Iterable[Detection]:
-            detections = self._detect_together(group, on_step)
+            detections = self._detect_together(group, on_step, keep_steps)
             return list(detections) if self.device.type == "cpu" else detections  # a list is made on its own thread
 
         for detections in self._each(found, groups):
@@ -259,11 +285,20 @@ class Detector:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(workers)  # threads that are yet to come take the last number set
 
-    def _detect_together(self, images: Sequence[Image], on_step: OnStep | None) -> Iterator[Detection]:
+    def _detect_together(
+        self, images: Sequence[Image], on_step: OnStep | None, keep_steps: bool
+    ) -> Iterator[Detection]:
+        steps: list[Step] = []
+
+        def keep(step: Step) -> None:
+            steps.append(step)
+            if on_step is not None:
+                on_step(step)
+
         began = time.perf_counter()
         inputs = [to_model_input(image.pixels, self.model_size) for image in images]
         x = torch.stack([pixels for pixels, _ in inputs])  # (B, 1, S, S)
-        restoration = self._restore(x, [image.name for image in images], on_step)
+        restoration = self._restore(x, [image.name for image in images], keep if keep_steps else on_step)
         maps = restoration.anomaly_map.cpu()
         scores = self.scores(maps)
         healthy = _to_unit(restoration.pseudo_healthy).cpu()
@@ -280,18 +315,21 @@ class Detector:
                 score=float(scores[i]),
                 network_calls=self.network_calls,
                 seconds=seconds,
+                steps=tuple(_pictures(step, i) for step in steps),
                 **self._judged(anomaly_map, float(scores[i]), image.spacing),
             )
 
     def _judged(
         self, anomaly_map: NDArray[np.float32], score: float, spacing: tuple[float, float] | None
     ) -> dict[str, Any]:
-        """What the calibration says about a map on the input's grid and its score."""
-        if self.calibration is None or self.false_positives is None:
-            return {}
-        mask = anomaly_map > self.calibration.thresholds[self.false_positives]
-        findings = findings_in(anomaly_map, mask, spacing)
-        return {"p_value": self.calibration.p_value(score), "mask": mask, "findings": findings}
+        """What the threshold and the calibration say about a map on the input's grid and its score."""
+        judged: dict[str, Any] = {}
+        if self.calibration is not None:
+            judged["p_value"] = self.calibration.p_value(score)
+        if self.threshold is not None:
+            judged["mask"] = anomaly_map > self.threshold
+            judged["findings"] = findings_in(anomaly_map, judged["mask"], spacing)
+        return judged
 
     def model_maps(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """Anomaly maps on the model's grid, for evaluation.
@@ -359,6 +397,17 @@ class Detector:
             if name != "finish" and not isinstance(value, Tensor)  # tensors are the model's; finish changes no map
         ]
         return hashlib.sha256("\n".join(decided).encode()).hexdigest()
+
+    def _checked_threshold(self, threshold: float | None) -> float | None:
+        """Where masks begin: the given value, or the calibration's; None where there is neither."""
+        if threshold is None:
+            if self.calibration is None or self.false_positives is None:
+                return None
+            return self.calibration.thresholds[self.false_positives]
+        if not (threshold >= 0 and np.isfinite(threshold)):
+            raise ThoradError(f"the threshold is {threshold:g}, expected a value of the map, 0 or above.")
+        self.false_positives = None
+        return threshold
 
     def _checked_steps(self, steps: int | str | None) -> Any:
         if self.preset:
@@ -526,6 +575,16 @@ def comparison(
             raise ThoradError(" ".join(refusals))
         found += [(model, method, noise) for noise, model in of_noise.items()]
     return found
+
+
+def _pictures(step: Step, i: int) -> StepPictures:
+    """Those of the batch's image i."""
+    maps = step.anomaly_map
+    return StepPictures(
+        timestep=step.t,
+        clean=_to_unit(step.clean[i, 0]).float().cpu().numpy(),
+        anomaly_map=None if maps is None else maps[i, 0].float().cpu().numpy(),
+    )
 
 
 def _device(name: str) -> torch.device:

@@ -39,6 +39,23 @@ class ImageSection(_Section):
     """The scale of the images that the network was trained on; other than -1..1 only in imported models."""
 
 
+class VolumeSection(_Section):
+    """Which part of a volume the model knows."""
+
+    template: Literal["", "mni152-2009a"] = ""
+    """The space that a volume is registered to before its slices are cut; empty: the model isn't for volumes."""
+    skull: bool = True
+    """Whether the training images showed the whole head; False: the brain alone."""
+    axial_slices: tuple[From0Integer, From0Integer] = (95, 95)
+    """First and last index k, in the template's grid, of the axial slices that it was trained on."""
+
+    @model_validator(mode="after")
+    def _slices_ascend(self) -> VolumeSection:
+        if self.axial_slices[0] > self.axial_slices[1]:
+            raise ValueError(f"axial_slices {self.axial_slices} must be the first and the last index")
+        return self
+
+
 class NetworkSection(_Section):
     """`thorad.diffusion.network.Denoiser`."""
 
@@ -153,6 +170,7 @@ class Recipe(_Section):
     name: str
     description: str = ""
     image: ImageSection = ImageSection()
+    volume: VolumeSection = VolumeSection()
     network: NetworkSection = NetworkSection()
     noise: NoiseSection = NoiseSection()
     augmentation: AugmentationSection = AugmentationSection()

@@ -17,10 +17,14 @@ import torch
 
 from thorad.data.images import Image, read_image, write_whole
 from thorad.data.preprocess import scale
+from thorad.data.scans import Scan
+from thorad.data.shards import Shard
 from thorad.data.tables import listing
-from thorad.detector import Detector
+from thorad.data.volumes import Volume
+from thorad.detector import Detection, Detector
 from thorad.errors import ThoradError
 from thorad.results.writer import ResultWriter
+from thorad.volume_detection import VolumeDetection, detect_volume
 
 Progress = Callable[[int, int], None]
 """Called with (cases done or failed, cases in all), first with those that an earlier run has done."""
@@ -28,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What became of the cases."""
+    """What became of the cases of a run, or of its shard."""
 
     done: Mapping[str, float]
     """{name: score}, the highest first, with those that an earlier run has done."""
@@ -36,20 +40,38 @@ class RunSummary:
     """{name: (p-value, number of findings)} of those cases, where the model is calibrated; else empty."""
     failed: Mapping[str, str]
     """{name: why}."""
+    warned: Mapping[str, str]
+    """{name: why its result may mean less than it looks like}, of the cases of this run."""
     already_done: int
     """How many of `done` were there before this run."""
     seconds: float
     """Wall time of this run."""
 
 
-def open_results(detector: Detector, out: Path) -> ResultWriter:
+def open_results(
+    detector: Detector, out: Path, shard: Shard | None = None, *, indices: Sequence[int] | None = None
+) -> ResultWriter:
     """The result folder of a detector's run, new or to be continued.
+
+    Args:
+        detector: the model and the method.
+        out: the folder.
+        shard: the part of the cases that this process does; None: all.
+        indices: of the slices that volumes are looked at in; None: the model's own.
 
     Raises:
         ThoradError: the folder can't be written, or holds the results of other options.
     """
-    run = {"options": {**detector.provenance(), "calibration": _calibration(detector)}, **_software()}
-    return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum)
+    calibration = detector.calibration
+    options = {**detector.provenance(), "calibration": _calibration(detector), "threshold": detector.threshold}
+    options["slices"] = None if indices is None else list(indices)
+    run = {
+        "options": options,
+        # Of what a case's score is compared with.
+        "healthy_scores": None if calibration is None else list(calibration.scores),
+        **_software(),
+    }
+    return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum, shard=shard)
 
 
 def write_evaluation_run(detectors: Sequence[Detector], out: Path, seconds: float) -> None:
@@ -77,14 +99,22 @@ def _software() -> dict[str, Any]:
 
 
 def detect_files(
-    detector: Detector, named: Mapping[str, Path], results: ResultWriter, *, on_progress: Progress | None = None
+    detector: Detector,
+    scans: Mapping[str, Scan],
+    results: ResultWriter,
+    *,
+    indices: Sequence[int] | None = None,
+    keep_steps: bool = False,
+    on_progress: Progress | None = None,
 ) -> RunSummary:
-    """Detect in files and write each case as soon as it is done.
+    """Detect in files and write each case as soon as it is done: first the pictures, then the volumes.
 
     Args:
         detector: the model and the method.
-        named: {case name: file}, of `thorad.data.images.named_images`.
-        results: where to; what it has already isn't done again, unless its file was changed since.
+        scans: of `thorad.data.scans.find_scans`; also those of the other shards.
+        results: where to, and which shard; what it has already isn't done again, unless its file was changed since.
+        indices: of the slices that volumes are looked at in; None: the model's own.
+        keep_steps: keep the pictures of every step of the restorations.
         on_progress: see `Progress`.
 
     Raises:
@@ -92,56 +122,134 @@ def detect_files(
             doesn't hold a batch. What is bad about one file is recorded in the results instead.
     """
     began = time.perf_counter()
-    _refuse_other_files(named, results)
-    before = {name for name in results.done_cases() & named.keys() if not results.is_stale(name, named[name])}
-    failed: dict[str, str] = {}
-    report = on_progress or (lambda done, total: None)
-    report(len(before), len(named))
-    finished = len(before)
-    todo = [name for name in named if name not in before]
-    for start in range(0, len(todo), detector.batch_size):
-        batch = todo[start : start + detector.batch_size]
-        images = []
-        for name in batch:
-            try:
-                images.append(read_scan(named[name], name))
-            except ThoradError as error:
-                failed[name] = str(error)
-                results.fail(name, str(named[name]), str(error))
-        finished += len(batch) - len(images)
-        try:
-            for detection in detector.detect_batch(images):
-                if np.isfinite(detection.anomaly_map).all():
-                    results.write(detection)
-                else:
-                    failed[detection.name] = f"{detection.source}: the map is not finite. Is the model damaged?"
-                    results.fail(detection.name, detection.source, failed[detection.name])
-                finished += 1
-                report(finished, len(named))
-        except torch.OutOfMemoryError as error:
-            raise ThoradError(
-                f"the memory of {detector.device} doesn't hold {detector.batch_size} images at once. "
-                "Choose a smaller --batch-size; what is done is kept."
-            ) from error
-        report(finished, len(named))
+    asked, scans = scans.keys(), results.shard.of(scans)
+    tally = _Tally(scans, results, on_progress or (lambda done, total: None))
+    todo = [scan for name, scan in scans.items() if name not in tally.done]
+    pictures = [scan for scan in todo if not scan.is_volume]
+    try:
+        for start in range(0, len(pictures), detector.batch_size):
+            _detect_pictures(detector, pictures[start : start + detector.batch_size], tally, keep_steps)
+        for scan in todo:
+            if scan.is_volume:
+                _detect_volume(detector, scan, tally, indices, keep_steps)
+    except torch.OutOfMemoryError as error:
+        raise ThoradError(
+            f"the memory of {detector.device} doesn't hold {detector.batch_size} images at once. "
+            "Choose a smaller --batch-size; what is done is kept."
+        ) from error
     seconds = time.perf_counter() - began
-    results.close(seconds)
-    done = {name: score for name, score in results.scores().items() if name in named}
-    judged = {name: found for name, found in results.judged().items() if name in named}
-    return RunSummary(done, judged, failed, already_done=len(before), seconds=seconds)
+    results.close(seconds, asked)
+    return tally.summary(seconds)
 
 
-def _refuse_other_files(named: Mapping[str, Path], results: ResultWriter) -> None:
-    """Two folders may hold files of one name: the result of one must not pass for the other's."""
-    others = [
-        f"{name} (there {source}, now {named[name]})"
-        for name, source in sorted(results.sources().items())
-        if name in named and os.path.realpath(source) != os.path.realpath(named[name])
-    ]
+class _Tally:
+    """What became of the cases so far."""
+
+    def __init__(self, scans: Mapping[str, Scan], results: ResultWriter, report: Progress) -> None:
+        self.results = results
+        self.done, self._judged = _done_before(scans, results)
+        self._already_done = len(self.done)
+        self._failed: dict[str, str] = {}
+        self._warned: dict[str, str] = {}
+        self._report, self._total = report, len(scans)
+        report(len(self.done), self._total)
+
+    def write(self, scan: Scan, found: Detection | VolumeDetection) -> None:
+        """Write a case. A DICOM source that allows no objects beside it makes it a failure: they were promised."""
+        pictures = found.slices if isinstance(found, VolumeDetection) else [found]
+        if not all(np.isfinite(one.anomaly_map).all() for one in pictures):
+            self.fail(scan, f"{scan.path}: the map is not finite. Is the model damaged?")
+            return
+        if isinstance(found, VolumeDetection):
+            self.results.write_volume(found, series=scan.series)
+            if found.warnings:
+                self._warned[scan.name] = " ".join(found.warnings)
+        else:
+            self.results.write(found, series=scan.series)
+        self.done[scan.name] = float(found.score)
+        if found.p_value is not None and found.findings is not None:
+            self._judged[scan.name] = found.p_value, len(found.findings)
+        self._report(len(self.done) + len(self._failed), self._total)
+
+    def fail(self, scan: Scan, message: str) -> None:
+        """Record why a case can't be done."""
+        self._failed[scan.name] = message
+        self.results.fail(scan.name, scan.source, scan.told(message))
+        self._report(len(self.done) + len(self._failed), self._total)
+
+    def summary(self, seconds: float) -> RunSummary:
+        """All of it."""
+        return RunSummary(
+            done=dict(sorted(self.done.items(), key=lambda item: -item[1])),
+            judged=self._judged,
+            failed=self._failed,
+            warned=self._warned,
+            already_done=self._already_done,
+            seconds=seconds,
+        )
+
+
+def _detect_pictures(detector: Detector, scans: Sequence[Scan], tally: _Tally, keep_steps: bool) -> None:
+    images: list[Image] = []
+    by_name = {scan.name: scan for scan in scans}
+    for scan in scans:
+        try:
+            images.append(_picture(scan))
+        except ThoradError as error:
+            tally.fail(scan, str(error))
+    for detection in detector.detect_batch(images, keep_steps=keep_steps):
+        tally.write(by_name[detection.name], detection)
+
+
+def _detect_volume(
+    detector: Detector, scan: Scan, tally: _Tally, indices: Sequence[int] | None, keep_steps: bool
+) -> None:
+    try:
+        volume = scan.read()
+        assert isinstance(volume, Volume)
+        found = detect_volume(detector, volume, indices=indices, keep_steps=keep_steps)
+    except ThoradError as error:
+        tally.fail(scan, str(error))
+    else:
+        tally.write(scan, found)
+
+
+def _done_before(
+    scans: Mapping[str, Scan], results: ResultWriter
+) -> tuple[dict[str, float], dict[str, tuple[float, int]]]:
+    """`RunSummary.done` and `judged` of the cases that need not be done again.
+
+    Two folders may hold files of one name: the result of one must not pass for the other's.
+    """
+    done: dict[str, float] = {}
+    judged: dict[str, tuple[float, int]] = {}
+    others: list[str] = []
+    for case in results.cases(scans):
+        scan = scans.get(case.name)
+        if scan is None:  # somebody gave the folder of another case this name
+            continue
+        if case.status == "ok" and not _same_source(case.source, scan):
+            others.append(f"{case.name} (there {case.source}, now {scan.source})")
+        elif case.score is not None and results.is_whole(case) and not results.is_stale(case.name, scan.files):
+            done[case.name] = case.score
+            if case.p_value is not None and case.findings is not None:
+                judged[case.name] = case.p_value, case.findings
     if others:
         raise ThoradError(
             f"the folder holds results of other files under the same names: {listing(others)}. Choose another --out."
         )
+    return done, judged
+
+
+def _same_source(source: str, scan: Scan) -> bool:
+    """Whether a result is of this scan; a path may be written in several ways."""
+    return source == scan.source or os.path.realpath(source) == os.path.realpath(scan.source)
+
+
+def _picture(scan: Scan) -> Image:
+    image = scan.read()
+    assert isinstance(image, Image)
+    return _scalable(image, scan.path)
 
 
 def read_scan(path: Path, name: str) -> Image:
@@ -150,7 +258,10 @@ def read_scan(path: Path, name: str) -> Image:
     Raises:
         ThoradError: as `thorad.data.images.read_image` and `thorad.data.preprocess.scale`.
     """
-    image = read_image(path, name)
+    return _scalable(read_image(path, name), path)
+
+
+def _scalable(image: Image, path: Path) -> Image:
     try:
         scale(image.pixels)
     except ThoradError as error:

@@ -20,24 +20,12 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from thorad.data.images import write_png8, write_whole
+from thorad.data.template import MNI_2009A, Grid
+from thorad.data.volume_header import import_nibabel, times
 from thorad.errors import ThoradError
 
 LAYOUT: Final = "**/sub-*/ses-*/anat/*_T1w.nii.gz, each with its *_mask.nii.gz beside it"
 
-
-@dataclass(frozen=True)
-class Grid:
-    """A grid of voxels of 1 mm whose axes are those of the body: right, anterior, superior."""
-
-    shape: tuple[int, int, int]
-    origin_mm: tuple[float, float, float]
-    """Of the centre of the first voxel."""
-    axial_slice: int
-    """Index of the slice to cut."""
-
-
-MNI_2009A: Final = Grid((197, 233, 189), (-98, -134, -72), axial_slice=95)
-"""MNI152NLin2009aSym; its slice 95 lies at z = +23 mm."""
 
 ORIGIN_TOLERANCE: Final = 2.0
 """mm: conventions differ by up to a voxel; what is off by more is another space."""
@@ -178,14 +166,9 @@ def _entities(path: Path) -> str:
 
 def _on_grid(path: Path, grid: Grid) -> Any:
     """The volume, its axes right, anterior and superior, its voxels unread."""
+    nibabel = import_nibabel()
     try:
-        import nibabel
-    except ImportError as error:
-        raise ThoradError(
-            f"{path}: reading NIfTI volumes needs nibabel, which is not installed. pip install 'thorad[volumes]'."
-        ) from error
-    try:
-        volume: Any = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
+        volume = nibabel.as_closest_canonical(nibabel.load(path))
         shape, affine = tuple(volume.shape), np.asarray(volume.affine, dtype=np.float64)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise ThoradError(f"{path}: not a NIfTI volume ({error}). Copy it again from where it came from.") from error
@@ -194,8 +177,8 @@ def _on_grid(path: Path, grid: Grid) -> Any:
     )
     if shape != grid.shape or not near:
         raise ThoradError(
-            f"{path}: a grid of {_times(shape)} voxels of {_times(np.linalg.norm(affine[:3, :3], axis=0))} mm from "
-            f"{_times(affine[:3, 3])} mm; expected {_times(grid.shape)} of 1 x 1 x 1 mm from {_times(grid.origin_mm)} "
+            f"{path}: a grid of {times(shape)} voxels of {times(np.linalg.norm(affine[:3, :3], axis=0))} mm from "
+            f"{times(affine[:3, 3])} mm; expected {times(grid.shape)} of 1 x 1 x 1 mm from {times(grid.origin_mm)} "
             "mm, the grid of MNI152NLin2009aSym. Take the volumes that the data set has registered."
         )
     return volume
@@ -221,7 +204,3 @@ def _png16(pixels: NDArray[Any], path: Path) -> bytes:
     content = io.BytesIO()
     PIL.Image.fromarray(np.rint(bright / bright.max() * 65535).astype(np.uint16)).save(content, "PNG")
     return content.getvalue()
-
-
-def _times(values: Any) -> str:
-    return " x ".join(f"{value:g}" for value in values)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from thorad.data.images import case_names
 from thorad.data.splits import subject_of
-from thorad.data.tables import Row, files_in_column, listing, read_table
+from thorad.data.tables import Row, files_in_column, read_table, refuse_images_named_twice
 from thorad.errors import ThoradError
 
 if TYPE_CHECKING:
@@ -154,17 +154,7 @@ def read_box_cases(table: Path) -> list[BoxCase]:
     images = files_in_column(table, rows, "image")
     boxes = _files_where_given(table, rows, "boxes")
     elsewhere = _files_where_given(table, rows, "elsewhere")
-    first_line: dict[Path, int] = {}
-    twice: list[str] = []
-    for (line, row), image in zip(rows, images, strict=True):
-        first = first_line.setdefault(image.resolve(), line)
-        if first != line:
-            twice.append(f"{row['image']} (lines {first} and {line})")
-    if twice:
-        raise ThoradError(
-            f"{table}: {len(twice)} images are named again: {listing(twice)}. "
-            "Keep one row for each image, with all its boxes in one file."
-        )
+    refuse_images_named_twice(table, rows, images, "Keep one row for each image, with all its boxes in one file.")
     names = case_names(images, [table.parent] * len(images))
     return [
         BoxCase(image, boxes.get(line), elsewhere.get(line), row.get("subject") or subject_of(image), name)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import socket
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -144,6 +145,34 @@ def named_images(inputs: Sequence[Path], *, leave_out: Path | None = None) -> di
     return dict(zip(case_names(paths, folders), paths, strict=True))
 
 
+def files_below(folder: Path, leave_out: Path | None = None) -> list[Path]:
+    """All files in a folder and below, sorted, without hidden ones and without following linked folders.
+
+    Args:
+        folder: where to look.
+        leave_out: a folder below it that is passed over, such as that of the results.
+
+    Raises:
+        ThoradError: a folder can't be read, or `folder` is `leave_out` itself.
+    """
+    results = os.path.realpath(leave_out) if leave_out is not None else None
+    if os.path.realpath(folder) == results:
+        raise ThoradError(f"{folder}: the results can't go into the images' own folder. Name another one for them.")
+
+    def refuse(error: OSError) -> None:
+        raise ThoradError(
+            f"{error.filename}: the folder can't be read ({error.strerror}). Check its permissions."
+        ) from error
+
+    found: list[Path] = []
+    for where, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(where, name)) != results
+        ]
+        found += [Path(where, name) for name in files if not name.startswith(".")]
+    return sorted(found, key=lambda path: path.parts)
+
+
 def case_names(paths: Sequence[Path], folders: Sequence[Path]) -> list[str]:
     """Name cases after their files: unique (whatever the case of letters) and safe as file names.
 
@@ -176,7 +205,8 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         ThoradError: the disk or the permissions don't allow it.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Processes on several machines, whose numbers may be the same, may write into one shared folder.
+    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -205,6 +235,19 @@ def write_png8(path: Path, pixels: NDArray[Any]) -> None:
     write_whole(path, buffer.getvalue())
 
 
+def write_png16(path: Path, pixels: NDArray[Any]) -> None:
+    """Write a 16-bit grey PNG, whole or not at all: its brightest pixel becomes 65535, what lies below 0 becomes 0.
+
+    Args:
+        path: the file.
+        pixels: (H, W), with something above 0.
+    """
+    bright = np.clip(pixels.astype(np.float64), 0, None)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.rint(bright / bright.max() * 65535).astype(np.uint16)).save(buffer, "PNG")
+    write_whole(path, buffer.getvalue())
+
+
 def write_npy(path: Path, array: NDArray[Any]) -> None:
     """Write a NumPy file, whole or not at all."""
     buffer = io.BytesIO()
@@ -221,9 +264,7 @@ def _expand(given: Path, leave_out: Path | None) -> tuple[list[Path], Path]:
     except (OSError, ValueError) as error:
         raise ThoradError(f"{given}: can't be read ({error}). Check the path and its permissions.") from error
     if is_folder:
-        if leave_out is not None and os.path.realpath(given) == os.path.realpath(leave_out):
-            raise ThoradError(f"{given}: the results can't go into the images' own folder. Name another one for them.")
-        found = _images_below(given, leave_out)
+        found = [path for path in files_below(given, leave_out) if path.name.lower().endswith(SUFFIXES)]
         if not found:
             raise ThoradError(
                 f"{given}: no image in this folder or below. Expected files that end in {', '.join(SUFFIXES)}."
@@ -234,30 +275,15 @@ def _expand(given: Path, leave_out: Path | None) -> tuple[list[Path], Path]:
     return [given], given.parent
 
 
-def _images_below(folder: Path, leave_out: Path | None) -> list[Path]:
-    results = os.path.realpath(leave_out) if leave_out is not None else None
-
-    def refuse(error: OSError) -> None:
-        raise ThoradError(
-            f"{error.filename}: the folder can't be read ({error.strerror}). Check its permissions."
-        ) from error
-
-    found: list[Path] = []
-    for where, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and os.path.realpath(Path(where, name)) != results
-        ]
-        found += [Path(where, name) for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-    return sorted(found, key=lambda path: path.parts)
-
-
 def _below(path: Path, folder: Path) -> PurePath:
     return path.relative_to(folder) if path.is_relative_to(folder) else PurePath(path.name)
 
 
 def _safe_name(relative: PurePath) -> str:
     """`a/b c.png` -> `a__b_c`: letters, digits, `_`, `-` and inner dots; no longer than file systems allow."""
-    parts = [part for part in relative.with_suffix("").parts if part not in ("..", relative.anchor)]
+    plain = relative.with_suffix("")
+    plain = plain.with_suffix("") if relative.name.lower().endswith(".nii.gz") else plain
+    parts = [part for part in plain.parts if part not in ("..", relative.anchor)]
     name = unicodedata.normalize("NFC", "__".join(parts))
     name = re.sub(r"[^\w.-]", "_", name).strip(".-")
     if len(name.encode()) > 180:

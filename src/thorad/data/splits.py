@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thorad.data.images import case_names, find_images, read_image
-from thorad.data.tables import files_in_column, listing, read_table
+from thorad.data.tables import files_in_column, listing, read_table, refuse_images_named_twice
 from thorad.errors import ThoradError
 
 
@@ -33,8 +33,9 @@ class Case:
 
 def subject_of(path: Path) -> str:
     """The subject that a file's name tells: its leading BIDS entity `sub-XXXX`, else the whole stem."""
-    bids = re.match(r"sub-[A-Za-z0-9]+", path.stem)
-    return bids[0] if bids else path.stem
+    stem = path.stem.removesuffix(".nii")
+    bids = re.match(r"sub-[A-Za-z0-9]+", stem)
+    return bids[0] if bids else stem
 
 
 def read_cases(table: Path) -> list[Case]:
@@ -51,17 +52,7 @@ def read_cases(table: Path) -> list[Case]:
     images = files_in_column(table, rows, "image")
     with_mask = [(line, row) for line, row in rows if row["mask"]]
     masks = dict(zip((line for line, _ in with_mask), files_in_column(table, with_mask, "mask"), strict=True))
-    first_line: dict[Path, int] = {}
-    twice: list[str] = []
-    for (line, row), image in zip(rows, images, strict=True):
-        first = first_line.setdefault(image.resolve(), line)
-        if first != line:
-            twice.append(f"{row['image']} (lines {first} and {line})")
-    if twice:
-        raise ThoradError(
-            f"{table}: {len(twice)} images are named again: {listing(twice)}. "
-            "Keep one row for each image, with all its lesions in one mask."
-        )
+    refuse_images_named_twice(table, rows, images, "Keep one row for each image, with all its lesions in one mask.")
     names = case_names(images, [table.parent] * len(images))
     return [
         Case(

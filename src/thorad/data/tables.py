@@ -85,6 +85,28 @@ def files_in_column(table: Path, rows: Sequence[Row], column: str) -> list[Path]
     return [table.parent / row[column] for _, row in rows]
 
 
+def refuse_images_named_twice(table: Path, rows: Sequence[Row], images: Sequence[Path], advice: str) -> None:
+    """An image in two rows would count twice.
+
+    Args:
+        table: the CSV file.
+        rows: as `read_table` gives them.
+        images: the file that each row names.
+        advice: how to say in one row what the two say.
+
+    Raises:
+        ThoradError: an image is named twice; lists the first few with their lines and counts all.
+    """
+    first_line: dict[Path, int] = {}
+    twice: list[str] = []
+    for (line, row), image in zip(rows, images, strict=True):
+        first = first_line.setdefault(image.resolve(), line)
+        if first != line:
+            twice.append(f"{row['image']} (lines {first} and {line})")
+    if twice:
+        raise ThoradError(f"{table}: {len(twice)} images are named again: {listing(twice)}. {advice}")
+
+
 def _check_header(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
     missing = [column for column in columns if column not in header]
     if missing:

@@ -1,5 +1,7 @@
 """What a threshold leaves of a map: a binary mask, and the places in it."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,42 +12,47 @@ from scipy.ndimage import label
 
 @dataclass(frozen=True)
 class Finding:
-    """One 8-connected place above the threshold, on the image's own grid."""
+    """One connected place above the threshold, on the image's or volume's own grid; corners connect."""
 
     pixels: int
+    """Voxels, of a volume."""
     area_mm2: float | None
-    """None where the image's spacing isn't known."""
+    """None for a volume, and where the image's spacing isn't known."""
+    volume_mm3: float | None
+    """None for an image."""
     peak: float
     """The map's highest value in it."""
-    peak_position: tuple[int, int]
-    """Row and column of that value; the first in reading order among equals."""
+    peak_position: tuple[int, ...]
+    """Row and column of that value, or the voxel's three indices; the first in reading order among equals."""
     mean: float
     """Of the map over its pixels."""
 
 
 def findings_in(
-    anomaly_map: NDArray[Any], mask: NDArray[np.bool_], spacing: tuple[float, float] | None = None
+    anomaly_map: NDArray[Any], mask: NDArray[np.bool_], spacing: Sequence[float] | None = None
 ) -> tuple[Finding, ...]:
-    """Describe the 8-connected components of a mask, the highest peak first; none is too small to be kept.
+    """Describe the connected components of a mask, the highest peak first; none is too small to be kept.
 
     Args:
-        anomaly_map: (H, W).
-        mask: (H, W).
-        spacing: height and width of a pixel in mm, where known.
+        anomaly_map: (H, W) or (I, J, K); finite within the mask.
+        mask: of the same shape.
+        spacing: of the pixels or voxels along each axis, mm, where known.
     """
-    components, count = label(mask, structure=np.ones((3, 3), int))
+    components, count = label(mask, structure=np.ones([3] * mask.ndim, int))
     inside = np.flatnonzero(mask)
     component, values = components.ravel()[inside] - 1, np.asarray(anomaly_map, np.float64).ravel()[inside]
     pixels = np.bincount(component, minlength=count)
     sums = np.bincount(component, values, minlength=count)
     by_height = np.lexsort((inside, -values, component))
     highest = by_height[np.searchsorted(component[by_height], np.arange(count))]  # one pixel of each component
+    each_mm = None if spacing is None else math.prod(spacing)
     found = [
         Finding(
             pixels=int(pixels[number]),
-            area_mm2=None if spacing is None else float(pixels[number] * spacing[0] * spacing[1]),
+            area_mm2=None if each_mm is None or mask.ndim != 2 else float(pixels[number] * each_mm),
+            volume_mm3=None if each_mm is None or mask.ndim != 3 else float(pixels[number] * each_mm),
             peak=float(values[pixel]),
-            peak_position=(int(inside[pixel] // mask.shape[1]), int(inside[pixel] % mask.shape[1])),
+            peak_position=tuple(int(index) for index in np.unravel_index(inside[pixel], mask.shape)),
             mean=float(sums[number] / pixels[number]),
         )
         for number, pixel in enumerate(highest)

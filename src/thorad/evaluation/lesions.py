@@ -175,6 +175,7 @@ def _measure(found: Found[Case, Bools], weights: Floats) -> _Measured:
             "dice_at_fpr": threshold_at,
             "dice_at_fpr_source": f"the {int(well.sum())} healthy scans of this evaluation",
         },
+        "curves": _curves(coarse.of(ill)),
         "counts": {
             "lesion_cases": int(ill.sum()),
             "healthy_cases": int(well.sum()),
@@ -210,6 +211,17 @@ def _measure(found: Found[Case, Bools], weights: Floats) -> _Measured:
     figures = {name: float({**best_dice, "auprc": auprc}[name]) for name in COMPARED}
     sample = Sample(found.about, figures, {name: resampled[name] for name in COMPARED})
     return _Measured(result, rows, fine.of(ill), groups[ill], sample)
+
+
+def _curves(counts: metrics.ThresholdCounts) -> dict[str, list[float]]:
+    """Precision, recall and Dice at the coarse thresholds, falling; for a report."""
+    predicted, right = counts.predicted.sum(axis=0), counts.true_positive.sum(axis=0)
+    return {
+        "predicted_share": (predicted / counts.pixels.sum()).tolist(),
+        "dice": metrics.pooled_dice(counts)[0].tolist(),
+        "precision": (right / np.maximum(predicted, 1)).tolist(),
+        "recall": (right / (counts.lesion + counts.missed).sum()).tolist(),
+    }
 
 
 def _with_averages(values: dict[str, Any], lesion_counts: Floats) -> dict[str, Any]:

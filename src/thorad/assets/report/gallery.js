@@ -1,0 +1,615 @@
+// The gallery of a report. Pictures lie in the page as PNG text, one block a case, which is read when the case comes
+// into view and let go when it is far away. Map values are kept with 8 bits: value = maximum * (level / 255)^2.
+
+const index = JSON.parse(document.getElementById("index").textContent);
+const number = (value, digits = 3) =>
+  value === null || value === undefined || !Number.isFinite(value) ? "–" : String(Number(value.toPrecision(digits)));
+
+// ---------------------------------------------------------------------------------------------- what is set
+
+// Sliders of map values go by square roots, so that small values have room.
+const STEPS = 1000;
+const toSlider = (value) => Math.round(STEPS * Math.sqrt(Math.min(1, Math.max(0, value / index.largest))));
+const fromSlider = (step) => index.largest * (step / STEPS) ** 2;
+const start = () => ({
+  threshold: index.threshold ?? 0,
+  opacity: 1,
+  maximum: index.maximum,
+  level: 0.5,
+  window: 1,
+  colours: Object.keys(index.colours)[0],
+  outline: true,
+  truth: true,
+  smooth: true,
+});
+let state = start();
+
+/** 256 colours of a map of which a few are given. */
+function colourTable(anchors) {
+  const table = new Uint8Array(256 * 3);
+  for (let step = 0; step < 256; step++) {
+    const at = (step / 255) * (anchors.length - 1);
+    const low = Math.min(Math.floor(at), anchors.length - 2);
+    for (let channel = 0; channel < 3; channel++) {
+      table[3 * step + channel] = Math.round(anchors[low][channel] + (at - low) * (anchors[low + 1][channel] - anchors[low][channel]));
+    }
+  }
+  return table;
+}
+const tables = Object.fromEntries(Object.entries(index.colours).map(([name, anchors]) => [name, colourTable(anchors)]));
+
+function greyTable() {
+  const low = state.level - state.window / 2;
+  return Uint8ClampedArray.from({ length: 256 }, (_, grey) => 255 * ((grey / 255 - low) / state.window));
+}
+
+// ---------------------------------------------------------------------------------------------- pictures
+
+/** The levels of a grey picture, or the red, green, blue and alpha of a coloured one. */
+async function decode(text, width, height, coloured = false) {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }), { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  const canvas = document.createElement("canvas");
+  canvas.width = width;
+  canvas.height = height;
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0, width, height);
+  bitmap.close();
+  const pixels = context.getImageData(0, 0, width, height).data;
+  if (coloured) return pixels;
+  const levels = new Uint8Array(width * height);
+  for (let i = 0; i < levels.length; i++) levels[i] = pixels[4 * i];
+  return levels;
+}
+
+/** A picture of the model's square grid, on the grid of the image that was padded to that square. */
+async function decodeStep(text, width, height) {
+  if (!text) return null;
+  const square = Math.max(width, height);
+  const whole = await decode(text, square, square);
+  const top = Math.floor((square - height) / 2), left = Math.floor((square - width) / 2);
+  const levels = new Uint8Array(width * height);
+  for (let y = 0; y < height; y++) levels.set(whole.subarray((top + y) * square + left, (top + y) * square + left + width), y * width);
+  return levels;
+}
+
+async function decodePicture(coded) {
+  const { width, height } = coded;
+  const of = (text) => (text ? decode(text, width, height) : null);
+  const [map, scan, healthy, mask, truth, overlay, ...steps] = await Promise.all([
+    of(coded.map), of(coded.scan), of(coded.healthy), of(coded.mask), of(coded.truth),
+    coded.overlay ? decode(coded.overlay, width, height, true) : null,
+    ...coded.steps.map(async (step) => ({
+      ...step,
+      clean: await decodeStep(step.clean, width, height),
+      map: await decodeStep(step.map, width, height),
+    })),
+  ]);
+  return { ...coded, map, scan, healthy, mask: binary(mask), truth: binary(truth), overlay, steps };
+}
+
+/** The edges between pixels that are 1 and those that are 0, as lines of a picture enlarged `zoom` times. */
+function outlinePath(mask, width, height, zoom) {
+  const path = new Path2D();
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      if (!mask[i]) continue;
+      const left = x * zoom, right = left + zoom, top = y * zoom, bottom = top + zoom;
+      if (x === 0 || !mask[i - 1]) { path.moveTo(left, top); path.lineTo(left, bottom); }
+      if (x === width - 1 || !mask[i + 1]) { path.moveTo(right, top); path.lineTo(right, bottom); }
+      if (y === 0 || !mask[i - width]) { path.moveTo(left, top); path.lineTo(right, top); }
+      if (y === height - 1 || !mask[i + width]) { path.moveTo(left, bottom); path.lineTo(right, bottom); }
+    }
+  }
+  return path;
+}
+
+/** A line that shows on dark and bright. */
+function stroke(context, path, thin, colour, dash) {
+  context.lineWidth = thin + 1.2;
+  context.strokeStyle = "rgba(0, 0, 0, 0.6)";
+  context.setLineDash([]);
+  context.stroke(path);
+  context.lineWidth = thin;
+  context.strokeStyle = colour;
+  context.setLineDash(dash);
+  context.stroke(path);
+}
+
+/** Dice of two masks; null where both are empty. */
+function overlap(one, other) {
+  let both = 0, total = 0;
+  for (let i = 0; i < one.length; i++) {
+    both += one[i] & other[i];
+    total += one[i] + other[i];
+  }
+  return total ? (2 * both) / total : null;
+}
+
+const binary = (levels) => levels?.map((level) => (level > 127 ? 1 : 0)) ?? null;
+
+/** The map at a step of the restoration; the result's where there is no step, or it has none. */
+const mapAt = (picture, step) => (step?.map ? step : picture);
+
+const valueOf = (level, maximum) => maximum * (level / 255) ** 2;
+
+// ---------------------------------------------------------------------------------------------- one case
+
+const SCAN = "scan", HEALTHY = "pseudo-healthy", MAP = "map";
+
+class Card {
+  constructor(position, about) {
+    this.position = position;
+    this.about = about;
+    this.slice = about.first;
+    this.step = null; // null: the result
+    this.pictures = null;
+    this.node = element("card").content.firstElementChild.cloneNode(true);
+    this.node.id = `card-${position}`;
+    this.node.querySelector("h3").textContent = about.name;
+    this.node.setAttribute("aria-label", `${about.name}, score ${number(about.score)}`);
+    this.reading = this.node.querySelector(".reading");
+    this.panels = [];
+    this.describe(null);
+    if (about.status === "ok" && about.message) {
+      const warning = document.createElement("p");
+      warning.className = "warning";
+      warning.textContent = about.message;
+      this.node.querySelector(".facts").after(warning);
+    }
+    if (!about.pictures) return;
+    const names = index.scans ? [SCAN, ...(about.healthy ? [HEALTHY] : []), MAP] : [...(about.healthy ? [HEALTHY] : []), MAP];
+    for (const name of names) this.addPanel(name);
+    if (about.slices.length > 1) {
+      this.sliceInput = this.scrubber("Slice", about.slices.length - 1, this.slice, (at) => { this.slice = at; this.step = null; this.draw(); });
+    }
+    if (about.steps > 0) {
+      this.stepInput = this.scrubber("Restoration", about.steps, about.steps, (at) => { this.step = at === about.steps ? null : at; this.draw(); });
+    }
+    this.node.addEventListener("pointerdown", () => select(this, false));
+    this.node.addEventListener("dblclick", () => this.enlarge());
+  }
+
+  addPanel(name) {
+    const node = document.createElement("div");
+    node.className = "panel";
+    node.style.aspectRatio = `${this.about.width} / ${this.about.height}`;
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = 1;
+    canvas.setAttribute("role", "img");
+    const label = document.createElement("span");
+    label.className = "name";
+    label.textContent = name;
+    const cross = document.createElement("span");
+    cross.className = "cross";
+    node.append(canvas, label, cross);
+    this.node.querySelector(".panels").append(node);
+    this.panels.push({ name, node, canvas, label, cross });
+    node.addEventListener("pointermove", (event) => this.point(event, node));
+    node.addEventListener("pointerleave", () => this.point(null, node));
+  }
+
+  scrubber(title, last, at, changed) {
+    const label = document.createElement("label");
+    const input = document.createElement("input");
+    Object.assign(input, { type: "range", min: 0, max: last, step: 1, value: at });
+    const output = document.createElement("output");
+    label.append(title, input, output);
+    input.addEventListener("input", () => changed(Number(input.value)));
+    this.node.querySelector(".scrubbers").append(label);
+    return { input, output };
+  }
+
+  /** The line under the name; `dice` is that of the shown picture at the page's threshold. */
+  describe(dice) {
+    const about = this.about;
+    const facts = [];
+    const add = (text, value) => facts.push([text, value]);
+    if (about.status !== "ok") add("failed:", about.message);
+    if (about.score !== null) add("score", number(about.score, 4));
+    if (about.p_value !== null) add("p", number(about.p_value, 3));
+    if (about.findings !== null) add("findings", String(about.findings));
+    if (about.truth !== null) add("truth", about.truth ? `${about.truth} px${about.size ? `, ${about.size}` : ""}` : "healthy");
+    if (about.dice !== null) add(`Dice at ${index.diceAt}`, number(about.dice, 2));
+    if (dice !== null && state.threshold !== index.threshold) add(`Dice at ${number(state.threshold)}, as set`, number(dice, 2));
+    if (about.status === "ok" && !about.pictures) add("no pictures in this file", "");
+    const line = this.node.querySelector(".facts");
+    line.replaceChildren(...facts.map(([text, value]) => {
+      const span = document.createElement("span");
+      const bold = document.createElement("b");
+      bold.textContent = value;
+      span.append(`${text} `, bold);
+      return span;
+    }));
+  }
+
+  async load() {
+    if (!this.about.pictures) return;
+    this.wanted = true;
+    if (this.pictures || this.loading) return this.loading;
+    this.loading = (async () => {
+      // The pictures of later cases may still be on their way from the disk.
+      if (document.readyState === "loading" && !element(`case-${this.about.id}`)) {
+        await new Promise((ready) => document.addEventListener("DOMContentLoaded", ready, { once: true }));
+      }
+      const coded = JSON.parse(element(`case-${this.about.id}`).textContent);
+      const pictures = await Promise.all(coded.map(decodePicture));
+      this.loading = null;
+      if (!this.wanted) return;
+      this.pictures = pictures;
+      this.draw();
+    })();
+    return this.loading;
+  }
+
+  release() {
+    this.wanted = false;
+    this.pictures = null;
+    for (const { canvas } of this.panels) canvas.width = canvas.height = 1;
+    delete this.node.dataset.drawn;
+  }
+
+  /** Draw all panels, or only that of the map. */
+  draw(onlyMap = false) {
+    if (!this.pictures) return;
+    const picture = this.pictures[this.slice];
+    const step = this.step === null ? null : picture.steps[this.step] ?? null;
+    const { map, maximum: largest } = mapAt(picture, step);
+    const { width, height, truth } = picture;
+    const above = Uint8Array.from({ length: 256 }, (_, level) => (valueOf(level, largest) > state.threshold ? 1 : 0));
+    // The run's own mask where its threshold is set: exact, while the map here has 8 bits.
+    const exact = !step?.map && picture.mask && state.threshold === index.threshold;
+    const mask = exact ? picture.mask : map.map((level) => above[level]);
+    const image = new ImageData(width, height);
+    const pixels = new Uint32Array(image.data.buffer);
+    const grey = greyTable();
+    const scratch = document.createElement("canvas");
+    scratch.width = width;
+    scratch.height = height;
+    for (const panel of this.panels) {
+      if (onlyMap && panel.name !== MAP) continue;
+      const base = panel.name === HEALTHY ? (step ? step.clean : picture.healthy) : picture.scan;
+      if (!base) image.data.set(picture.overlay);
+      else if (panel.name === MAP) this.blend(image.data, base, map, largest, above, grey);
+      else for (let i = 0; i < pixels.length; i++) pixels[i] = 0xff000000 | (0x010101 * grey[base[i]]);
+      scratch.getContext("2d").putImageData(image, 0, 0);
+      const shownWidth = panel.node.clientWidth || 240;
+      const zoom = Math.max(1, Math.min(8, Math.ceil((shownWidth * Math.min(2, window.devicePixelRatio || 1)) / width)));
+      const { canvas } = panel;
+      canvas.width = width * zoom;
+      canvas.height = height * zoom;
+      const context = canvas.getContext("2d");
+      context.imageSmoothingEnabled = state.smooth;
+      context.drawImage(scratch, 0, 0, canvas.width, canvas.height);
+      const thin = (1.4 * canvas.width) / shownWidth;
+      if (panel.name === MAP && state.outline && state.threshold > 0) {
+        stroke(context, outlinePath(mask, width, height, zoom), thin, "#ffffff", [0.55 * zoom, 0.45 * zoom]);
+      }
+      if (truth && state.truth && panel.name !== HEALTHY) {
+        if (picture.truthZoom !== zoom) Object.assign(picture, { truthZoom: zoom, truthPath: outlinePath(truth, width, height, zoom) });
+        stroke(context, picture.truthPath, thin, "#00e5ff", []);
+      }
+      const at = step && (panel.name === HEALTHY || step.map) ? ` at step t = ${step.t}` : "";
+      panel.label.textContent = {
+        [SCAN]: picture.label ? `scan, ${picture.label}` : SCAN,
+        [HEALTHY]: step ? `clean estimate, t = ${step.t}` : HEALTHY,
+        [MAP]: base ? `map${at} over the scan` : "map, as the run drew it",
+      }[panel.name];
+      canvas.setAttribute("aria-label", this.altText(panel.name, picture, at, mask, map, largest));
+    }
+    this.describe(truth && state.threshold > 0 ? overlap(mask, truth) : null);
+    if (this.sliceInput) {
+      this.sliceInput.input.value = this.slice;
+      this.sliceInput.output.textContent = `${picture.label} (${this.slice + 1} of ${this.pictures.length})`;
+      this.sliceInput.input.setAttribute("aria-valuetext", picture.label);
+    }
+    if (this.stepInput) {
+      const text = step ? `step ${this.step + 1} of ${this.about.steps}, t = ${step.t}` : "result";
+      this.stepInput.input.value = step ? this.step : this.about.steps;
+      this.stepInput.output.textContent = text;
+      this.stepInput.input.setAttribute("aria-valuetext", text);
+    }
+    this.node.dataset.drawn = "";
+  }
+
+  /** The map over the scan: the higher its value, the more it hides. */
+  blend(data, base, map, largest, above, grey) {
+    const colours = tables[state.colours];
+    const tint = new Float32Array(256 * 3), shows = new Float32Array(256);
+    for (let level = 0; level < 256; level++) {
+      const strength = Math.min(1, valueOf(level, largest) / state.maximum);
+      const hides = state.threshold > 0 && !above[level] ? 0 : state.opacity * strength;
+      shows[level] = 1 - hides;
+      for (let channel = 0; channel < 3; channel++) {
+        tint[3 * level + channel] = hides * colours[3 * Math.round(255 * strength) + channel];
+      }
+    }
+    for (let i = 0, at = 0; i < map.length; i++, at += 4) {
+      const level = map[i], shade = shows[level] * grey[base[i]];
+      data[at] = tint[3 * level] + shade;
+      data[at + 1] = tint[3 * level + 1] + shade;
+      data[at + 2] = tint[3 * level + 2] + shade;
+      data[at + 3] = 255;
+    }
+  }
+
+  altText(name, picture, at, mask, map, largest) {
+    const where = `${this.about.name}${picture.label ? `, ${picture.label}` : ""}`;
+    if (name === SCAN) return `Scan of ${where}`;
+    if (name === HEALTHY) return `Pseudo-healthy image of ${where}${at}`;
+    let peak = 0, pixels = 0;
+    for (let i = 0; i < map.length; i++) {
+      if (map[i] > map[peak]) peak = i;
+      pixels += mask[i];
+    }
+    const found = state.threshold > 0 ? `${pixels} pixels above the threshold ${number(state.threshold)}` : "no threshold set";
+    return `Anomaly map of ${where}${at}: ${found}, highest value ${number(valueOf(map[peak], largest))} at row ${Math.floor(peak / picture.width)}, column ${peak % picture.width}`;
+  }
+
+  /** The same place in every panel, and what is there. */
+  point(event, node) {
+    const picture = this.pictures?.[this.slice];
+    if (!event || !picture) {
+      for (const { cross } of this.panels) cross.style.display = "none";
+      this.reading.textContent = "";
+      return;
+    }
+    const box = node.getBoundingClientRect();
+    const across = (event.clientX - box.left) / box.width, down = (event.clientY - box.top) / box.height;
+    const x = Math.min(picture.width - 1, Math.max(0, Math.floor(across * picture.width)));
+    const y = Math.min(picture.height - 1, Math.max(0, Math.floor(down * picture.height)));
+    for (const { cross } of this.panels) {
+      cross.style.display = "block";
+      cross.style.left = `${100 * across}%`;
+      cross.style.top = `${100 * down}%`;
+    }
+    const step = this.step === null ? null : picture.steps[this.step] ?? null;
+    const at = y * picture.width + x;
+    const read = [`row ${Math.round(y * picture.shrink)}, column ${Math.round(x * picture.shrink)}`];
+    if (picture.scan) read.push(`scan ${(picture.scan[at] / 255).toFixed(2)}`);
+    const healthy = step ? step.clean : picture.healthy;
+    if (healthy) read.push(`${step ? "estimate" : "pseudo-healthy"} ${(healthy[at] / 255).toFixed(2)}`);
+    const shown = mapAt(picture, step);
+    read.push(`map ${number(valueOf(shown.map[at], shown.maximum))}`);
+    this.reading.textContent = read.join(" · ");
+  }
+
+  move(what, by) {
+    const picture = this.pictures?.[this.slice];
+    if (!picture) return;
+    if (what === "slice") {
+      this.slice = Math.min(this.pictures.length - 1, Math.max(0, this.slice + by));
+      this.step = null;
+    } else {
+      const steps = picture.steps.length;
+      const at = Math.min(steps, Math.max(0, (this.step ?? steps) + by));
+      this.step = at === steps ? null : at;
+    }
+    this.draw();
+  }
+
+  enlarge() {
+    this.node.classList.toggle("large");
+    this.draw();
+    this.node.scrollIntoView({ block: "nearest" });
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- the gallery
+
+const cards = index.cases.map((about, position) => new Card(position, about));
+let shown = [];
+let current = null;
+
+const observer = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries) {
+      const card = cards[Number(entry.target.id.slice(5))];
+      if (entry.isIntersecting) card.load();
+      else card.release();
+    }
+  },
+  { rootMargin: "600px 0px" },
+);
+
+const FILTERS = {
+  all: ["all cases", () => true],
+  significant: ["p at most 0.05", (case_) => case_.p_value !== null && case_.p_value <= 0.05],
+  findings: ["with findings", (case_) => case_.findings > 0],
+  ill: ["with a lesion (truth)", (case_) => case_.truth > 0],
+  well: ["healthy (truth)", (case_) => case_.truth === 0],
+  failed: ["failed", (case_) => case_.status !== "ok"],
+};
+const last = (value) => (value === null ? -Infinity : value);
+const SORTS = {
+  score: ["score, highest first", (one, other) => last(other.score) - last(one.score)],
+  "score-up": ["score, lowest first", (one, other) => last(one.score) - last(other.score)],
+  name: ["name", (one, other) => one.name.localeCompare(other.name, "en", { numeric: true })],
+  dice: ["Dice, worst first", (one, other) => (one.dice ?? Infinity) - (other.dice ?? Infinity)],
+  "dice-down": ["Dice, best first", (one, other) => last(other.dice) - last(one.dice)],
+  truth: ["lesion, largest first", (one, other) => last(other.truth) - last(one.truth)],
+};
+
+function fill(select, options, useful) {
+  for (const [key, [title]] of Object.entries(options)) if (useful(key)) select.add(new Option(title, key));
+}
+const any = (test) => index.cases.some(test);
+fill(element("filter"), FILTERS, (key) => key === "all" || any(FILTERS[key][1]));
+fill(element("sort"), SORTS, (key) => (key.startsWith("dice") ? any((c) => c.dice !== null) : key === "truth" ? any((c) => c.truth > 0) : true));
+for (const name of Object.keys(index.colours)) element("colours").add(new Option(name, name));
+
+function arrange() {
+  const words = element("find").value.trim().toLowerCase();
+  const fits = FILTERS[element("filter").value][1];
+  const order = SORTS[element("sort").value][1];
+  shown = cards
+    .filter((card) => fits(card.about) && card.about.name.toLowerCase().includes(words))
+    // A difference of two missing values is not a number: they are equal.
+    .sort((one, other) => order(one.about, other.about) || one.position - other.position);
+  observer.disconnect();
+  const kept = new Set(shown);
+  for (const card of cards) if (!kept.has(card)) card.release();
+  element("cards").replaceChildren(...shown.map((card) => card.node));
+  for (const card of shown) observer.observe(card.node);
+  element("count").textContent = shown.length === cards.length ? `${cards.length} ${cards.length === 1 ? "case" : "cases"}` : `${shown.length} of ${cards.length} cases`;
+  element("nothing").hidden = shown.length > 0;
+  if (!kept.has(current)) select(shown[0] ?? null, false);
+}
+
+function select(card, focus = true) {
+  if (current) {
+    current.node.classList.remove("current");
+    current.node.tabIndex = -1;
+  }
+  current = card;
+  if (!card) return;
+  card.node.classList.add("current");
+  card.node.tabIndex = 0;
+  if (focus) {
+    card.node.focus({ preventScroll: true });
+    card.node.scrollIntoView({ block: "nearest" });
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- controls
+
+let waiting = null;
+/** Draw what is in view at the next frame, and what is near it one by one after it. */
+function redraw(onlyMap = false) {
+  if (waiting) {
+    waiting.onlyMap &&= onlyMap;
+    return;
+  }
+  waiting = { onlyMap };
+  requestAnimationFrame(() => {
+    const wanted = waiting.onlyMap;
+    waiting = null;
+    const near = shown.filter((card) => card.pictures);
+    const inView = near.filter((card) => {
+      const box = card.node.getBoundingClientRect();
+      return box.bottom > 0 && box.top < window.innerHeight;
+    });
+    for (const card of inView) card.draw(wanted);
+    later = near.filter((card) => !inView.includes(card));
+    setTimeout(drawLater);
+  });
+}
+let later = [];
+function drawLater() {
+  // Whole: several changes may have passed them by.
+  later.shift()?.draw();
+  if (later.length) setTimeout(drawLater);
+}
+
+function show(onlyMap = false) {
+  element("threshold").value = toSlider(state.threshold);
+  element("threshold").setAttribute("aria-valuetext", number(state.threshold));
+  element("threshold-value").value = number(state.threshold, 4);
+  element("opacity").value = Math.round(100 * state.opacity);
+  element("opacity-value").textContent = `${Math.round(100 * state.opacity)} %`;
+  element("maximum").value = Math.max(1, toSlider(state.maximum));
+  element("maximum").setAttribute("aria-valuetext", number(state.maximum));
+  element("maximum-value").textContent = number(state.maximum);
+  element("level").value = Math.round(100 * state.level);
+  element("level-value").textContent = state.level.toFixed(2);
+  element("window").value = Math.round(100 * state.window);
+  element("window-value").textContent = state.window.toFixed(2);
+  element("colours").value = state.colours;
+  element("outline").checked = state.outline;
+  element("truth").checked = state.truth;
+  element("smooth").checked = state.smooth;
+  element("legend-middle").textContent = number(state.maximum / 2);
+  element("legend-end").textContent = `${number(state.maximum)} +`;
+  const context = element("legend").getContext("2d");
+  const bar = context.createImageData(256, 10);
+  const grey = 128;
+  for (let x = 0; x < 256; x++) {
+    const hidden = state.threshold > 0 && (x / 255) * state.maximum <= state.threshold ? 0 : (state.opacity * x) / 255;
+    for (let y = 0; y < 10; y++) {
+      for (let channel = 0; channel < 3; channel++) {
+        bar.data[4 * (256 * y + x) + channel] = hidden * tables[state.colours][3 * x + channel] + (1 - hidden) * grey * 0.35;
+      }
+      bar.data[4 * (256 * y + x) + 3] = 255;
+    }
+  }
+  context.putImageData(bar, 0, 0);
+  element("legend").setAttribute("aria-label", `Colour scale of the maps, ${state.colours}: from 0 to ${number(state.maximum)}; below the threshold ${number(state.threshold)} nothing is coloured`);
+  for (const marker of document.querySelectorAll(".marker")) {
+    const { left, right, maximum } = marker.dataset;
+    const at = Number(left) + (Number(right) - Number(left)) * Math.sqrt(Math.min(1, state.threshold / Number(maximum)));
+    marker.setAttribute("x1", at);
+    marker.setAttribute("x2", at);
+  }
+  redraw(onlyMap);
+}
+const OF_THE_MAP = ["threshold", "opacity", "maximum", "colours", "outline"];
+function change(changes) {
+  state = { ...state, ...changes };
+  show(Object.keys(changes).every((name) => OF_THE_MAP.includes(name)));
+}
+const onInput = (id, read) => element(id).addEventListener("input", (event) => change(read(event.target)));
+onInput("threshold", (input) => ({ threshold: fromSlider(Number(input.value)) }));
+element("threshold-value").addEventListener("change", (event) => {
+  const value = Number(event.target.value);
+  change({ threshold: Number.isFinite(value) ? Math.min(index.largest, Math.max(0, value)) : 0 });
+});
+onInput("opacity", (input) => ({ opacity: Number(input.value) / 100 }));
+onInput("maximum", (input) => ({ maximum: fromSlider(Number(input.value)) }));
+onInput("level", (input) => ({ level: Number(input.value) / 100 }));
+onInput("window", (input) => ({ window: Number(input.value) / 100 }));
+onInput("colours", (input) => ({ colours: input.value }));
+onInput("outline", (input) => ({ outline: input.checked }));
+onInput("truth", (input) => ({ truth: input.checked }));
+onInput("smooth", (input) => ({ smooth: input.checked }));
+element("reset").addEventListener("click", () => change(start()));
+for (const id of ["find", "filter", "sort"]) element(id).addEventListener("input", arrange);
+element("truth-label").hidden = !any((case_) => case_.truth > 0);
+
+function step(by) {
+  const at = shown.indexOf(current);
+  const next = shown[Math.min(shown.length - 1, Math.max(0, at + by))];
+  if (next) select(next);
+}
+const nudged = (by) => fromSlider(Math.min(STEPS, Math.max(0, toSlider(state.threshold) + by)));
+const KEYS = {
+  ArrowRight: () => step(1),
+  j: () => step(1),
+  ArrowLeft: () => step(-1),
+  k: () => step(-1),
+  Enter: () => current?.enlarge(),
+  "]": () => change({ threshold: nudged(10) }),
+  "[": () => change({ threshold: nudged(-10) }),
+  "+": () => change({ opacity: Math.min(1, state.opacity + 0.1) }),
+  "-": () => change({ opacity: Math.max(0, state.opacity - 0.1) }),
+  ".": () => current?.move("step", 1),
+  ",": () => current?.move("step", -1),
+  d: () => current?.move("slice", 1),
+  u: () => current?.move("slice", -1),
+  m: () => change({ outline: !state.outline }),
+  t: () => change({ truth: !state.truth }),
+  f: () => element("find").focus(),
+};
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "Escape") return void (document.activeElement?.matches("input, select") && select(current));
+  if (event.target.closest("input, select, button, summary, a")) return;
+  const action = KEYS[event.key];
+  if (!action) return;
+  event.preventDefault();
+  action();
+});
+window.addEventListener("resize", () => redraw());
+
+/** Print every case that is shown, not only those that are in view. */
+window.printCases = async () => {
+  observer.disconnect(); // what is drawn stays drawn
+  for (const card of shown) {
+    await card.load();
+    card.pictures = null;
+  }
+  window.print();
+  arrange();
+};
+
+arrange();
+show();

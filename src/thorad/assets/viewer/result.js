@@ -1,0 +1,104 @@
+// The results of one job or folder. gallery.js, the report's, does the drawing; here a case's pictures are fetched when
+// the case comes into view.
+
+const base = location.pathname;
+
+/** gallery.js finds its index in the page, and its pictures by Card.load. */
+function startGallery(index) {
+  const block = make("script");
+  block.type = "application/json";
+  block.id = "index";
+  block.textContent = JSON.stringify(index);
+  document.body.append(block);
+  const script = make("script");
+  script.src = "/static/gallery.js";
+  // Runs right behind the script, before anything comes into view.
+  script.addEventListener("load", () => {
+    Card.prototype.load = fetchCase;
+    for (const card of cards) {
+      if (card.about.slices.length && card.about.slices[0]) markSides(card);
+    }
+    if (cards.length === 1) {
+      const [{ node, panels, about }] = cards;
+      node.classList.add("large");
+      node.style.setProperty("--wide", (panels.length * about.width) / about.height);
+      // As large as fits with the controls above and the scrubbers below.
+      const above = node.querySelector(".panels").getBoundingClientRect().top + window.scrollY;
+      node.style.setProperty("--above", `${Math.ceil(above) + 76}px`);
+    }
+  });
+  document.body.append(script);
+}
+
+async function fetchCase() {
+  if (!this.about.pictures) return;
+  this.wanted = true;
+  if (this.pictures || this.loading) return this.loading;
+  this.loading = (async () => {
+    try {
+      const coded = await call(`${base}/cases/${encodeURIComponent(this.about.key)}`);
+      const pictures = await Promise.all(coded.map(decodePicture));
+      if (!this.wanted) return;
+      if (!this.seen) this.slice = pictures.reduce((best, one, at) => (one.maximum > pictures[best].maximum ? at : best), 0);
+      this.seen = true;
+      this.pictures = pictures;
+      this.draw();
+    } catch (error) {
+      this.reading.textContent = error.message;
+    } finally {
+      this.loading = null;
+    }
+  })();
+  return this.loading;
+}
+
+/** Slices of volumes are shown in the template's axes: x grows to the right, and that is the patient's right. */
+function markSides(card) {
+  for (const { node } of card.panels) node.append(make("span", "L", "side left"), make("span", "R", "side right"));
+}
+
+function warn(text) {
+  element("said").append(make("p", text, "warning"));
+}
+
+function showFindings(cases) {
+  const found = cases.flatMap((about) => about.places.map((place) => [about.name, place])).slice(0, 500);
+  const digits = (value, count) => (Number.isFinite(value) ? String(Number(value.toPrecision(count))) : "–");
+  const lines = found.map(([name, place]) => {
+    const line = make("tr");
+    const extent = place.volume_mm3 ? `${digits(place.volume_mm3 / 1000, 3)} ml` : place.area_mm2 ? `${digits(place.area_mm2, 3)} mm²` : `${place.pixels} px`;
+    for (const text of [name, digits(place.peak, 4), digits(place.mean, 4), extent, (place.peak_position ?? []).join(", ")]) line.append(make("td", text));
+    return line;
+  });
+  element("findings").hidden = lines.length === 0;
+  element("findings").querySelector("tbody").replaceChildren(...lines);
+}
+
+(async () => {
+  try {
+    const index = await call(`${base}/index`);
+    const { run } = index;
+    document.title = index.title;
+    element("title").textContent = index.title;
+    element("subtitle").textContent = [
+      methodName(run.method, run.noise), `model ${run.model}`, counted(index.cases.length, "scan"), seconds(index.seconds),
+      `seed ${run.seed}`,
+    ].filter(Boolean).join(" · ");
+    element("save").hidden = index.job === null;
+    element("save").href = `${base}/save`;
+    element("report").href = `${base}/report`;
+    document.body.classList.toggle("single", index.cases.length === 1);
+    if (index.said) warn(index.said);
+    if (run.status === "running") warn("The run isn't finished: only the cases that are done are here. Load the page again for more.");
+    if (!run.calibration && index.threshold === null) {
+      warn("Not calibrated: no p-values, findings or masks, and a score means nothing by itself. thorad calibrate on your own healthy scans of the same scanner makes them.");
+    }
+    if (index.cases.some((about) => about.slices[0])) {
+      element("said").append(make("p", "Slices lie as in the template: anterior is up, and the patient's right is on the picture's right (R), not on its left as in radiology.", "note"));
+    }
+    showFindings(index.cases);
+    startGallery(index);
+  } catch (error) {
+    warn(error.message);
+  }
+})();

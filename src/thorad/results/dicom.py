@@ -1,0 +1,469 @@
+"""DICOM out: what was found, as objects of the scan's own study that a PACS or 3D Slicer lays over the scan.
+
+    write_segmentation       the thresholded map, a DICOM Segmentation
+    write_secondary_capture  the map in colours over the scan, one picture a slice, for viewers that know nothing else
+    write_parametric_map     the map's own numbers
+
+All of them refer to the source's instances, and hold its patient and study, as DICOM needs them to. File names don't.
+Instances' UIDs come from the source's UIDs and the content, so that a repeated run writes the same objects.
+"""
+
+import hashlib
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thorad.data.dicom import MANUFACTURER, Series, as_frames, slice_order
+from thorad.data.dicom_file import frame_group, import_pydicom, number_of, read_dataset, reading, shape_of, text_of
+from thorad.data.images import write_whole
+from thorad.errors import ThoradError
+from thorad.results.writer import overlay
+
+RESEARCH: Final = "Research use only"
+
+COLOUR: Final = (248, 149, 64)
+"""RGB that viewers are recommended to show the segment in: that of a high map in the pictures."""
+
+# highdicom logs a patient's name where its form is unusual.
+logging.getLogger("highdicom").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Making:
+    """How the results came to be; goes into each object."""
+
+    description: str
+    """Of the series, as viewers list it: 64 characters at most, with RESEARCH."""
+    algorithm: str
+    """Name of method and model."""
+    version: str
+    """Of thorad."""
+    time: datetime
+    """Of the run."""
+
+
+def write_segmentation(path: Path, mask: NDArray[np.bool_], series: Series, making: Making) -> None:
+    """Write a mask as a binary DICOM Segmentation of one segment, `Anomaly`.
+
+    Slices without a pixel of it are left out. A mask that is empty throughout is written too, with all its slices: that
+    nothing was found is a result, which a missing object would not tell from a failed run.
+
+    Args:
+        path: the file.
+        mask: (I, J, K) on the grid of `read_series`; (H, W) of a picture.
+        series: the source.
+        making: how it came to be.
+
+    Raises:
+        ThoradError: the source lacks UIDs or was changed, highdicom is not installed, the disk doesn't allow it.
+    """
+    highdicom = _highdicom()
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
+
+    sources = _Sources(series)
+    frames = sources.in_stored_order(mask)
+    uid = _uids(series, "SEG", making, np.packbits(frames).tobytes(), str(mask.shape).encode())
+    with _writing(series):
+        segment = highdicom.seg.SegmentDescription(
+            segment_number=1,
+            segment_label="Anomaly",
+            segmented_property_category=Code("49755003", "SCT", "Morphologically Altered Structure"),
+            segmented_property_type=Code("52988006", "SCT", "Lesion"),
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+                name=making.algorithm[:64], family=codes.DCM.ArtificialIntelligence, version=making.version[:64]
+            ),
+            tracking_uid=uid("segment"),
+            tracking_id=f"thorad {series.name}",
+            display_color=highdicom.color.CIELabColor.from_rgb(*COLOUR),
+        )
+        dataset = highdicom.seg.Segmentation(
+            source_images=sources.datasets,
+            pixel_array=frames,
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[segment],
+            omit_empty_frames=bool(mask.any()),
+            content_label="ANOMALY",
+            **_for_highdicom(sources, making, uid, 1),
+        )
+        if not series.is_volume:
+            dataset.PatientOrientation = sources.datasets[0].get("PatientOrientation") or ""
+        _fix(dataset, making, uid)
+        _save(path, dataset)
+
+
+def write_parametric_map(path: Path, anomaly_map: NDArray[np.floating[Any]], series: Series, making: Making) -> None:
+    """Write a map's own numbers as a DICOM Parametric Map of the slices that it covers.
+
+    Args:
+        path: the file.
+        anomaly_map: (I, J, K) on the grid of `read_series`, >= 0, NaN where nothing is known: slices of NaN only are
+            left out, other NaN become 0.
+        series: the source, a volume.
+        making: how it came to be.
+
+    Raises:
+        ThoradError: no slice is covered; as `write_segmentation`.
+    """
+    highdicom = _highdicom()
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
+
+    if not series.is_volume:
+        raise ValueError("a parametric map needs a volume, whose slices have places")
+    sources = _Sources(series)
+    frames = sources.in_stored_order(anomaly_map)
+    covered = np.flatnonzero(np.isfinite(frames).any(axis=(1, 2)))
+    if not covered.size:
+        raise ThoradError(f"{path}: the map covers no slice of {series.name}, so there is nothing to write.")
+    numbers = np.nan_to_num(frames, nan=0.0).astype(np.float32)
+    # A file of many frames can only be referred to as a whole.
+    numbers = numbers if len(sources.datasets) == 1 else np.ascontiguousarray(numbers[covered])
+    datasets = sources.datasets if len(sources.datasets) == 1 else [sources.datasets[index] for index in covered]
+    highest = float(max(numbers.max(), np.finfo(np.float32).tiny))
+    uid = _uids(series, "PM", making, numbers.tobytes())
+    with _writing(series):
+        dataset = highdicom.pm.ParametricMap(
+            source_images=datasets,
+            pixel_array=numbers,
+            contains_recognizable_visual_features=False,
+            real_world_value_mappings=[
+                highdicom.pm.RealWorldValueMapping(
+                    lut_label="anomaly",
+                    lut_explanation="Anomaly map of thorad",
+                    unit=codes.UCUM.NoUnits,
+                    value_range=(0.0, highest),
+                    slope=1,
+                    intercept=0,
+                    quantity_definition=Code("anomaly", "99THORAD", "Anomaly map"),
+                )
+            ],
+            voi_lut_transformations=[
+                highdicom.VOILUTTransformation(highest / 2, highest, voi_lut_function="LINEAR_EXACT")
+            ],
+            content_label="ANOMALY_MAP",
+            **_for_highdicom(sources, making, uid, 3),
+        )
+        _share(dataset, sources.datasets[0])
+        _fix(dataset, making, uid)
+        _save(path, dataset)
+
+
+def write_secondary_capture(
+    folder: Path, pictures: Mapping[int, NDArray[np.uint8]], series: Series, making: Making
+) -> list[Path]:
+    """Write pictures of slices as a series of Secondary Captures, which any viewer shows, at their slices' places.
+
+    Args:
+        folder: gets one file a picture, `0001.dcm` ...
+        pictures: {index k of the slice in the volume: (rows, columns, 3) RGB}, as of `overlay_pictures`; {0: ...} for a
+            picture.
+        series: the source.
+        making: how they came to be.
+
+    Returns:
+        The files, in the order of the slices.
+
+    Raises:
+        ThoradError: as `write_segmentation`.
+    """
+    if not pictures:
+        raise ValueError("there must be a picture to write")
+    pydicom = import_pydicom()
+    sources = _Sources(series)
+    content = [pictures[index].tobytes() + str(index).encode() for index in sorted(pictures)]
+    uid = _uids(series, "SC", making, *content)
+    paths: list[Path] = []
+    for number, index in enumerate(sorted(pictures), start=1):
+        with _writing(series):
+            dataset = _secondary_capture(pydicom, pictures[index], sources, index)
+            dataset.SeriesInstanceUID = uid("series")
+            dataset.SOPInstanceUID = uid(f"instance {index}")
+            dataset.SeriesNumber = sources.series_number(2)
+            dataset.InstanceNumber = number
+            dataset.SeriesDescription = making.description[:64]
+            dataset.DerivationDescription = f"{making.algorithm} over the source image. {RESEARCH}."
+            dataset.SoftwareVersions = making.version[:64]
+            dataset.DateOfSecondaryCapture = making.time.strftime("%Y%m%d")
+            dataset.TimeOfSecondaryCapture = making.time.strftime("%H%M%S")
+            _fix(dataset, making, uid)
+            paths.append(folder / f"{number:04d}.dcm")
+            _save(paths[-1], dataset)
+    return paths
+
+
+def overlay_pictures(
+    scan: NDArray[Any], anomaly_map: NDArray[np.floating[Any]], maximum: float
+) -> dict[int, NDArray[np.uint8]]:
+    """The scan's slices that the map covers, with the map in colours over them.
+
+    Args:
+        scan: (I, J, K) in [0, 1] on the grid of `read_series`, or (H, W) of a picture.
+        anomaly_map: of the same shape, >= 0, NaN where nothing is known.
+        maximum: value of the strongest colour.
+
+    Returns:
+        {index k: (rows, columns, 3)}, for `write_secondary_capture`; {0: ...} for a picture.
+    """
+    if scan.ndim == 2:
+        return {0: overlay(scan, np.nan_to_num(anomaly_map, nan=0.0), maximum)}
+    slices, maps = as_frames(scan), as_frames(anomaly_map)
+    return {
+        index: overlay(slices[index], np.nan_to_num(maps[index], nan=0.0), maximum)
+        for index in range(len(slices))
+        if np.isfinite(maps[index]).any()
+    }
+
+
+class _Sources:
+    """The source's headers, complete enough to refer to."""
+
+    def __init__(self, series: Series) -> None:
+        self.places: Sequence[tuple[Path, int]] = slice_order(series) if series.is_volume else [(series.files[0], 0)]
+        """Of each k, its file and the frame in it."""
+        self.is_volume = series.is_volume
+        self._headers = {path: read_dataset(path, pixels=False) for path in dict.fromkeys(p for p, _ in self.places)}
+        for path, dataset in self._headers.items():
+            with reading(path):
+                _complete(dataset, path, needs_frame_of_reference=series.is_volume)
+
+    @property
+    def datasets(self) -> list[Any]:
+        """One for each file, in the order of the slices."""
+        return list(self._headers.values())
+
+    def of_slice(self, index: int) -> tuple[Any, int]:
+        """The data set and the frame in it."""
+        path, frame = self.places[index]
+        return self._headers[path], frame
+
+    def in_stored_order(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """(n, rows, columns): as the files are ordered here and frames in a file, from (I, J, K) or (H, W)."""
+        frames = as_frames(voxels) if self.is_volume else voxels[None]
+        path = self.places[0][0]
+        expected = (len(self.places), *shape_of(self._headers[path], path))
+        if frames.shape != expected:
+            raise ValueError(f"frames of {frames.shape} for a source of {expected}")
+        order = np.argsort([frame for _, frame in self.places]) if len(self._headers) == 1 else np.arange(len(frames))
+        return np.ascontiguousarray(frames[order])
+
+    def series_number(self, place: int) -> int:
+        """Behind the source's own number in a viewer's list: 3 -> 301, 302 ..."""
+        number = number_of(self.datasets[0], "SeriesNumber", 0)
+        return int(number) * 100 + place if 0 <= number < 10_000_000 else place
+
+
+_STUDY: Final = (
+    *("SpecificCharacterSet", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+    *("StudyDescription", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
+    *("PatientAge", "StudyInstanceUID", "StudyID", "FrameOfReferenceUID", "PositionReferenceIndicator"),
+)
+"""What an object shares with the others of its patient, study and space."""
+
+_IMAGE: Final = (
+    *("BodyPartExamined", "Laterality", "ImageLaterality", "PatientPosition", "PatientOrientation"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
+)
+"""What a picture shares with the one that it lies over."""
+
+
+def _complete(dataset: Any, path: Path, *, needs_frame_of_reference: bool) -> None:
+    """Add the elements that DICOM allows to be empty; blank those whose values it doesn't allow."""
+    from pydicom.valuerep import DA, TM
+
+    needed = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"]
+    for keyword in [*needed, "FrameOfReferenceUID"] if needs_frame_of_reference else needed:
+        if not text_of(dataset, keyword):
+            raise ThoradError(
+                f"{path}: no {keyword}, by which a result in DICOM would refer to it. Export the series again, with "
+                "all its tags, or leave the DICOM results out."
+            )
+    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
+    for keyword, read in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
+        try:
+            read(text_of(dataset, keyword))
+        except ValueError:
+            setattr(dataset, keyword, "")
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
+    if text_of(dataset, "PatientSex") not in ("M", "F", "O"):
+        dataset.PatientSex = ""
+
+
+def _highdicom() -> Any:
+    import_pydicom()
+    try:
+        highdicom = importlib.import_module("highdicom")
+    except ImportError as error:
+        raise ThoradError(
+            "DICOM results need highdicom, which is not installed. pip install 'thorad[dicom]'"
+        ) from error
+    importlib.import_module("highdicom.color")
+    return highdicom
+
+
+@contextmanager
+def _writing(series: Series) -> Iterator[None]:
+    """One ThoradError for what highdicom and pydicom find wrong with the source, without their words: as `reading`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ThoradError:
+        raise
+    except Exception as error:
+        raise ThoradError(
+            f"{series.files[0]}: no result in DICOM can be made that refers to this series ({type(error).__name__}). "
+            "Its header is damaged, or not as the standard has it: leave the DICOM results out."
+        ) from error
+
+
+class _Uids:
+    """Names to UIDs, the same for the same source, making and content."""
+
+    def __init__(self, digest: str) -> None:
+        self._digest = digest
+
+    def __call__(self, name: str) -> str:
+        return str(import_pydicom().uid.generate_uid(entropy_srcs=[self._digest, name]))
+
+
+def _uids(series: Series, kind: str, making: Making, *content: bytes) -> _Uids:
+    digest = hashlib.sha256()
+    for part in (series.uid, series.name, kind, making.description, making.algorithm, making.version):
+        digest.update(part.encode() + b"\0")
+    for block in content:
+        digest.update(hashlib.sha256(block).digest())
+    return _Uids(digest.hexdigest())
+
+
+def _for_highdicom(sources: _Sources, making: Making, uid: _Uids, place: int) -> dict[str, Any]:
+    """What highdicom's constructors share."""
+    return {
+        "series_instance_uid": uid("series"),
+        "series_number": sources.series_number(place),
+        "sop_instance_uid": uid("instance"),
+        "instance_number": 1,
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": making.algorithm[:64],
+        "software_versions": making.version[:64],
+        "device_serial_number": "none",
+        "content_description": making.description[:64],
+        "series_description": making.description[:64],
+    }
+
+
+def _share(dataset: Any, source: Any) -> None:
+    """What a picture shares with the one that it lies over; empty where DICOM wants it to be there."""
+    for keyword in _IMAGE:
+        if keyword in source:
+            dataset[keyword] = source[keyword]
+    for keyword in ("PatientOrientation", "Laterality"):
+        if keyword not in dataset and not (keyword == "Laterality" and "ImageLaterality" in dataset):
+            setattr(dataset, keyword, "")
+
+
+def _fix(dataset: Any, making: Making, uid: _Uids) -> None:
+    """The run's time for now, derived UIDs for random ones."""
+    date, time = making.time.strftime("%Y%m%d"), making.time.strftime("%H%M%S")
+    for kind in ("InstanceCreation", "Content", "Series"):
+        setattr(dataset, f"{kind}Date", date)
+        setattr(dataset, f"{kind}Time", time)
+    organisations = dataset.get("DimensionOrganizationSequence") or []
+    indices = dataset.get("DimensionIndexSequence") or []
+    for item in (*organisations, *indices):
+        item.DimensionOrganizationUID = uid("dimensions")
+    for item in dataset.get("ContributingEquipmentSequence") or []:
+        item.pop("ContributionDateTime", None)  # that of writing
+
+
+def _secondary_capture(pydicom: Any, picture: NDArray[np.uint8], sources: _Sources, index: int) -> Any:
+    """A Secondary Capture of one picture, but for what it shares with the others of its series."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    source, frame = sources.of_slice(index)
+    path, _ = sources.places[index]
+    if picture.shape != (*shape_of(source, path), 3) or picture.dtype != np.uint8:
+        raise ValueError(f"a picture of {picture.shape} {picture.dtype} for a slice of {shape_of(source, path)}")
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    for keyword in _STUDY:
+        if keyword in source:
+            dataset[keyword] = source[keyword]
+    _share(dataset, source)
+    if "ReferringPhysicianName" not in dataset:
+        dataset.ReferringPhysicianName = ""
+    if "FrameOfReferenceUID" in dataset and "PositionReferenceIndicator" not in dataset:
+        dataset.PositionReferenceIndicator = ""
+    dataset.Modality = "OT"
+    dataset.ConversionType = "WSD"
+    dataset.Manufacturer = MANUFACTURER
+    dataset.ImageType = ["DERIVED", "SECONDARY"]
+    dataset.BurnedInAnnotation = "NO"
+    dataset.SamplesPerPixel = 3
+    dataset.PhotometricInterpretation = "RGB"
+    dataset.PlanarConfiguration = 0
+    dataset.Rows, dataset.Columns = picture.shape[:2]
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit = 7
+    dataset.PixelRepresentation = 0
+    dataset.PixelData = picture.tobytes() + b"\0" * (picture.size % 2)
+    if sources.is_volume or "ImagePositionPatient" in source:
+        for keyword, value in _place_of(source, frame).items():
+            setattr(dataset, keyword, value)
+    elif "PixelSpacing" in source:
+        dataset.PixelSpacing = source.PixelSpacing
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = source.SOPClassUID
+    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    if len(sources.places) > len(sources.datasets):
+        reference.ReferencedFrameNumber = frame + 1
+    in_series = Dataset()
+    in_series.SeriesInstanceUID = source.SeriesInstanceUID
+    in_series.ReferencedInstanceSequence = [reference]
+    purpose = Dataset()
+    purpose.CodeValue = "121322"
+    purpose.CodingSchemeDesignator = "DCM"
+    purpose.CodeMeaning = "Source image for image processing operation"
+    derived_from = Dataset()
+    derived_from.update(reference)
+    derived_from.PurposeOfReferenceCodeSequence = [purpose]
+    dataset.ReferencedSeriesSequence = [in_series]
+    dataset.SourceImageSequence = [derived_from]
+    return dataset
+
+
+def _place_of(source: Any, frame: int) -> dict[str, Any]:
+    """Where a frame lies, as stored."""
+    groups = {
+        "ImagePositionPatient": "PlanePositionSequence",
+        "ImageOrientationPatient": "PlaneOrientationSequence",
+        "PixelSpacing": "PixelMeasuresSequence",
+        "SliceThickness": "PixelMeasuresSequence",
+    }
+    enhanced = "PerFrameFunctionalGroupsSequence" in source
+    holders = {keyword: frame_group(source, frame, group) if enhanced else source for keyword, group in groups.items()}
+    return {keyword: holder.get(keyword) for keyword, holder in holders.items()}
+
+
+def _save(path: Path, dataset: Any) -> None:
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    write_whole(path, buffer.getvalue())

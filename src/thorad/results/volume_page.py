@@ -1,0 +1,389 @@
+"""A page for one volume of a result folder: three linked planes, the map over the scan, in one HTML file.
+
+The page is put together from thorad/assets/volume_page and holds NiiVue (thorad/assets/niivue), which draws. It opens
+from the disk and asks no network for anything; its content security policy allows its own script and style only. All
+text of the results is escaped.
+
+What is embedded lies in the order nearest to right, anterior, superior, so that an index of the page is an index of
+NiiVue. `to_source` leads from there to the voxels of the results.
+
+Shapes: I, J, K the scan's own grid; P, Q, R the page's.
+"""
+
+import base64
+import gzip
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thorad import __version__
+from thorad.data.images import write_whole
+from thorad.data.tables import listing
+from thorad.data.volume_header import import_nibabel, times
+from thorad.data.volumes import PACKING, read_volume
+from thorad.errors import ThoradError
+from thorad.results.page import LARGEST_PAGE, json_text, script_hash
+from thorad.results.reader import CaseResult, ResultFolder, read_folder
+from thorad.results.writer import COLOURS
+
+MOST_VOXELS: Final = 40_000_000
+"""A page's grid: more is slow to draw, and too much for small graphics cards. Heads of 1 mm have 7 million."""
+
+LEAST_SIDE: Final = 16
+"""voxels; a smaller side shows nothing, so it is not reduced further: the viewer's script alone has its size."""
+
+BRIGHTEST: Final = 98
+"""Percentile of the scan's voxels that is white, as for the pictures beside the maps."""
+
+NOT_LOOKED_AT: Final = -1.0
+"""In a page's map, where the result has NaN: NiiVue takes NaN for 0, which is a value of its own."""
+
+SAME_PLACE_MM: Final = 0.01
+"""How far two grids' voxels may be apart and count as one grid: headers store single precision."""
+
+MAP, PSEUDO_HEALTHY, MASK = "anomaly_map.nii.gz", "pseudo_healthy.nii.gz", "mask.nii.gz"
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """The page's grid beside the result's."""
+
+    shape: tuple[int, int, int]
+    """(I, J, K)."""
+    affine: NDArray[np.float64]
+    """(4, 4): voxel index of the result to mm (RAS+)."""
+    factor: int = 1
+    """So many voxels along each axis are one of the page."""
+
+    @property
+    def orientation(self) -> NDArray[np.float64]:
+        """(3, 2): for each axis, the anatomical axis nearest to it and 1 or -1, as nibabel has it."""
+        found: NDArray[np.float64] = import_nibabel().io_orientation(self.affine)
+        return found
+
+    @property
+    def to_source(self) -> NDArray[np.float64]:
+        """(4, 4): index of the page's grid to that of the result; the centre of a block, where it is reduced."""
+        nearest: NDArray[np.float64] = import_nibabel().orientations.inv_ornt_aff(self.orientation, self.shape)
+        block = np.diag([self.factor] * 3 + [1.0])
+        block[:3, 3] = (self.factor - 1) / 2
+        to_source: NDArray[np.float64] = nearest @ block
+        return to_source
+
+    @property
+    def page_shape(self) -> tuple[int, int, int]:
+        """(P, Q, R)."""
+        axes = self.orientation[:, 0].astype(int).tolist()
+        p, q, r = (-(-self.shape[axes.index(axis)] // self.factor) for axis in range(3))
+        return p, q, r
+
+    def from_source(self, voxel: tuple[int, int, int]) -> list[int]:
+        """Index of the page's voxel that holds a voxel of the result."""
+        index = np.linalg.inv(self.to_source) @ [*voxel, 1]
+        return [int(axis) for axis in np.rint(index[:3])]
+
+    def reorder(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """(I, J, K) in the page's order, not reduced."""
+        ordered: NDArray[Any] = import_nibabel().apply_orientation(voxels, self.orientation)
+        return ordered
+
+    def blocks(self, voxels: NDArray[Any], outside: float) -> NDArray[Any]:
+        """(P, Q, R, factor^3): the voxels of each of the page's, filled up with `outside` behind the last ones."""
+        ordered = self.reorder(voxels)
+        padded = np.pad(ordered, [(0, -side % self.factor) for side in ordered.shape], constant_values=outside)
+        p, q, r = (side // self.factor for side in padded.shape)
+        parts = padded.reshape(p, self.factor, q, self.factor, r, self.factor).transpose(0, 2, 4, 1, 3, 5)
+        return parts.reshape(p, q, r, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """The volumes of one case, on the result's grid."""
+
+    affine: NDArray[np.float64]
+    anomaly_map: NDArray[np.float32]
+    """(I, J, K), NaN where no slice was looked at."""
+    scan: NDArray[np.float32] | None
+    white: float
+    """The scan's value that is white; 0 and below are black."""
+    pseudo_healthy: NDArray[np.float32] | None
+    """(I, J, K) in [0, 1], NaN as above."""
+    mask: NDArray[np.bool_] | None
+
+
+def volume_cases(results: Path) -> list[str]:
+    """Names of the cases of a result folder that are volumes and did not fail, sorted.
+
+    Raises:
+        ThoradError: no result folder, no case in it, or a damaged file.
+    """
+    return _volumes(read_folder(results))
+
+
+def write_volume_page(
+    results: Path, case: str, out: Path, *, scan: Path | None = None, largest: int = LARGEST_PAGE
+) -> Path:
+    """Write the page of one volume.
+
+    Values of the map are those of the result. Where the page would be larger than `largest`, blocks of 2 x 2 x 2
+    voxels (or 3 x 3 x 3, ...) become one, with the highest value of the map and the mean of the scan in them; the page
+    says so.
+
+    Args:
+        results: a folder of `thorad detect`.
+        case: name of a volume in it.
+        out: the HTML file.
+        scan: the volume that was looked at (NIfTI, NRRD, MHA), for it isn't in the folder; None: the file that
+            case.json names, if it is still there, and else a page with the pseudo-healthy volume alone.
+        largest: bytes that the page may have.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ThoradError: no result folder, no such case, not a volume, a damaged file, a scan that can't be read or lies on
+            another grid, a page that can't be written; nibabel is not installed.
+    """
+    folder = read_folder(results)
+    found = folder.case(case)
+    volumes = _volumes(folder)
+    if case not in volumes:
+        raise ThoradError(
+            f"{results}: the case {case} is a picture, not a volume. "
+            + (f"Its volumes are {listing(volumes)}." if volumes else "It holds no volume; see `thorad report`.")
+        )
+    read, note = _read(found, scan)
+    factor = 1
+    while True:
+        grid = _Grid(read.anomaly_map.shape, read.affine, factor)
+        if math.prod(grid.page_shape) <= MOST_VOXELS:
+            page = _page(folder, found, read, grid, note)
+            if len(page) <= largest or min(grid.page_shape) < LEAST_SIDE:
+                write_whole(out, page)
+                return out
+        factor += 1
+
+
+def _volumes(folder: ResultFolder) -> list[str]:
+    return [case.name for case in folder.cases if case.status == "ok" and (case.folder / MAP).is_file()]
+
+
+# ----------------------------------------------------------------------------------------------------- reading
+
+
+def _read(case: CaseResult, scan: Path | None) -> tuple[_Case, str]:
+    """The volumes, and why the scan is not among them, empty where it is."""
+    anomaly_map, affine = _nifti(case.folder / MAP)
+    if not np.isfinite(anomaly_map).any():
+        raise ThoradError(f"{case.folder / MAP}: no voxel was looked at, so there is nothing to show. Detect again.")
+    others = {}
+    for name in (PSEUDO_HEALTHY, MASK):
+        path = case.folder / name
+        if path.is_file():
+            others[name], where = _nifti(path)
+            if others[name].shape != anomaly_map.shape or not _same(where, affine, anomaly_map.shape):
+                raise ThoradError(f"{path}: on another grid than {MAP}. Detect again.")
+    pseudo_healthy, mask = others.get(PSEUDO_HEALTHY), others.get(MASK)
+    voxels, note = _scan(case, scan, anomaly_map.shape, affine)
+    if voxels is None and pseudo_healthy is None:
+        raise ThoradError(
+            f"{case.folder}: neither the scan nor a pseudo-healthy volume to lay the map over. Name the scan's file."
+        )
+    white = 1.0 if voxels is None else float(np.percentile(np.clip(voxels, 0, None), BRIGHTEST))
+    if voxels is not None and white <= 0:
+        # Mostly air, or a scale of its own, such as z-scores.
+        white = float(voxels.max()) if voxels.max() > 0 else 1.0
+    return _Case(affine, anomaly_map, voxels, white, pseudo_healthy, None if mask is None else mask > 0), note
+
+
+def _scan(
+    case: CaseResult, scan: Path | None, shape: tuple[int, ...], affine: NDArray[np.float64]
+) -> tuple[NDArray[np.float32] | None, str]:
+    path = scan or Path(case.source)
+    if scan is None and not path.is_file():
+        return None, "The file it came from is not where it was, or is a DICOM folder. Give it as NIfTI to see it here."
+    try:
+        volume = read_volume(path)
+    except ThoradError:
+        if scan is not None:
+            raise
+        return None, "The file it came from can't be read as a volume. Give it as NIfTI to see it here."
+    if volume.voxels.shape != shape or not _same(volume.affine, affine, shape):
+        if scan is None:
+            return None, "The file it came from is another one now: it lies on another grid than the map."
+        raise ThoradError(
+            f"{scan}: on another grid than the map of {case.name} ({times(volume.voxels.shape)} voxels, the map has "
+            f"{times(shape)}). Give the very volume that was looked at."
+        )
+    return volume.voxels, ""
+
+
+def _nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Voxels, NaN kept, and the affine."""
+    nibabel = import_nibabel()
+    try:
+        image = nibabel.load(path)
+        voxels = np.asarray(image.dataobj, np.float32)
+    except Exception as error:
+        # Parsers raise nearly anything on damaged files.
+        raise ThoradError(f"{path}: missing or damaged ({error}). Detect again.") from error
+    if voxels.ndim != 3:
+        raise ThoradError(f"{path}: {times(voxels.shape)} voxels; expected three axes. Detect again.")
+    return voxels, np.asarray(image.affine, np.float64)
+
+
+def _same(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> bool:
+    """Whether two affines bring the grid's corners to one place."""
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
+    return bool(np.abs(corners @ (one - other)[:3].T).max() <= SAME_PLACE_MM)
+
+
+# ----------------------------------------------------------------------------------------------------- the page
+
+
+def _page(folder: ResultFolder, case: CaseResult, read: _Case, grid: _Grid, note: str) -> bytes:
+    blocks = {"map": _packed(_page_map(read.anomaly_map, grid), grid)}
+    if read.scan is not None:
+        grey = grid.blocks(read.scan, 0).mean(axis=-1) / read.white
+        blocks["scan"] = _packed(np.rint(255 * np.clip(grey, 0, 1)).astype(np.uint8), grid)
+    if read.pseudo_healthy is not None:
+        blocks["healthy"] = _packed(_page_healthy(read.pseudo_healthy, grid), grid)
+    if read.mask is not None:
+        mask = grid.blocks(read.mask, 0).any(axis=-1)
+        blocks["mask"] = base64.b64encode(
+            gzip.compress(np.packbits(mask.ravel("F")).tobytes(), PACKING, mtime=0)
+        ).decode()
+    style = _asset("volume_page/volume.css")
+    viewer = gzip.decompress(_asset_bytes("niivue/niivue.umd.js.gz")).decode()
+    script = _asset("volume_page/volume.js")
+    options = folder.run["options"]
+    subtitle = f"{options.get('method')} · model {options.get('model')} · thorad {options.get('thorad', '?')}"
+    page = Template(_asset("volume_page/volume.html")).substitute(
+        version=escape(__version__),
+        title=escape(f"thorad: {case.name}"),
+        heading=escape(case.name),
+        subtitle=escape(subtitle),
+        facts=_facts(case),
+        warnings="".join(f'<p class="warning">{escape(text)}</p>' for text in (case.message,) if text),
+        notes="".join(f"<li>{escape(text)}</li>" for text in _notes(read, grid, note)),
+        style=style,
+        style_hash=script_hash(style),
+        viewer=viewer,
+        viewer_hash=script_hash(viewer),
+        script=script,
+        script_hash=script_hash(script),
+        about=json_text(_about(folder, case, read, grid)),
+        volumes="\n".join(
+            f'<script type="text/plain" id="volume-{name}">{text}</script>' for name, text in blocks.items()
+        ),
+    )
+    return page.encode("utf-8", "replace")
+
+
+def _page_map(anomaly_map: NDArray[np.float32], grid: _Grid) -> NDArray[np.float32]:
+    """(P, Q, R), the highest value of each block."""
+    known = np.nan_to_num(anomaly_map, nan=NOT_LOOKED_AT)
+    highest: NDArray[np.float32] = grid.blocks(known, NOT_LOOKED_AT).max(axis=-1)
+    return highest
+
+
+def _page_healthy(pseudo_healthy: NDArray[np.float32], grid: _Grid) -> NDArray[np.uint8]:
+    """(P, Q, R): 0 where no slice was looked at, else 1...255 for [0, 1]."""
+    parts = grid.blocks(pseudo_healthy, np.nan)
+    looked_at = np.isfinite(parts)
+    count = looked_at.sum(axis=-1)
+    mean = np.where(looked_at, parts, 0).sum(axis=-1) / np.maximum(count, 1)
+    return np.where(count > 0, 1 + np.rint(254 * np.clip(mean, 0, 1)), 0).astype(np.uint8)
+
+
+def _about(folder: ResultFolder, case: CaseResult, read: _Case, grid: _Grid) -> Mapping[str, Any]:
+    """What the page's script is told, beside the volumes."""
+    highest = np.unravel_index(int(np.nanargmax(read.anomaly_map)), read.anomaly_map.shape)
+    value = float(read.anomaly_map[highest])
+    places = [{"label": "Highest value", **_place(highest, value, grid)}]
+    try:
+        for order, finding in enumerate(case.findings or (), start=1):
+            size = f"{finding['volume_mm3']:.0f} mm³"
+            place = _place(finding["peak_position"], float(finding["peak"]), grid)
+            places.append({"label": f"Finding {order}", "size": size, **place})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ThoradError(f"{case.folder / 'case.json'}: damaged ({error!r}). Delete it, and detect again.") from error
+    return {
+        "shape": grid.page_shape,
+        "toSource": grid.to_source.tolist(),
+        "affine": (grid.affine @ grid.to_source).tolist(),
+        "factor": grid.factor,
+        "white": read.white,
+        "maximum": float(folder.run["overlay_maximum"]),
+        "highest": max(value, 0.0),
+        "threshold": folder.threshold,
+        "notLookedAt": NOT_LOOKED_AT,
+        "colours": np.rint(COLOURS).astype(int).tolist(),
+        "places": places,
+    }
+
+
+def _place(voxel: Sequence[Any], value: float, grid: _Grid) -> dict[str, Any]:
+    i, j, k = (int(axis) for axis in voxel)
+    return {"voxel": [i, j, k], "index": grid.from_source((i, j, k)), "value": value}
+
+
+def _facts(case: CaseResult) -> str:
+    facts = {"Score": "–" if case.score is None else f"{case.score:.3g}"}
+    if case.p_value is not None:
+        facts["p-value"] = f"{case.p_value:.3g}"
+    facts["Findings"] = "no threshold in this run" if case.findings is None else str(len(case.findings))
+    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+
+
+def _notes(read: _Case, grid: _Grid, note: str) -> list[str]:
+    """What a reader should know of this page."""
+    looked_at = np.isfinite(read.anomaly_map)
+    notes = []
+    if note:
+        notes.append(f"The scan is not in this page: {note}")
+    notes.append(
+        f"{100 * looked_at.mean():.2g} % of the voxels were looked at; elsewhere there is no map, which does not mean "
+        "healthy."
+    )
+    if grid.factor > 1:
+        notes.append(
+            f"So that this file stays small, {grid.factor} x {grid.factor} x {grid.factor} voxels are one here: the "
+            "map's highest value and the scan's mean in them. The folder keeps all."
+        )
+    angle = _angle(read.affine)
+    if angle > 0.5:
+        notes.append(
+            f"The planes are those of the scan's own voxels, tilted by {angle:.0f}° against the scanner's axes; "
+            "L, R, A, P, S and I name the nearest directions, mm are the scanner's."
+        )
+    return notes
+
+
+def _angle(affine: NDArray[np.float64]) -> float:
+    """Largest angle between an axis of the grid and the anatomical axis nearest to it, degrees."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0).min(), 0, 1))))
+
+
+def _packed(voxels: NDArray[Any], grid: _Grid) -> str:
+    """A NIfTI file, packed, as text."""
+    image = import_nibabel().Nifti1Image(voxels, grid.affine @ grid.to_source)
+    image.header.set_xyzt_units("mm")
+    return base64.b64encode(gzip.compress(image.to_bytes(), PACKING, mtime=0)).decode()
+
+
+def _asset(name: str) -> str:
+    return _asset_bytes(name).decode("utf-8")
+
+
+def _asset_bytes(name: str) -> bytes:
+    return (resources.files("thorad") / "assets" / name).read_bytes()

@@ -1,0 +1,468 @@
+"""The viewer's server: on 127.0.0.1 only, for who has its token only, and for its own pages only.
+
+Every request needs the session's token, which comes once in the address that `thorad view` opens and then as a cookie
+that no script can read and no other site can send. A page elsewhere that finds the port gets nothing: the Host must be
+this server's (against DNS rebinding), and so must an Origin, where one is sent. Nothing is logged but counts.
+
+    GET    /                          what can be done; ?token=... opens the session
+    GET    /jobs/{number}             a restoration as it happens
+    GET    /results/{id}              results: job-1, job-2, ... and folder-1, ... of the command line
+    GET    /results/{id}/index, .../cases/{name}, .../thumbnail, .../save, .../report
+    GET    /api/state, /api/jobs/{number}?after=n
+    POST   /api/jobs                  announce files;  PUT /api/jobs/{number}/files/{index}  send one
+    POST   /api/jobs/{number}/start;  DELETE /api/jobs/{number}
+    GET    /static/{name}
+"""
+
+import json
+import re
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import webbrowser
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any, Final
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from thorad import __version__
+from thorad.errors import ThoradError
+from thorad.results.report import write_report
+from thorad.viewer.jobs import LARGEST_TOGETHER, MOST_FILES, Job, Jobs
+from thorad.viewer.pages import Results, result_folders, summary
+from thorad.viewer.private_folder import private_folder
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS: Final = {
+    "Content-Security-Policy": POLICY,
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+LARGEST_ANNOUNCEMENT: Final = 2**21
+"""bytes: the names of all files of a job."""
+
+STATIC: Final = {
+    **{name: ("viewer", name) for name in ("viewer.css", "shell.js", "start.js", "job.js", "result.js")},
+    **{name: ("report", name) for name in ("report.css", "gallery.js")},
+}
+"""The only files that are served by name, and the folder of assets that each is in."""
+
+TYPES: Final = {".css": "text/css", ".js": "text/javascript"}
+
+
+def serve(
+    results: Sequence[Path],
+    *,
+    models: Sequence[str] = (),
+    keep: Path | None = None,
+    port: int = 0,
+    on_ready: Callable[[str], None],
+    browser: bool = True,
+) -> int:
+    """Serve until Ctrl-C or SIGTERM; then nothing is left.
+
+    Args:
+        results: result folders, or folders of such, to be browsed.
+        models: model folders that are offered beside the bundled ones.
+        keep: a folder that gets a copy of the results of everything that is dropped in.
+        port: of 127.0.0.1; 0 for any that is free.
+        on_ready: called with the address, which holds the token.
+        browser: whether to open the address in the user's browser.
+
+    Returns:
+        How many scans were looked at.
+
+    Raises:
+        ThoradError: no results there, no such model, the folder to keep can't be written, or the port is taken.
+    """
+    folders = [folder for path in results for folder in result_folders(path)]
+    for model in models:
+        if not (Path(model) / "recipe.toml").is_file():
+            raise ThoradError(f"{model}: not a model folder, for it has no recipe.toml. `thorad train` makes one.")
+    if keep is not None:
+        try:
+            keep.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ThoradError(f"{keep}: can't be made ({error.strerror}). Choose another --out.") from error
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(("127.0.0.1", port))
+    except OSError as error:
+        listening.close()
+        raise ThoradError(f"port {port} can't be used ({error.strerror}). Leave --port out for a free one.") from error
+    port = listening.getsockname()[1]
+    token = secrets.token_urlsafe(32)
+
+    def stop(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)  # else these end the process before the folder is removed
+    with listening, private_folder() as folder:
+        jobs = Jobs(folder, [str(Path(model).resolve()) for model in models], keep)
+        try:
+            address = f"http://127.0.0.1:{port}/?token={token}"
+
+            def ready() -> None:
+                on_ready(address)
+                if browser:
+                    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+            app = viewer_app(jobs, folders, folder, token, port)
+            config = uvicorn.Config(
+                app,
+                log_level="critical",
+                server_header=False,
+                access_log=False,
+                timeout_graceful_shutdown=1,
+                lifespan="off",
+            )
+            with suppress(KeyboardInterrupt):  # the usual way to end it
+                _Server(config, ready).run(sockets=[listening])
+        finally:
+            jobs.close()
+    return jobs.looked_at
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+
+def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, port: int) -> ASGIApp:
+    """The application behind its guard.
+
+    Args:
+        jobs: the queue.
+        folders: result folders to be browsed.
+        folder: the private folder, for files to be sent.
+        token: of the session.
+        port: that it listens on.
+    """
+    pages = _Pages(jobs, folders, folder)
+    routes = [
+        Route("/", pages.start),
+        Route("/jobs/{number:int}", pages.job),
+        Route("/results/{id}", pages.result),
+        Route("/results/{id}/index", pages.index),
+        Route("/results/{id}/cases/{name}", pages.pictures),
+        Route("/results/{id}/thumbnail", pages.thumbnail),
+        Route("/results/{id}/save", pages.save),
+        Route("/results/{id}/report", pages.report),
+        Route("/api/state", pages.state),
+        Route("/api/jobs", pages.announce, methods=["POST"]),
+        Route("/api/jobs/{number:int}", pages.watch),
+        Route("/api/jobs/{number:int}", pages.remove, methods=["DELETE"]),
+        Route("/api/jobs/{number:int}/files/{index:int}", pages.receive, methods=["PUT"]),
+        Route("/api/jobs/{number:int}/start", pages.begin, methods=["POST"]),
+        Route("/static/{name}", pages.static),
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={ThoradError: _told, HTTPException: _told_http, Exception: _told_unexpected},
+    )
+    return _Guard(app, token, port)
+
+
+class _Guard:
+    """Lets only those requests through that have the token and come from this server's own pages."""
+
+    def __init__(self, app: ASGIApp, token: str, port: int) -> None:
+        self._app, self._token = app, token
+        self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+        # Cookies know no ports: two viewers of one user must not take each other's.
+        self._cookie = f"thorad-view-{port}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope)
+        given = request.query_params.get("token", "") if request.url.path == "/" else ""
+        opens = bool(given) and secrets.compare_digest(given.encode(), self._token.encode())
+        refusal = self._refusal(request, opens)
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                if opens and refusal is None:
+                    cookie = f"{self._cookie}={self._token}; HttpOnly; SameSite=Strict; Path=/"
+                    added.append((b"set-cookie", cookie.encode()))
+                message["headers"] = [*message.get("headers", []), *added]
+            await send(message)
+
+        if refusal is None:
+            await self._app(scope, receive, guarded)
+        else:
+            await PlainTextResponse(refusal, 403)(scope, receive, guarded)
+
+    def _refusal(self, request: Request, opens: bool) -> str | None:
+        host = request.headers.get("host", "")
+        if host not in self._hosts:
+            return "thorad view answers only under its own address, http://127.0.0.1 with its port."
+        origin = request.headers.get("origin")
+        site = request.headers.get("sec-fetch-site", "none")
+        opened = request.method == "GET" and opens  # the address may be clicked in a notebook, or a mail to oneself
+        if (origin is not None and origin != f"http://{host}") or (site not in ("same-origin", "none") and not opened):
+            return "thorad view answers only its own pages, not those of other sites."
+        kept = request.cookies.get(self._cookie, "")
+        if not opens and not secrets.compare_digest(kept.encode(), self._token.encode()):
+            return (
+                "This page needs the address with the token that `thorad view` has printed in its terminal. "
+                "Open that one in this browser."
+            )
+        return None
+
+
+class _Pages:
+    """What is answered. Functions that are not async run on threads."""
+
+    def __init__(self, jobs: Jobs, folders: Sequence[Path], folder: Path) -> None:
+        self._jobs, self._folder = jobs, folder
+        self._folders = {f"folder-{number}": path for number, path in enumerate(folders, start=1)}
+        self._results = {name: Results(path) for name, path in self._folders.items()}
+        gallery = (_assets("report") / "gallery.html").read_text(encoding="utf-8")
+        note = (
+            "Pictures are as large as the results, 1024 px at most; maps have 8 bits here, fine near 0 and coarse near "
+            "a map's peak. Above the threshold the map lies over the scan, stronger with its value; below it the scan "
+            "is as it is."
+        )
+        self._gallery = Template(gallery).substitute(note=escape(note))
+
+    # ------------------------------------------------------------------------------------------- pages
+
+    def start(self, request: Request) -> Response:
+        return self._page("start.html")
+
+    def job(self, request: Request) -> Response:
+        self._job(request)
+        return self._page("job.html")
+
+    def result(self, request: Request) -> Response:
+        self._result(request)
+        return self._page("result.html", gallery=self._gallery)
+
+    def static(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in STATIC:
+            raise HTTPException(404, "No such file.")
+        folder, file = STATIC[name]
+        return Response((_assets(folder) / file).read_bytes(), media_type=TYPES[Path(file).suffix])
+
+    def _page(self, name: str, **parts: str) -> Response:
+        template = Template((_assets("viewer") / name).read_text(encoding="utf-8"))
+        return Response(template.substitute(version=escape(__version__), **parts), media_type="text/html")
+
+    # ------------------------------------------------------------------------------------------- results
+
+    def index(self, request: Request) -> Response:
+        results = self._result(request)
+        index = results.index()
+        job = self._job_of(request)
+        title = results.path.resolve().name if job is None else job.title
+        seconds = None if job is None else self._jobs.about(job)["seconds"]
+        message = "" if job is None else job.message
+        return _Json({**index, "title": title, "job": job and job.number, "seconds": seconds, "said": message})
+
+    def pictures(self, request: Request) -> Response:
+        return _Json(self._result(request).pictures(request.path_params["name"]))
+
+    def thumbnail(self, request: Request) -> Response:
+        path = self._result(request).thumbnail()
+        if not path.is_file():
+            raise HTTPException(404, "There is no such picture.")
+        return FileResponse(path, media_type="image/png")
+
+    def save(self, request: Request) -> Response:
+        """All files of the results in one ZIP."""
+        results = self._result(request)
+        packed = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - has no name; gone as soon as it is sent
+        top = f"thorad-{request.path_params['id']}"
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for file in sorted(results.path.rglob("*")):
+                if file.is_file() and not file.name.startswith("."):
+                    archive.write(file, Path(top) / file.relative_to(results.path))
+        headers = {"Content-Length": str(packed.tell()), **_attached(f"{top}-{time.strftime('%Y-%m-%d')}.zip")}
+        packed.seek(0)
+
+        def pieces() -> Iterator[bytes]:
+            with packed:
+                while piece := packed.read(2**20):
+                    yield piece
+
+        return StreamingResponse(pieces(), media_type="application/zip", headers=headers)
+
+    def report(self, request: Request) -> Response:
+        """The results as one HTML file that can be kept."""
+        results = self._result(request)
+        path = self._folder / f"{secrets.token_hex(8)}.html"
+        try:
+            write_report(results.path, path)
+            content = path.read_bytes()
+        finally:
+            path.unlink(missing_ok=True)
+        name = f"thorad-{request.path_params['id']}-{time.strftime('%Y-%m-%d')}.html"
+        return Response(content, media_type="text/html", headers=_attached(name))
+
+    # ------------------------------------------------------------------------------------------- jobs
+
+    def state(self, request: Request) -> Response:
+        folders = []
+        for name, path in self._folders.items():
+            try:
+                folders.append({"id": name, **summary(path)})
+            except ThoradError as error:
+                folders.append({"id": name, "title": path.name, "message": str(error)})
+        limits = {"bytes": LARGEST_TOGETHER, "files": MOST_FILES}
+        worker = {"offers": self._jobs.offers, "trouble": self._jobs.trouble}
+        return _Json({"jobs": self._jobs.all(), "folders": folders, "limits": limits, **worker})
+
+    def watch(self, request: Request) -> Response:
+        job = self._job(request)
+        try:
+            after = max(0, int(request.query_params.get("after", "0")))
+        except ValueError:
+            after = 0
+        events, seen = job.events_after(after)
+        return _Json({**self._jobs.about(job), "events": events, "seen": seen})
+
+    async def announce(self, request: Request) -> Response:
+        content = b""
+        async for piece in request.stream():
+            content += piece
+            if len(content) > LARGEST_ANNOUNCEMENT:
+                raise HTTPException(413, "The names of the files are too long.")
+        try:
+            asked = json.loads(content)
+            files = [(str(one["name"]), int(one["size"])) for one in asked["files"]]
+            model, method, noise = str(asked["model"]), str(asked["method"]), asked.get("noise")
+            indices = _indices(asked.get("slices") or "")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise HTTPException(400, "Not an announcement of files.") from error
+        job = self._jobs.announce(files, model, method, None if noise is None else str(noise), indices)
+        return _Json(self._jobs.about(job), 201)
+
+    async def receive(self, request: Request) -> Response:
+        """One file, straight to the disk. Whatever goes wrong with it ends the job."""
+        job, index = self._job(request), request.path_params["index"]
+        path = self._jobs.file_for(job, index)
+        try:
+            length = 0
+            with path.open("wb") as file:
+                async for piece in request.stream():
+                    length += len(piece)
+                    if length > job.sizes[index]:
+                        break
+                    job.touched = time.monotonic()
+                    await run_in_threadpool(file.write, piece)
+                    if job.over:
+                        raise HTTPException(409, job.message)
+        except ClientDisconnect as error:
+            self._jobs.fail(job, "Its files stopped coming. Drop them again.")
+            raise HTTPException(400, job.message) from error
+        except OSError as error:
+            self._jobs.fail(job, f"The files can't be kept ({error.strerror}).")
+            raise HTTPException(507, job.message) from error
+        if length != job.sizes[index]:
+            self._jobs.fail(job, "A file came with another size than was announced. Drop it again.")
+            raise HTTPException(413 if length > job.sizes[index] else 400, job.message)
+        return _Json({})
+
+    def begin(self, request: Request) -> Response:
+        job = self._job(request)
+        self._jobs.start(job)
+        return _Json(self._jobs.about(job))
+
+    def remove(self, request: Request) -> Response:
+        self._jobs.remove(self._job(request))
+        return _Json({})
+
+    # ------------------------------------------------------------------------------------------- what is meant
+
+    def _job(self, request: Request) -> Job:
+        job = self._jobs.get(request.path_params["number"])
+        if job is None:
+            raise HTTPException(404, "There is no such job. It may have been removed.")
+        return job
+
+    def _job_of(self, request: Request) -> Job | None:
+        found = re.fullmatch(r"job-(\d{1,9})", request.path_params["id"])
+        return self._jobs.get(int(found[1])) if found else None
+
+    def _result(self, request: Request) -> Results:
+        name, job = request.path_params["id"], self._job_of(request)
+        if job is not None and job.state == "done":
+            return self._results.setdefault(name, Results(job.out, job.told))
+        if name not in self._folders:
+            raise HTTPException(404, "There are no such results. They may have been removed.")
+        return self._results[name]
+
+
+class _Json(JSONResponse):
+    """In ASCII: what users call their files may hold halves of characters, which are no UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode("ascii")
+
+
+def _assets(folder: str) -> Any:
+    return resources.files("thorad") / "assets" / folder
+
+
+def _attached(name: str) -> dict[str, str]:
+    """To be saved, never shown as a page of this server."""
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def _indices(text: object) -> list[int] | None:
+    """`95` or `90-100`, the last one included; None for nothing."""
+    if not text:
+        return None
+    found = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", str(text))
+    chosen = list(range(int(found[1]), int(found[2] or found[1]) + 1)) if found else []
+    if not chosen:
+        raise ThoradError(f"slices {str(text)[:20]!r}: expected an index or a range of them, as 95 or 90-100.")
+    return chosen
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    return _Json({"message": str(error)}, 400)
+
+
+async def _told_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _Json({"message": error.detail}, error.status_code)
+
+
+async def _told_unexpected(request: Request, error: Exception) -> Response:
+    return _Json({"message": f"Unexpected: {type(error).__name__}. The viewer goes on."}, 500)

@@ -1,0 +1,177 @@
+"""From a volume to what is not healthy in its slices, on the volume's own grid.
+
+Shapes: I, J, K the volume's grid; n the slices looked at; H, W the template's axial plane.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thorad.data.images import Image
+from thorad.data.preprocess import scale
+from thorad.data.registration import Registration, register
+from thorad.data.template import MNI_2009A, cut_axial, paste_axial
+from thorad.data.volumes import Volume
+from thorad.detector import Detection, Detector
+from thorad.errors import ThoradError
+from thorad.evaluation.findings import Finding, findings_in
+from thorad.recipe import VolumeSection
+
+
+@dataclass(frozen=True)
+class VolumeDetection:
+    """What was found in the slices of one volume."""
+
+    name: str
+    source: str
+    volume: Volume
+    """As it was read."""
+    registration: Registration
+    indices: tuple[int, ...]
+    """Of the axial slices in the template's grid, ascending."""
+    slices: tuple[Detection, ...]
+    """One for each of them, on the template's plane (H, W)."""
+    anomaly_map: NDArray[np.float32]
+    """(I, J, K), >= 0; NaN where no slice was looked at."""
+    pseudo_healthy: NDArray[np.float32]
+    """(I, J, K), in [0, 1]; NaN as above."""
+    score: float
+    """The highest of the slices' scores."""
+    network_calls: int
+    seconds: float
+    warnings: tuple[str, ...]
+    """Why the result may mean less than it looks like."""
+    p_value: float | None = None
+    """The smallest of the slices', times their number (Bonferroni), 1 at most; None where the detector isn't
+    calibrated."""
+    mask: NDArray[np.bool_] | None = None
+    """(I, J, K): `anomaly_map` above the detector's threshold; None where it has none."""
+    findings: tuple[Finding, ...] | None = None
+    """The 26-connected components of the mask, the highest peak first; None as above."""
+
+    @property
+    def image(self) -> NDArray[np.float32]:
+        """(I, J, K) in [0, 1], to look at: scaled by the volume's own 98th percentile; what is below 0 is black."""
+        return scale(np.clip(self.volume.voxels, 0, None))
+
+    @property
+    def description(self) -> str:
+        """What the map's numbers are, short enough for a NIfTI header's 79 characters."""
+        where = f"slice {self.indices[0]}" if len(self.indices) == 1 else f"{self.indices[0]}..{self.indices[-1]}"
+        return f"thorad anomaly map; NaN outside {where} of MNI152; research use"
+
+
+def detect_volume(
+    detector: Detector,
+    volume: Volume,
+    *,
+    indices: Sequence[int] | None = None,
+    registration: Registration | None = None,
+    keep_steps: bool = False,
+) -> VolumeDetection:
+    """Find what is not healthy in axial slices of a volume.
+
+    The volume is registered to the template that the model was trained in, its slices are cut there and go through
+    the detector one by one, and their maps come back to the volume's own grid.
+
+    Args:
+        detector: of a model for volumes.
+        volume: one head, any grid.
+        indices: of the slices, in the template's grid; None: those that the model was trained on.
+        registration: of this volume, from an earlier `register` or `thorad prepare`; None: it is made here.
+        keep_steps: keep the pictures of every step of the slices' restorations.
+
+    Raises:
+        ThoradError: the model isn't for volumes, an index outside the template, a slice that shows nothing.
+    """
+    began = time.perf_counter()
+    section = detector.model.recipe.volume
+    chosen = checked_indices(section, indices, detector.model_name)
+    registration = registration or register(volume, skull=section.skull)
+    pictures = cut_axial(registration.volume, registration.to_template, chosen)  # (n, H, W)
+    slices = [_slice_image(volume, index, pixels) for index, pixels in zip(chosen, pictures, strict=True)]
+    detections = tuple(detector.detect_batch(slices, keep_steps=keep_steps))
+    anomaly_map = _pasted([one.anomaly_map for one in detections], chosen, volume, registration)
+    score = max(one.score for one in detections)
+    found = VolumeDetection(
+        name=volume.name,
+        source=volume.source,
+        volume=volume,
+        registration=registration,
+        indices=tuple(chosen),
+        slices=detections,
+        anomaly_map=anomaly_map,
+        pseudo_healthy=_pasted([one.pseudo_healthy for one in detections], chosen, volume, registration),
+        score=score,
+        network_calls=sum(one.network_calls for one in detections),
+        seconds=time.perf_counter() - began,
+        warnings=_warnings(section, chosen, registration, detector.model_name),
+    )
+    threshold = detector.threshold
+    if threshold is None:
+        return found
+    mask = np.nan_to_num(anomaly_map, nan=0.0) > threshold
+    p_values = [one.p_value for one in detections if one.p_value is not None]
+    return replace(
+        found,
+        p_value=min(1.0, len(p_values) * min(p_values)) if p_values else None,
+        mask=mask,
+        findings=findings_in(anomaly_map, mask, volume.spacing),
+    )
+
+
+def checked_indices(section: VolumeSection, indices: Sequence[int] | None, model: str) -> list[int]:
+    """The slices to look at, ascending and each once.
+
+    Raises:
+        ThoradError: the model isn't for volumes, or an index outside the template.
+    """
+    if not section.template:
+        raise ThoradError(
+            f"model {model!r} is for pictures, not for volumes: its recipe names no template. Choose a model for "
+            "volumes (`thorad models` lists them), or give slices as pictures."
+        )
+    first, last = section.axial_slices
+    chosen = sorted(set(range(first, last + 1) if indices is None else indices))
+    depth = MNI_2009A.shape[2]
+    if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
+        raise ThoradError(f"slices {_told(chosen)}: expected indices from 0 to {depth - 1} of the template's grid.")
+    return chosen
+
+
+def _warnings(section: VolumeSection, chosen: Sequence[int], registration: Registration, model: str) -> tuple[str, ...]:
+    warnings = [registration.warning] if registration.warning else []
+    first, last = section.axial_slices
+    outside = [index for index in chosen if not first <= index <= last]
+    if outside:
+        known = f"slice {first}" if first == last else f"slices {first} to {last}"
+        warnings.append(
+            f"{len(outside)} of the {len(chosen)} slices are outside what model {model!r} was trained on ({known}): "
+            "what is normal there may light up."
+        )
+    return tuple(warnings)
+
+
+def _slice_image(volume: Volume, index: int, pixels: NDArray[np.float32]) -> Image:
+    """Under the name that the slice has as a file of `thorad prepare`, so that both get the same noise."""
+    source = f"{volume.source}, slice {index} of the template"
+    try:
+        scale(pixels)
+    except ThoradError as error:
+        raise ThoradError(f"{source}: {error}") from error
+    return Image(pixels=pixels, source=source, name=f"{volume.name}__slice_{index:03d}", spacing=(1.0, 1.0))
+
+
+def _pasted(
+    pictures: Sequence[NDArray[np.float32]], indices: Sequence[int], volume: Volume, registration: Registration
+) -> NDArray[np.float32]:
+    return paste_axial(np.stack(pictures), indices, volume, registration.to_template)
+
+
+def _told(indices: Sequence[int]) -> str:
+    return f"{indices[0]} to {indices[-1]}" if indices else "none"

@@ -1,0 +1,74 @@
+"""Reading result folders, and which row of a table speaks of which case."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from result_folders import make_results
+from thorad.cli import app
+from thorad.results.reader import match_truth, read_folder, read_pictures
+
+
+def test_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
+    make_results(tmp_path / "results", 2, steps=2, failed=["broken"])
+    folder = read_folder(tmp_path / "results")
+    assert [(case.name, case.status) for case in folder.cases] == [
+        ("broken", "failed"),
+        ("case-000", "ok"),
+        ("case-001", "ok"),
+    ]
+    assert folder.threshold == 0.015
+    assert len(folder.healthy_scores) == 40
+    (picture,) = read_pictures(folder.case("case-001"))
+    np.testing.assert_array_equal(picture.mask, picture.anomaly_map > 0.015)
+    assert [step.timestep for step in picture.steps] == [200, 100]
+    assert picture.scan is not None
+    assert picture.scan.shape == picture.anomaly_map.shape == (60, 48)
+
+
+def test_given_threshold_goes_before_the_calibrations(tmp_path: Path) -> None:
+    make_results(tmp_path / "results", 1, calibrated=False)
+    folder = read_folder(tmp_path / "results")
+    assert folder.threshold is None
+    assert folder.healthy_scores == ()
+    run = tmp_path / "results" / "run.json"
+    run.write_text(run.read_text().replace('"seed": 0', '"seed": 0, "threshold": 0.5'))
+    assert read_folder(tmp_path / "results").threshold == 0.5
+
+
+def test_steps_without_maps_have_none(tmp_path: Path) -> None:
+    make_results(tmp_path / "results", 1)
+    steps = tmp_path / "results" / "cases" / "case-000" / "steps.npz"
+    maps = np.full((2, 60, 60), np.nan, np.float16)
+    np.savez(steps, timesteps=[20, 10], clean=np.zeros((2, 60, 60), np.uint8), maps=maps)
+    (picture,) = read_pictures(read_folder(tmp_path / "results").cases[0])
+    assert [(step.timestep, step.anomaly_map) for step in picture.steps] == [(20, None), (10, None)]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_truth_is_found_by_file_and_by_its_name(tmp_path: Path, moved: bool) -> None:
+    table = make_results(tmp_path / "results", 3)
+    if moved:  # the results came from another machine
+        for case in (tmp_path / "results" / "cases").glob("*/case.json"):
+            case.write_text(case.read_text().replace(str(tmp_path), "/elsewhere"))
+    rows = match_truth(read_folder(tmp_path / "results"), table)
+    assert {name: row.image.name for name, row in rows.items()} == {f"case-00{n}": f"{n}.png" for n in range(3)}
+    assert [row.mask is None for row in rows.values()] == [False, False, True]
+
+
+def test_verbs_write_what_they_name(tmp_path: Path) -> None:
+    truth = make_results(tmp_path / "results", 2)
+    run = CliRunner()
+    done = run.invoke(app, ["report", str(tmp_path / "results"), "--truth", str(truth), "--bootstrap", "10"])
+    assert done.exit_code == 0, done.output
+    assert "report.html" in done.output
+    assert (tmp_path / "results" / "report.html").is_file()
+    figure = tmp_path / "figure.svg"
+    done = run.invoke(app, ["figure", str(tmp_path / "results"), "--case", "case-000, case-001", "--out", str(figure)])
+    assert done.exit_code == 0, done.output
+    assert figure.is_file()
+    refused = run.invoke(app, ["report", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "run.json: no such file" in refused.output
