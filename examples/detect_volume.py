@@ -24,4 +24,4 @@ for warning in found.warnings:
 voxel = np.unravel_index(np.nanargmax(found.anomaly_map), found.anomaly_map.shape)
 x, y, z = (volume.affine @ [*voxel, 1])[:3]
 print(f"score {found.score:.5f}, highest at ({x:.0f}, {y:.0f}, {z:.0f}) mm to the right, the front and the top")
-write_nifti(arguments.out, found.anomaly_map, volume, found.description)  # NaN outside the slices
+write_nifti(arguments.out, found.anomaly_map, volume, f"NaN outside {found.where}")

@@ -64,7 +64,7 @@ class Whole(Finding):
     volume: Volume | None = None
     indices: tuple[int, ...] = ()
     slices: tuple[Finding, ...] = ()
-    description: str = "a map"
+    where: str = "slice 7"
     warnings: tuple[str, ...] = ("it fits badly", "out of range")
     registration: Any = None
 

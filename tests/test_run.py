@@ -18,6 +18,7 @@ import torch
 import thorad
 from thorad.data.images import Image
 from thorad.data.scans import scans_of
+from thorad.data.volumes import Volume, write_nifti
 from thorad.detector import Detection, Detector
 from thorad.errors import ThoradError
 from thorad.run import RunSummary, detect_files, open_results
@@ -287,3 +288,29 @@ def test_a_stopped_run_goes_on_to_the_same_results(
         for file in ("anomaly_map.npy", "overlay.png", "pseudo_healthy.png"):
             one, other = (folder / "cases" / name / file for folder in (out, tmp_path / "uninterrupted"))
             assert one.read_bytes() == other.read_bytes()
+
+
+def test_steps_that_were_not_kept_are_made(tiny_model: Path, tmp_path: Path) -> None:
+    named = scans(tmp_path / "in", 2)
+    thor = Detector(tiny_model, noise="gaussian", steps=2, device="cpu")
+    for keep_steps, again in ((False, 0), (False, 2), (True, 0), (True, 2), (False, 2)):
+        results = open_results(thor, tmp_path / "out")
+        summary = detect_files(thor, scans_of(named), results, keep_steps=keep_steps)
+        assert summary.already_done == again
+    assert (tmp_path / "out" / "cases" / "s0" / "steps.npz").is_file()
+    zscore = Detector(tiny_model, method="zscore", device="cpu")  # has no steps to keep
+    for again in (0, 2):
+        results = open_results(zscore, tmp_path / "zscore")
+        assert detect_files(zscore, scans_of(named), results, keep_steps=True).already_done == again
+
+
+def test_a_volume_among_pictures_fails_alone(tiny_model: Path, tmp_path: Path) -> None:
+    """A model for pictures does the pictures."""
+    named = scans(tmp_path / "in", 1)
+    voxels = np.random.default_rng(0).random((12, 13, 14), np.float32)
+    named["head"] = tmp_path / "in" / "head.nii.gz"
+    write_nifti(named["head"], voxels, Volume(voxels, np.diag([2.0, 2.0, 2.0, 1.0]), "", ""), "")
+    detector = Detector(tiny_model, method="zscore", device="cpu")
+    summary = detect_files(detector, scans_of(named), open_results(detector, tmp_path / "out"))
+    assert list(summary.done) == ["s0"]
+    assert "is for pictures, not for volumes" in summary.failed["head"]

@@ -153,6 +153,23 @@ def test_the_server_never_imports_torch() -> None:
 # ------------------------------------------------------------------------------------------------ what is dropped
 
 
+def test_a_volume_becomes_a_page_of_three_planes(viewer: Viewer, client: Client, shared_data: Path) -> None:
+    head_file = shared_data / "volumes" / "colin27_t1_1mm.nii.gz"
+    number = client.drop([("Jane Doe.nii.gz", head_file.read_bytes())], model="brain-t1-compact")
+    job = client.wait(number)
+    assert job["state"] == "done", job["message"]
+    index = client.json("GET", f"/results/job-{number}/index")[1]
+    (name,) = index["volumes"]
+    status, headers, page = client.ask("GET", f"/results/job-{number}/planes/{name}")
+    assert status == 200
+    assert headers["content-disposition"].startswith("attachment")
+    assert b"Content-Security-Policy" in page
+    assert len(page) > 3_000_000, "the scan is in it, though its file is gone"
+    assert b"Jane" not in page
+    assert client.ask("GET", f"/results/job-{number}/planes/none")[0] >= 400
+    assert client.ask("GET", "/results/folder-1/planes/none")[0] >= 400
+
+
 def test_a_picture_becomes_a_result_to_look_at_and_save(viewer: Viewer, client: Client, tmp_path: Path) -> None:
     number = client.drop([("Jane Doe 1970.png", picture())], "anoddpm", "simplex")
     job = client.wait(number)
@@ -285,6 +302,15 @@ def test_what_is_too_large_is_refused(viewer: Viewer, client: Client) -> None:
         assert found["state"] == "failed"
         assert "another size" in found["message"]
         assert not (viewer.folder / "files" / str(job["number"])).exists()
+    # It doesn't wait for all of it either.
+    _, job = client.announce([("a.png", 1000)])
+    with socket.create_connection(("127.0.0.1", viewer.port), timeout=10) as sending:
+        sending.sendall(
+            f"PUT /api/jobs/{job['number']}/files/0 HTTP/1.1\r\nHost: 127.0.0.1:{viewer.port}\r\n"
+            f"Cookie: {client.cookie}\r\nContent-Length: 1000000000000\r\n\r\n".encode()
+            + b"x" * 2000
+        )
+        assert sending.recv(20).startswith(b"HTTP/1.1 413")
     # Waiting files count: together, not each by itself.
     _, first = client.announce([("a.png", 2**30)])
     assert client.announce([("a.png", 1)])[0] == 400
@@ -483,7 +509,7 @@ def test_nothing_is_left_at_the_end(tmp_path: Path, tiny_model: Path, number: in
     assert returned == code, errors
     assert errors == ""
     if number == signal.SIGINT:
-        assert "0 scans were looked at" in out
+        assert "Scans looked at: 0." in out
     assert list(viewer.temporary.iterdir()) == []
 
 

@@ -80,7 +80,7 @@ def test_slices_are_the_models_own_unless_asked(volume_model: Path) -> None:
     assert other.warnings[1].startswith(
         "1 of the 2 slices are outside what model 'tiny' was trained on (slices 95 to 97)"
     )
-    assert len(own.description) < 80
+    assert own.where == "slices 95 to 97 of MNI152"
 
 
 def test_what_cannot_be_looked_at_is_refused(tiny_model: Path, volume_model: Path) -> None:

@@ -110,16 +110,29 @@ class Client:
         raise AssertionError("the worker did not start")
 
     def announce(
-        self, files: Sequence[tuple[str, int]], method: str = "zscore", noise: str | None = None, slices: str = ""
+        self,
+        files: Sequence[tuple[str, int]],
+        method: str = "zscore",
+        noise: str | None = None,
+        slices: str = "",
+        model: str | None = None,
     ) -> tuple[int, Any]:
-        """Announce files for the first model offered."""
-        model = self.wait_for_offers()[0]["model"]
+        """Announce files, for the first model offered where none is named."""
+        offers = self.wait_for_offers()
+        model = model or offers[0]["model"]
         content = {"files": [{"name": name, "size": size} for name, size in files], "model": model}
         return self.json("POST", "/api/jobs", {**content, "method": method, "noise": noise, "slices": slices})
 
-    def drop(self, files: Sequence[tuple[str, bytes]], method: str = "zscore", noise: str | None = None) -> int:
+    def drop(
+        self,
+        files: Sequence[tuple[str, bytes]],
+        method: str = "zscore",
+        noise: str | None = None,
+        model: str | None = None,
+    ) -> int:
         """Send files and start the job; its number."""
-        status, job = self.announce([(name, len(content)) for name, content in files], method, noise)
+        announced = [(name, len(content)) for name, content in files]
+        status, job = self.announce(announced, method, noise, model=model)
         assert status == 201, job
         for index, (_, content) in enumerate(files):
             status, _, answer = self.ask("PUT", f"/api/jobs/{job['number']}/files/{index}", content)

@@ -241,7 +241,7 @@ def detect(
             threshold=threshold,
         )
         indices = _indices(slices)
-        if any(scan.is_volume for scan in scans.values()):
+        if all(scan.is_volume for scan in scans.values()):
             checked_indices(detector.model.recipe.volume, indices, detector.model_name)
         results = open_results(detector, out, part, indices=indices)
         with _progress("detect", quiet) as report:
@@ -255,22 +255,34 @@ def detect(
             of_shard = f"Shard {part}: " if part else ""
             counts = f"{len(summary.done)} done{earlier}, {len(summary.failed)} failed"
             _print(f"{of_shard}{counts}, in {summary.seconds:.1f} s.")
-            table = _table("highest scores", "", *(("p", "findings") if detector.calibration else ()))
+            columns = [
+                *(("p",) if detector.calibration else ()),
+                *(("findings",) if detector.threshold is not None else ()),
+            ]
+            table = _table("highest scores", "", *columns)
             for name, score in list(summary.done.items())[:HIGHEST]:
                 p_value, findings = summary.judged.get(name, (None, None))
-                table.add_row(name, f"{score:.5g}", *(() if p_value is None else (f"{p_value:.3g}", str(findings))))
+                told = {"p": "-" if p_value is None else f"{p_value:.3g}", "findings": str(findings)}
+                table.add_row(name, f"{score:.5g}", *(told[column] for column in columns))
             if table.row_count:
                 out_console.print(table)
             if detector.calibration is None and detector.calibrations:
                 made = "; ".join(told_options(one.options) for one in detector.calibrations)
                 _print(f"The model's calibrations are for other options ({made}): not used.", style="yellow")
             if detector.calibration is None:
-                _print(f"No p-values and masks without a calibration: `{calibrate_command(detector, model)}` makes it.")
+                lacking = "p-values and masks" if detector.threshold is None else "p-values"
+                _print(f"No {lacking} without a calibration: `{calibrate_command(detector, model)}` makes it.")
             else:
+                _print(f"p: rank among {detector.calibration.scans} healthy scans.")
+            if detector.false_positives is not None:
                 _print(
-                    f"p: rank among {detector.calibration.scans} healthy scans. Masks and findings: above the "
-                    f"threshold that {100 * (detector.false_positives or 0):g} % of their pixels exceed."
+                    "Masks and findings: above the threshold that "
+                    f"{100 * detector.false_positives:g} % of the healthy scans' pixels exceed."
                 )
+            elif detector.threshold is not None:
+                _print(f"Masks and findings: above {detector.threshold:g}.")
+            if any(scan.series or scan.problem for scan in scans.values()) and not keep_identity:
+                _print("DICOM files are named by hashes; --keep-identity names them by their paths.")
             _print(f"Results: {out}")
         if make_report and summary.done:
             _write_report(out, None, None, 0, quiet)
@@ -603,18 +615,22 @@ def prepare(
         str, typer.Option(help="Whom the slices are for: a model's or recipe's name, a model folder, a recipe file.")
     ] = MODEL,
     slices: SlicesOption = None,
-    jobs: Annotated[int, typer.Option(help="Processes, each of about 1 GB.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(help="Processes, each of half a GB for 1 mm voxels.", min=1)] = 1,
+    keep_identity: IdentityOption = False,
+    shard: ShardOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Register T1w volumes to the model's template and cut its slices, for detect, train and calibrate."""
     with _one_line_each(GOES_ON):
         from thorad.data.scans import find_scans
+        from thorad.data.shards import Shard
         from thorad.prepare import prepare_files, volume_section
 
+        part = Shard.parse(shard) if shard is not None else Shard()
         section = volume_section(model)
         first, last = section.axial_slices
         indices = _indices(slices) or list(range(first, last + 1))
-        scans = find_scans(inputs, leave_out=out)
+        scans = part.of(find_scans(inputs, leave_out=out, keep_identity=keep_identity))
         with _progress("prepare", quiet) as report:
             summary = prepare_files(scans, out, skull=section.skull, indices=indices, jobs=jobs, on_progress=report)
         for name, reason in summary.failed.items():
@@ -1066,4 +1082,4 @@ def view(
             _print("Only this machine reaches it, and only with this address. Ctrl-C ends it.")
 
         looked_at = serve(results or [], models=model or [], keep=out, port=port, on_ready=say, browser=not no_browser)
-        _print(f"{looked_at} scans were looked at.")
+        _print(f"Scans looked at: {looked_at}.")

@@ -14,6 +14,8 @@ import csv
 import io
 import json
 import multiprocessing
+import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,7 +34,6 @@ from thorad import __version__
 from thorad.data.images import write_png8, write_whole
 from thorad.data.registration import Registration, register, template_brain
 from thorad.data.scans import Scan
-from thorad.data.splits import subject_of
 from thorad.data.template import MNI_2009A, cut_axial, paste_axial
 from thorad.data.volumes import Volume
 from thorad.errors import ThoradError
@@ -123,7 +124,7 @@ def prepare_files(
     jobs: int = 1,
     on_progress: Progress | None = None,
 ) -> PrepareSummary:
-    """Register volumes, cut their slices and write them; last `out`/slices.csv, which lists those of this call.
+    """Register volumes, cut their slices and write them; last `out`/slices.csv, which lists all that are there.
 
     Args:
         scans: {name: scan}, of `thorad.data.scans.find_scans`; pictures among them are passed over.
@@ -146,6 +147,10 @@ def prepare_files(
     if not indices or min(indices) < 0 or max(indices) >= depth:
         raise ThoradError(f"slices {list(indices)}: expected indices from 0 to {depth - 1} of the template's grid.")
     options = {"skull": skull, "slices": sorted(set(indices))}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ThoradError(f"{out}: can't be made ({error.strerror}). Choose another --out.") from error
     before = {name: _done_before(scan, out / name, options) for name, scan in volumes.items()}
     done = {name: prepared for name, prepared in before.items() if prepared is not None}
     already_done = len(done)
@@ -160,8 +165,7 @@ def prepare_files(
             failed[name] = reason
         report(len(done) + len(failed), len(volumes))
     done = {name: done[name] for name in volumes if name in done}
-    if done:
-        _write_table(done, out)
+    _write_table(out)
     return PrepareSummary(done, failed, already_done, time.perf_counter() - began)
 
 
@@ -269,6 +273,7 @@ def _prepare_one(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
     volume = scan.read()
     if not isinstance(volume, Volume):
         raise ThoradError(f"{scan.path}: a picture, expected a volume.")
+    _refuse_another(scan, folder)
     _clear(folder)
     registration = register(volume, skull=options["skull"])
     indices: list[int] = options["slices"]
@@ -285,7 +290,7 @@ def _prepare_one(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
     content = {
         "name": scan.name,
         "source": scan.source,
-        "subject": scan.name if scan.series is not None else subject_of(scan.path),
+        "subject": _subject(scan),
         "to_template": registration.to_template.tolist(),
         "shape": volume.voxels.shape,
         "affine": volume.affine.tolist(),
@@ -299,12 +304,35 @@ def _prepare_one(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
     write_whole(folder / "prepared.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
+def _subject(scan: Scan) -> str:
+    """Its BIDS entity, also of a folder; else the case's name: many patients' files are called T1.nii.gz."""
+    if scan.series is None:
+        for part in reversed(scan.path.parts):
+            if found := re.match(r"sub-[A-Za-z0-9]+", part):
+                return found[0]
+    return scan.name
+
+
+def _refuse_another(scan: Scan, folder: Path) -> None:
+    """Two folders may hold files of one name: the slices of one must not be replaced by the other's."""
+    try:
+        source = str(json.loads((folder / "prepared.json").read_bytes())["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if not _same_source(source, scan):
+        raise ThoradError(f"{scan.path}: {folder} holds slices of another file, {source}. Choose another --out.")
+
+
+def _same_source(source: str, scan: Scan) -> bool:
+    return source == scan.source or os.path.realpath(source) == os.path.realpath(scan.source)
+
+
 def _done_before(scan: Scan, folder: Path, options: dict[str, Any]) -> Prepared | None:
     path = folder / "prepared.json"
     try:
         content = json.loads(path.read_bytes())
         made = path.stat().st_mtime
-        if (content["options"], content["source"]) != (options, scan.source):
+        if content["options"] != options or not _same_source(content["source"], scan):
             return None
         if any(file.stat().st_mtime > made for file in scan.files):
             return None
@@ -323,13 +351,15 @@ def _clear(folder: Path) -> None:
         raise ThoradError(f"{folder}: can't be written ({error.strerror}). Choose another --out.") from error
 
 
-def _write_table(done: Mapping[str, Prepared], out: Path) -> None:
+def _write_table(out: Path) -> None:
+    """Of all volumes in the folder, those of other calls too."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "subject", "volume", "slice"])
-    for name, prepared in done.items():
+    for record in sorted(out.glob("*/prepared.json")):
+        prepared = load_prepared(record.parent)
         for index, file in prepared.slices.items():
-            writer.writerow([file.relative_to(out).as_posix(), prepared.subject, name, index])
+            writer.writerow([file.relative_to(out).as_posix(), prepared.subject, prepared.name, index])
     write_whole(out / "slices.csv", text.getvalue().encode())
 
 

@@ -23,11 +23,16 @@ from thorad.data.tables import listing
 from thorad.data.volumes import Volume
 from thorad.detector import Detection, Detector
 from thorad.errors import ThoradError
-from thorad.results.writer import ResultWriter
+from thorad.results.dicom import import_highdicom
+from thorad.results.writer import STEPS, ResultWriter
 from thorad.volume_detection import VolumeDetection, detect_volume
 
 Progress = Callable[[int, int], None]
 """Called with (cases done or failed, cases in all), first with those that an earlier run has done."""
+
+
+Judgement = tuple[float | None, int | None]
+"""p-value, where the model is calibrated, and number of findings, where there is a threshold."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,10 @@ class RunSummary:
 
     done: Mapping[str, float]
     """{name: score}, the highest first, with those that an earlier run has done."""
-    judged: Mapping[str, tuple[float, int]]
-    """{name: (p-value, number of findings)} of those cases, where the model is calibrated; else empty."""
+    judged: Mapping[str, Judgement]
+    """Of those cases that have either."""
     failed: Mapping[str, str]
-    """{name: why}."""
+    """{name: why}, as the results keep it: without paths of DICOM files, unless identity is kept."""
     warned: Mapping[str, str]
     """{name: why its result may mean less than it looks like}, of the cases of this run."""
     already_done: int
@@ -118,12 +123,16 @@ def detect_files(
         on_progress: see `Progress`.
 
     Raises:
-        ThoradError: the results can't be written, hold another file's case of the same name, or the device's memory
-            doesn't hold a batch. What is bad about one file is recorded in the results instead.
+        ThoradError: the results can't be written, hold another file's case of the same name, need a library that is
+            not installed, or the device's memory doesn't hold a batch. What is bad about one file is recorded in the
+            results instead.
     """
     began = time.perf_counter()
+    if any(scan.series for scan in scans.values()):
+        import_highdicom()  # before the work rather than after it
     asked, scans = scans.keys(), results.shard.of(scans)
-    tally = _Tally(scans, results, on_progress or (lambda done, total: None))
+    needs_steps = keep_steps and detector.network_calls > 0
+    tally = _Tally(scans, results, needs_steps, on_progress or (lambda done, total: None))
     todo = [scan for name, scan in scans.items() if name not in tally.done]
     pictures = [scan for scan in todo if not scan.is_volume]
     try:
@@ -145,36 +154,37 @@ def detect_files(
 class _Tally:
     """What became of the cases so far."""
 
-    def __init__(self, scans: Mapping[str, Scan], results: ResultWriter, report: Progress) -> None:
+    def __init__(self, scans: Mapping[str, Scan], results: ResultWriter, needs_steps: bool, report: Progress) -> None:
         self.results = results
-        self.done, self._judged = _done_before(scans, results)
+        self.done, self._judged = _done_before(scans, results, needs_steps)
         self._already_done = len(self.done)
         self._failed: dict[str, str] = {}
         self._warned: dict[str, str] = {}
         self._report, self._total = report, len(scans)
         report(len(self.done), self._total)
 
-    def write(self, scan: Scan, found: Detection | VolumeDetection) -> None:
-        """Write a case. A DICOM source that allows no objects beside it makes it a failure: they were promised."""
+    def write(self, scan: Scan, found: Detection | VolumeDetection, warnings: Sequence[str] = ()) -> None:
+        """Write a case."""
         pictures = found.slices if isinstance(found, VolumeDetection) else [found]
         if not all(np.isfinite(one.anomaly_map).all() for one in pictures):
             self.fail(scan, f"{scan.path}: the map is not finite. Is the model damaged?")
             return
         if isinstance(found, VolumeDetection):
-            self.results.write_volume(found, series=scan.series)
-            if found.warnings:
-                self._warned[scan.name] = " ".join(found.warnings)
+            told = self.results.write_volume(found, series=scan.series)
         else:
-            self.results.write(found, series=scan.series)
+            told = self.results.write(found, series=scan.series, warnings=warnings)
+        if told:
+            self._warned[scan.name] = " ".join(told)
         self.done[scan.name] = float(found.score)
-        if found.p_value is not None and found.findings is not None:
-            self._judged[scan.name] = found.p_value, len(found.findings)
+        if found.p_value is not None or found.findings is not None:
+            self._judged[scan.name] = found.p_value, None if found.findings is None else len(found.findings)
         self._report(len(self.done) + len(self._failed), self._total)
 
     def fail(self, scan: Scan, message: str) -> None:
         """Record why a case can't be done."""
-        self._failed[scan.name] = message
-        self.results.fail(scan.name, scan.source, scan.told(message))
+        told = scan.told(message)
+        self._failed[scan.name] = told
+        self.results.fail(scan.name, scan.source, told)
         self._report(len(self.done) + len(self._failed), self._total)
 
     def summary(self, seconds: float) -> RunSummary:
@@ -198,7 +208,17 @@ def _detect_pictures(detector: Detector, scans: Sequence[Scan], tally: _Tally, k
         except ThoradError as error:
             tally.fail(scan, str(error))
     for detection in detector.detect_batch(images, keep_steps=keep_steps):
-        tally.write(by_name[detection.name], detection)
+        scan = by_name[detection.name]
+        tally.write(scan, detection, _picture_warnings(scan, detector))
+
+
+def _picture_warnings(scan: Scan, detector: Detector) -> list[str]:
+    """Why a model for slices of heads may not know a DICOM picture."""
+    if scan.series is None or not detector.model.recipe.volume.template:
+        return []
+    if scan.series.modality != "MR":
+        return [f"out of the model's domain: modality {scan.series.modality or 'unknown'}, the model knows T1w MR."]
+    return ["one slice by itself is looked at as it is: only a whole series can be brought to the template."]
 
 
 def _detect_volume(
@@ -215,14 +235,14 @@ def _detect_volume(
 
 
 def _done_before(
-    scans: Mapping[str, Scan], results: ResultWriter
-) -> tuple[dict[str, float], dict[str, tuple[float, int]]]:
+    scans: Mapping[str, Scan], results: ResultWriter, needs_steps: bool
+) -> tuple[dict[str, float], dict[str, Judgement]]:
     """`RunSummary.done` and `judged` of the cases that need not be done again.
 
     Two folders may hold files of one name: the result of one must not pass for the other's.
     """
     done: dict[str, float] = {}
-    judged: dict[str, tuple[float, int]] = {}
+    judged: dict[str, Judgement] = {}
     others: list[str] = []
     for case in results.cases(scans):
         scan = scans.get(case.name)
@@ -230,9 +250,11 @@ def _done_before(
             continue
         if case.status == "ok" and not _same_source(case.source, scan):
             others.append(f"{case.name} (there {case.source}, now {scan.source})")
-        elif case.score is not None and results.is_whole(case) and not results.is_stale(case.name, scan.files):
+        elif case.score is None or (needs_steps and not any(file.endswith(STEPS) for file in case.sizes)):
+            continue
+        elif results.is_whole(case) and not results.is_stale(case.name, scan.files):
             done[case.name] = case.score
-            if case.p_value is not None and case.findings is not None:
+            if case.p_value is not None or case.findings is not None:
                 judged[case.name] = case.p_value, case.findings
     if others:
         raise ThoradError(

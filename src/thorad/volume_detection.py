@@ -60,10 +60,9 @@ class VolumeDetection:
         return scale(np.clip(self.volume.voxels, 0, None))
 
     @property
-    def description(self) -> str:
-        """What the map's numbers are, short enough for a NIfTI header's 79 characters."""
-        where = f"slice {self.indices[0]}" if len(self.indices) == 1 else f"{self.indices[0]}..{self.indices[-1]}"
-        return f"thorad anomaly map; NaN outside {where} of MNI152; research use"
+    def where(self) -> str:
+        """The slices, short enough for a NIfTI header's 79 characters."""
+        return f"slice{'s' * (len(self.indices) > 1)} {told_indices(self.indices)} of MNI152"
 
 
 def detect_volume(
@@ -140,7 +139,9 @@ def checked_indices(section: VolumeSection, indices: Sequence[int] | None, model
     chosen = sorted(set(range(first, last + 1) if indices is None else indices))
     depth = MNI_2009A.shape[2]
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
-        raise ThoradError(f"slices {_told(chosen)}: expected indices from 0 to {depth - 1} of the template's grid.")
+        raise ThoradError(
+            f"slices {told_indices(chosen)}: expected indices from 0 to {depth - 1} of the template's grid."
+        )
     return chosen
 
 
@@ -173,5 +174,8 @@ def _pasted(
     return paste_axial(np.stack(pictures), indices, volume, registration.to_template)
 
 
-def _told(indices: Sequence[int]) -> str:
-    return f"{indices[0]} to {indices[-1]}" if indices else "none"
+def told_indices(indices: Sequence[int]) -> str:
+    """`95`, or `90 to 100`."""
+    if len(indices) < 2:
+        return str(indices[0]) if indices else "none"
+    return f"{indices[0]} to {indices[-1]}"

@@ -67,6 +67,12 @@ NOT_SCANS: Final = {
 }
 """SOP classes that are passed over whatever their modality."""
 
+WITHOUT_PIXELS: Final = tuple(
+    f"1.2.840.10008.5.1.4.1.1.{number}"
+    for number in ("4.2", "4.4", "9.", "11.", "66", "67", "68", "88.", "104.", "481.")
+)
+"""How the SOP classes of spectra, waveforms, presentation states, raw data, reports and documents begin."""
+
 CROSS_SECTIONS: Final = {"MR", "CT", "PT"}
 """Modalities of which several files without a position are an error; those of others are pictures of their own."""
 
@@ -183,7 +189,7 @@ def find_series(files: Sequence[Path]) -> SeriesFound:
         try:
             dataset = read_dataset(path, pixels=False)
             with reading(path):
-                reason = _why_no_picture(dataset)
+                reason = _why_no_picture(dataset, path)
                 if reason is not None:
                     skipped[path] = reason
                     continue
@@ -288,7 +294,7 @@ def read_radiograph(path: Path, name: str | None = None, *, source: str | None =
     """
     dataset = read_dataset(path, pixels=True)
     with reading(path):
-        reason = _why_no_picture(dataset)
+        reason = _why_no_picture(dataset, path)
         if reason is not None:
             raise ThoradError(f"{path}: this is {reason}. Expected a DICOM picture; name the scan itself.")
         frames = frame_count(dataset, path)
@@ -342,11 +348,14 @@ def without_identity(text: str, series: Series) -> str:
     return text
 
 
-def _why_no_picture(dataset: Any) -> str | None:
-    """What a data set is that isn't to be read as a scan; None where it is one."""
-    known = NOT_SCANS.get(text_of(dataset, "SOPClassUID")) or NOT_SCANS.get(
-        text_of(dataset.file_meta, "MediaStorageSOPClassUID")
-    )
+def _why_no_picture(dataset: Any, path: Path) -> str | None:
+    """What a data set is that isn't to be read as a scan; None where it is one.
+
+    Raises:
+        ThoradError: it should be a picture, but is cut short before it says of what size.
+    """
+    sop_class = text_of(dataset, "SOPClassUID") or text_of(dataset.file_meta, "MediaStorageSOPClassUID")
+    known = NOT_SCANS.get(sop_class)
     if known is not None:
         return known
     if text_of(dataset, "Manufacturer") == MANUFACTURER:
@@ -355,7 +364,10 @@ def _why_no_picture(dataset: Any) -> str | None:
     if modality in NOT_A_PICTURE:
         return f"an object of modality {modality}, which goes with pictures"
     if "Rows" not in dataset or "Columns" not in dataset:
-        return "an object without rows and columns, so no picture"
+        if sop_class.startswith(WITHOUT_PIXELS):
+            return "an object without rows and columns, so no picture"
+        # Passed over, the end of a series would be missed by nobody.
+        raise ThoradError(f"{path}: cut short: no rows and columns. Copy it again from where it came from.")
     return None
 
 
@@ -553,13 +565,17 @@ def _affine(planes: list[_Plane], series: Series) -> NDArray[np.float64]:
 
 
 def _where(plane: _Plane) -> str:
-    return f"frame {plane.frame + 1}" if plane.frame else str(plane.file.name)
+    what = f"frame {plane.frame + 1}" if plane.frame else str(plane.file.name)
+    return f"{what} (at {plane.height:.1f} mm)"
 
 
 def _several_at_one_place(planes: list[_Plane], places: int) -> str:
     values = {keyword: Counter(plane.traits.get(keyword, "none") for plane in planes) for keyword in _TELLING_APART}
     different = [
+        # Only numbers are told: other values may say anything, and messages are kept with the results.
         f"{tag_name(keyword)}: {', '.join(sorted(counts)[:4])}"
+        if all(re.fullmatch(r"none|[-+0-9.eE]+", value) for value in counts)
+        else tag_name(keyword)
         for keyword, counts in values.items()
         if 1 < len(counts) <= 16
     ]

@@ -235,19 +235,6 @@ def write_png8(path: Path, pixels: NDArray[Any]) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def write_png16(path: Path, pixels: NDArray[Any]) -> None:
-    """Write a 16-bit grey PNG, whole or not at all: its brightest pixel becomes 65535, what lies below 0 becomes 0.
-
-    Args:
-        path: the file.
-        pixels: (H, W), with something above 0.
-    """
-    bright = np.clip(pixels.astype(np.float64), 0, None)
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(np.rint(bright / bright.max() * 65535).astype(np.uint16)).save(buffer, "PNG")
-    write_whole(path, buffer.getvalue())
-
-
 def write_npy(path: Path, array: NDArray[Any]) -> None:
     """Write a NumPy file, whole or not at all."""
     buffer = io.BytesIO()
@@ -267,7 +254,8 @@ def _expand(given: Path, leave_out: Path | None) -> tuple[list[Path], Path]:
         found = [path for path in files_below(given, leave_out) if path.name.lower().endswith(SUFFIXES)]
         if not found:
             raise ThoradError(
-                f"{given}: no image in this folder or below. Expected files that end in {', '.join(SUFFIXES)}."
+                f"{given}: no image in this folder or below. Expected files that end in {', '.join(SUFFIXES)}; "
+                "`thorad prepare` makes them of volumes."
             )
         return found, given
     if given.suffix.lower() == ".csv":

@@ -175,7 +175,8 @@ def _template() -> Any:
 def _shrink(image: Any, millimetres: float) -> Any:
     """Means over blocks of about so many mm; axes that are coarser already stay."""
     sitk = _simple_itk(TEMPLATE)
-    factors = [max(1, round(millimetres / spacing)) for spacing in image.GetSpacing()]
+    # Halves go down whatever the last digit of the spacing, or a turned header would change the factor.
+    factors = [max(1, round(millimetres / spacing - 1e-3)) for spacing in image.GetSpacing()]
     return sitk.Cast(sitk.BinShrink(image, factors), sitk.sitkFloat32)
 
 
@@ -340,7 +341,7 @@ def _look(image: Any, transform: Any, template: Any) -> _Look:
     sitk = _simple_itk(TEMPLATE)
     expected = sitk.GetArrayFromImage(template)
     spacing = template.GetSpacing()[::-1]
-    small = _shrink(image, FINE_MM[-1][0])
+    small = _shrink(image, template.GetSpacing()[0])
     found = sitk.GetArrayFromImage(sitk.Resample(small, template, transform, sitk.sitkLinear, 0.0))
     everywhere = sitk.GetArrayFromImage(sitk.Resample(small * 0 + 1, template, transform, sitk.sitkLinear, 0.0)) > 0.5
     brain = expected > 0

@@ -7,7 +7,7 @@ modality and a hash of its UID, and results keep neither path nor description of
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from thorad.data.dicom import Series, find_series, is_dicom, read_radiograph, read_series, without_identity
@@ -68,7 +68,8 @@ class Scan:
             return read_series(self.series, self.name, source=self.source)
         if self.series is not None:
             return read_radiograph(self.path, self.name, source=self.source)
-        return read_volume(self.path, self.name) if self.is_volume else read_image(self.path, self.name)
+        found = read_volume(self.path, self.name) if self.is_volume else read_image(self.path, self.name)
+        return replace(found, source=self.source)
 
 
 def find_scans(
@@ -84,7 +85,7 @@ def find_scans(
     Args:
         inputs: files, folders and CSV tables. A file reached twice counts once.
         leave_out: a folder that is passed over where it lies in an input folder: that of the results.
-        keep_identity: name series after their folders, and keep their paths as sources.
+        keep_identity: keep the paths of DICOM files as their sources. Names stay: they seed the noise.
 
     Returns:
         {case name: scan}: pictures and volumes in the order of the inputs, then series. Files that should be DICOM but
@@ -165,15 +166,11 @@ def _dicom_scans(files: dict[Path, Path], keep_identity: bool) -> list[Scan]:
     for series in found.series:
         first = series.files[0]
         where = first if len(series.files) == 1 else first.parent
-        scans.append(Scan(series.name, first, str(where) if keep_identity else f"DICOM series {series.name}", series))
+        # A slice by itself is not the series that it is of.
+        hidden = f"DICOM series {series.name}, {len(series.files)} {'file' if len(series.files) == 1 else 'files'}"
+        scans.append(Scan(series.name, first, str(where) if keep_identity else hidden, series))
     for path, problem in found.problems.items():
         relative = path.relative_to(files[path]) if path.is_relative_to(files[path]) else path
         name = f"dicom-{hashlib.sha256(os.fsencode(relative)).hexdigest()[:8]}"
         scans.append(Scan(name, path, str(path) if keep_identity else f"DICOM file {name}", problem=problem))
-    if not keep_identity:
-        return scans
-    prefixes = case_names([scan.path for scan in scans], [files[scan.path] for scan in scans])
-    return [
-        Scan(f"{prefix}__{scan.name}", scan.path, scan.source, scan.series, scan.problem)
-        for prefix, scan in zip(prefixes, scans, strict=True)
-    ]
+    return scans

@@ -5,7 +5,7 @@
     write_parametric_map     the map's own numbers
 
 All of them refer to the source's instances, and hold its patient and study, as DICOM needs them to. File names don't.
-Instances' UIDs come from the source's UIDs and the content, so that a repeated run writes the same objects.
+Instances' UIDs come from the source's UIDs, the content and the run's time: what differs never has the same UID.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ def write_segmentation(path: Path, mask: NDArray[np.bool_], series: Series, maki
     Raises:
         ThoradError: the source lacks UIDs or was changed, highdicom is not installed, the disk doesn't allow it.
     """
-    highdicom = _highdicom()
+    highdicom = import_highdicom()
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 
@@ -116,7 +116,7 @@ def write_parametric_map(path: Path, anomaly_map: NDArray[np.floating[Any]], ser
     Raises:
         ThoradError: no slice is covered; as `write_segmentation`.
     """
-    highdicom = _highdicom()
+    highdicom = import_highdicom()
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 
@@ -303,7 +303,12 @@ def _complete(dataset: Any, path: Path, *, needs_frame_of_reference: bool) -> No
         dataset.PatientSex = ""
 
 
-def _highdicom() -> Any:
+def import_highdicom() -> Any:
+    """The module highdicom.
+
+    Raises:
+        ThoradError: it, or pydicom, is not installed.
+    """
     import_pydicom()
     try:
         highdicom = importlib.import_module("highdicom")
@@ -343,7 +348,8 @@ class _Uids:
 
 def _uids(series: Series, kind: str, making: Making, *content: bytes) -> _Uids:
     digest = hashlib.sha256()
-    for part in (series.uid, series.name, kind, making.description, making.algorithm, making.version):
+    made = (making.description, making.algorithm, making.version, making.time.isoformat())
+    for part in (series.uid, series.name, kind, *made):
         digest.update(part.encode() + b"\0")
     for block in content:
         digest.update(hashlib.sha256(block).digest())

@@ -6,8 +6,6 @@ text of the results is escaped; the page's content security policy allows its ow
 Shapes: H, W an image's own grid.
 """
 
-import base64
-import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +17,6 @@ from string import Template
 from typing import Any, Final
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
 from thorad import __version__
@@ -27,36 +24,25 @@ from thorad.data.images import write_whole
 from thorad.data.splits import Case as Labelled
 from thorad.errors import ThoradError
 from thorad.results import charts
+from thorad.results.gallery import (
+    COLOUR_MAPS,
+    coded_map,
+    grey_png,
+    mask_png,
+    png_text,
+    reduced,
+    reduced_colours,
+    reduced_shape,
+)
 from thorad.results.page import LARGEST_PAGE, json_text, script_hash
 from thorad.results.reader import CaseResult, Pictures, ResultFolder, match_truth, read_folder, read_pictures, truth_of
 from thorad.results.truth import Measured, measure
-from thorad.results.writer import COLOURS
 
 SIDES: Final = (512, 384, 256, 192, 128)
 """Longest side of a page's pictures, px: the largest that fits."""
 
 SAMPLE: Final = 12
 """Cases whose pictures tell how large a page will be."""
-
-COLOUR_MAPS: Final[Mapping[str, Sequence[tuple[int, ...]]]] = {
-    "plasma (upper part)": [tuple(int(level) for level in colour) for colour in COLOURS],
-    "viridis": [
-        *((68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140)),
-        *((40, 174, 128), (94, 201, 98), (173, 220, 48), (253, 231, 37)),
-    ],
-    "cividis": [
-        *((0, 34, 78), (26, 56, 111), (67, 78, 108), (97, 101, 111), (125, 124, 120)),
-        *((155, 148, 118), (188, 174, 108), (222, 201, 88), (254, 232, 56)),
-    ],
-    "inferno": [
-        *((0, 0, 4), (33, 12, 74), (87, 16, 110), (138, 34, 106), (188, 55, 84)),
-        *((228, 90, 49), (249, 142, 9), (249, 203, 53), (252, 255, 164)),
-    ],
-}
-"""Even in lightness and readable by colour-blind people; the first is the default and that of overlay.png.
-
-Source: matplotlib's colour maps (CC0), every eighth of their range; cividis is J. Nuñez, C. Anderton and R. Renslow's.
-"""
 
 Progress = Callable[[int, int], None]
 """Called with (cases done, cases in all)."""
@@ -281,7 +267,7 @@ class _Gallery:
 
     @staticmethod
     def _about_pictures(pictures: Sequence[Pictures], side: int) -> dict[str, Any]:
-        height, width = _reduced_shape(pictures[0].anomaly_map.shape, side)
+        height, width = reduced_shape(pictures[0].anomaly_map.shape, side)
         peaks = [float(one.anomaly_map.max()) for one in pictures]
         return {
             "slices": [one.label for one in pictures],
@@ -295,7 +281,7 @@ class _Gallery:
     def _coded(self, case: CaseResult, one: Pictures, side: int) -> dict[str, Any]:
         """A picture as the page's script takes it."""
         shape: tuple[int, int] = (one.anomaly_map.shape[0], one.anomaly_map.shape[1])
-        height, width = _reduced_shape(shape, side)
+        height, width = reduced_shape(shape, side)
         row = None if one.label else self._rows.get(case.name)
         truth = truth_of(row, shape) if row is not None and row.mask is not None else None
         return {
@@ -303,68 +289,21 @@ class _Gallery:
             "width": width,
             "height": height,
             "shrink": max(shape) / max(height, width),
-            **_coded_map(_reduced(one.anomaly_map, side)),
-            "scan": _grey_png(one.scan, side),
-            "healthy": _grey_png(one.pseudo_healthy, side),
-            "overlay": None if one.scan is not None else _png(_reduced_colours(one.overlay, (width, height))),
-            "mask": None if one.mask is None else _mask_png(one.mask, side),
-            "truth": None if truth is None else _mask_png(truth, side),
+            **coded_map(reduced(one.anomaly_map, side)),
+            "scan": grey_png(one.scan, side),
+            "healthy": grey_png(one.pseudo_healthy, side),
+            "overlay": None if one.scan is not None else png_text(reduced_colours(one.overlay, (width, height))),
+            "mask": None if one.mask is None else mask_png(one.mask, side),
+            "truth": None if truth is None else mask_png(truth, side),
             "steps": [
                 {
                     "t": step.timestep,
-                    "clean": _grey_png(step.clean, side),
-                    **({} if step.anomaly_map is None else _coded_map(_reduced(step.anomaly_map, side))),
+                    "clean": grey_png(step.clean, side),
+                    **({} if step.anomaly_map is None else coded_map(reduced(step.anomaly_map, side))),
                 }
                 for step in one.steps
             ],
         }
-
-
-def _reduced_shape(shape: Sequence[int], side: int) -> tuple[int, int]:
-    """(H, W) with the longest side `side` at most."""
-    share = min(1.0, side / max(shape))
-    return max(1, round(shape[0] * share)), max(1, round(shape[1] * share))
-
-
-def _reduced(values: NDArray[Any], side: int) -> NDArray[np.float32]:
-    """Means over the pixels that become one."""
-    height, width = _reduced_shape(values.shape, side)
-    picture = PIL.Image.fromarray(np.ascontiguousarray(values, np.float32))
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), PIL.Image.Resampling.BOX)
-    return np.asarray(picture)
-
-
-def _reduced_colours(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.asarray(PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.BOX))
-
-
-def _coded_map(anomaly_map: NDArray[np.float32]) -> dict[str, Any]:
-    return {"map": _png(_levels(anomaly_map)), "maximum": float(anomaly_map.max())}
-
-
-def _levels(anomaly_map: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """8 bits of a map by its own maximum: value = maximum * (level / 255)^2, so that small values are told apart."""
-    maximum = float(anomaly_map.max())
-    if maximum <= 0:
-        return np.zeros(anomaly_map.shape, np.uint8)
-    levels: NDArray[np.uint8] = np.rint(255 * np.sqrt(np.clip(anomaly_map / maximum, 0, 1))).astype(np.uint8)
-    return levels
-
-
-def _grey_png(picture: NDArray[np.uint8] | None, side: int) -> str | None:
-    return None if picture is None else _png(np.rint(_reduced(picture, side)).astype(np.uint8))
-
-
-def _mask_png(mask: NDArray[np.bool_], side: int) -> str:
-    return _png(_reduced(mask, side) >= 0.5)
-
-
-def _png(pixels: NDArray[Any]) -> str:
-    """Base64 of a PNG file: 8 bits, 1 bit for a mask."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 # --------------------------------------------------------------------------------------------------- what was run

@@ -4,7 +4,8 @@
                                   status is "running" until every case that was asked for is done or failed
     cases.csv                     one line a case
     shards/<i>-of-<n>.json        seconds that each part of the run took; 1-of-1 where it was not split
-    cases/<name>/case.json        what cases.csv is made of; written last, so a case that has it is complete
+    cases/<name>/case.json        what cases.csv is made of, and the score of each slice of a volume; written last, so a
+                                  case that has it is complete
     cases/<name>/scan.png         8-bit: the image as the model saw it, on the input's own grid
     cases/<name>/anomaly_map.npy  (H, W) float32 on that grid, raw
     cases/<name>/pseudo_healthy.png  8-bit, where the method makes one
@@ -159,8 +160,8 @@ class VolumeResult(Judged, Protocol):
         """(I, J, K), or None."""
 
     @property
-    def description(self) -> str:
-        """Of the map, for the header."""
+    def where(self) -> str:
+        """The slices, in few words, for headers."""
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -246,30 +247,37 @@ class ResultWriter:
         """Where the files of a case lie."""
         return self._out / "cases" / name
 
-    def write(self, result: Result, *, series: Series | None = None, message: str = "") -> None:
+    def write(self, result: Result, *, series: Series | None = None, warnings: Sequence[str] = ()) -> list[str]:
         """Write the case of one picture.
 
         Args:
             result: what was found.
             series: the DICOM file that the picture came from; its case gets DICOM objects, too.
-            message: what else is to be said of it.
+            warnings: why the result may mean less than it looks like; they become the case's message.
+
+        Returns:
+            The warnings, and why DICOM objects are missing, where the source doesn't allow them.
 
         Raises:
-            ThoradError: the disk or the permissions don't allow it; the DICOM file doesn't allow objects beside it.
+            ThoradError: the disk or the permissions don't allow it.
         """
         folder = self._clear(result.name)
         self._write_pictures(folder, result)
-        warnings = [message] if message else []
+        told = list(warnings)
         if series is not None:
-            warnings += self._write_dicom(folder / "dicom", series, result)
-        self._write_done(folder, result, warnings)
+            told += self._write_dicom(folder / "dicom", series, result)
+        self._write_done(folder, result, told)
+        return told
 
-    def write_volume(self, result: VolumeResult, *, series: Series | None = None) -> None:
+    def write_volume(self, result: VolumeResult, *, series: Series | None = None) -> list[str]:
         """Write the case of one volume; its warnings become its message.
 
         Args:
             result: what was found.
             series: the DICOM series that the volume came from; its case gets DICOM objects, too.
+
+        Returns:
+            As `write`.
 
         Raises:
             ThoradError: as `write`.
@@ -280,11 +288,15 @@ class ResultWriter:
             self._write_pictures(folder / "slices" / f"{index:03d}", one)
             overlays.append(overlay(one.image, one.anomaly_map, self._overlay_maximum))
         write_png8(folder / OVERLAY, montage(overlays))
-        description = result.description
-        write_nifti(folder / "anomaly_map.nii.gz", result.anomaly_map, result.volume, description)
-        write_nifti(folder / "pseudo_healthy.nii.gz", result.pseudo_healthy, result.volume, "thorad pseudo-healthy")
+        where, volume = result.where, result.volume
+        write_nifti(
+            folder / "anomaly_map.nii.gz", result.anomaly_map, volume, f"thorad anomaly map; NaN outside {where}"
+        )
+        healthy = f"thorad pseudo-healthy; NaN outside {where}"
+        write_nifti(folder / "pseudo_healthy.nii.gz", result.pseudo_healthy, volume, healthy)
         if result.mask is not None:
-            write_nifti(folder / "mask.nii.gz", result.mask.astype(np.uint8), result.volume, "thorad anomaly mask")
+            mask = result.mask.astype(np.uint8)
+            write_nifti(folder / "mask.nii.gz", mask, volume, f"thorad mask; 0 also where not looked: outside {where}")
         registration = result.registration
         content = {
             "to_template": registration.to_template.tolist(),
@@ -293,10 +305,15 @@ class ResultWriter:
             "slices": list(result.indices),
         }
         write_whole(folder / "registration.json", _json(content))
-        warnings = list(result.warnings)
+        told = list(result.warnings)
         if series is not None:
-            warnings += self._write_dicom(folder / "dicom", series, result)
-        self._write_done(folder, result, warnings)
+            told += self._write_dicom(folder / "dicom", series, result)
+        slices = [
+            {"index": index, "score": float(one.score), "p_value": one.p_value}
+            for index, one in zip(result.indices, result.slices, strict=True)
+        ]
+        self._write_done(folder, result, told, slices=slices)
+        return told
 
     def _write_pictures(self, folder: Path, result: Result) -> None:
         write_png8(folder / SCAN, result.image)
@@ -337,7 +354,7 @@ class ResultWriter:
             return [f"Some DICOM objects are missing: {without_identity(str(error), series)}"]
         return []
 
-    def _write_done(self, folder: Path, result: Judged, warnings: Sequence[str]) -> None:
+    def _write_done(self, folder: Path, result: Judged, warnings: Sequence[str], **more: Any) -> None:
         files = sorted({file for pattern in OF_A_CASE for file in folder.glob(pattern)})
         self._write_case(
             folder,
@@ -351,6 +368,7 @@ class ResultWriter:
             status="ok",
             message=" ".join(warnings),
             sizes={file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
+            **more,
         )
 
     def fail(self, name: str, source: str, message: str) -> None:

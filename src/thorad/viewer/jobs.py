@@ -14,9 +14,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from thorad.data.images import SUFFIXES, Image
+from thorad.data.images import SUFFIXES
 from thorad.data.scans import DICOM_SUFFIXES, Scan, find_scans
-from thorad.data.volumes import VOLUME_SUFFIXES, Volume
+from thorad.data.volumes import VOLUME_SUFFIXES
 from thorad.errors import ThoradError
 
 LARGEST_TOGETHER: Final = 2**30
@@ -57,14 +57,6 @@ class Order:
     """Of the slices that volumes are looked at in; None: the model's own."""
     out: Path
     """The result folder."""
-
-
-@dataclass(frozen=True)
-class _Dropped(Scan):
-    """A scan whose results don't name the temporary file."""
-
-    def read(self) -> Image | Volume:
-        return replace(super().read(), source=self.source)
 
 
 @dataclass
@@ -500,7 +492,7 @@ def _scans_in(job: Job) -> tuple[dict[str, Scan], dict[str, str]]:
         title = titles_of.get(scan.path, job.title)
         if scan.series is None and scan.problem is None:
             name = f"scan-{number}"
-            scan = _Dropped(name, scan.path, f"file {number} of an upload")
+            scan = Scan(name, scan.path, f"file {number} of an upload")
         elif scan.problem is not None:
             scan = replace(scan, problem=scan.problem.replace(str(scan.path), title))
         titles[scan.name] = title if len(scan.files) == 1 else f"{scan.name} ({len(scan.files)} files)"

@@ -5,25 +5,32 @@ The script is that of the report, thorad/assets/report/gallery.js; what a report
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
 import PIL.Image
 
 from thorad.errors import ThoradError
+from thorad.results.gallery import (
+    COLOUR_MAPS,
+    coded_map,
+    grey_png,
+    mask_png,
+    png_text,
+    reduced,
+    reduced_colours,
+    reduced_shape,
+)
 from thorad.results.reader import CaseResult, Pictures, read_folder, read_pictures
-from thorad.results.report import COLOUR_MAPS
-from thorad.results.report import _coded_map as coded_map
-from thorad.results.report import _grey_png as grey_png
-from thorad.results.report import _mask_png as mask_png
-from thorad.results.report import _png as png
-from thorad.results.report import _reduced as reduced
-from thorad.results.report import _reduced_colours as reduced_colours
-from thorad.results.report import _reduced_shape as reduced_shape
+from thorad.results.volume_page import write_volume_page
 from thorad.results.writer import OVERLAY, PSEUDO_HEALTHY, SCAN, STEPS
 
 LARGEST_SIDE: Final = 1024
 """px; larger pictures are reduced in the page, for its sliders must keep up."""
+
+PLANES: Final = "planes.html"
+"""Of a volume's case: its page of three planes, which holds the scan."""
 
 Told = Callable[[str], str]
 """What a case's name is shown as."""
@@ -58,6 +65,7 @@ class Results:
             "colours": COLOUR_MAPS,
             "scans": all(_first_picture(case, SCAN).is_file() for case in cases if case.status == "ok"),
             "diceAt": "",
+            "volumes": [case.name for case in cases if case.status == "ok" and _slice_folders(case)],
             "run": {
                 "model": options.get("model"),
                 "method": options.get("method"),
@@ -80,6 +88,25 @@ class Results:
         if case is None or case.status != "ok":
             raise ThoradError("no such case.")
         return [_coded(one) for one in read_pictures(case)]
+
+    def planes(self, name: str, folder: Path) -> bytes:
+        """The HTML page of a volume's three planes, with its scan where that is still at hand.
+
+        Args:
+            name: of a case of the last index.
+            folder: for the page while it is made.
+
+        Raises:
+            ThoradError: no such case, or no volume.
+        """
+        case = self._cases.get(name)
+        if case is None or case.status != "ok":
+            raise ThoradError("no such case.")
+        made = case.folder / PLANES
+        if made.is_file():
+            return made.read_bytes()
+        with TemporaryDirectory(dir=folder) as temporary:
+            return write_volume_page(self.path, name, Path(temporary) / PLANES).read_bytes()
 
     def thumbnail(self) -> Path:
         """The overlay of the case with the highest score; of a volume that of the slice in the middle.
@@ -197,7 +224,7 @@ def _coded(one: Pictures) -> dict[str, Any]:
         **coded_map(reduced(one.anomaly_map, LARGEST_SIDE)),
         "scan": grey_png(one.scan, LARGEST_SIDE),
         "healthy": grey_png(one.pseudo_healthy, LARGEST_SIDE),
-        "overlay": None if one.scan is not None else png(reduced_colours(one.overlay, (width, height))),
+        "overlay": None if one.scan is not None else png_text(reduced_colours(one.overlay, (width, height))),
         "mask": None if one.mask is None else mask_png(one.mask, LARGEST_SIDE),
         "truth": None,
         "steps": [

@@ -7,7 +7,7 @@ this server's (against DNS rebinding), and so must an Origin, where one is sent.
     GET    /                          what can be done; ?token=... opens the session
     GET    /jobs/{number}             a restoration as it happens
     GET    /results/{id}              results: job-1, job-2, ... and folder-1, ... of the command line
-    GET    /results/{id}/index, .../cases/{name}, .../thumbnail, .../save, .../report
+    GET    /results/{id}/index, .../cases/{name}, .../thumbnail, .../save, .../report, .../planes/{name}
     GET    /api/state, /api/jobs/{number}?after=n
     POST   /api/jobs                  announce files;  PUT /api/jobs/{number}/files/{index}  send one
     POST   /api/jobs/{number}/start;  DELETE /api/jobs/{number}
@@ -180,6 +180,7 @@ def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, po
         Route("/results/{id}/thumbnail", pages.thumbnail),
         Route("/results/{id}/save", pages.save),
         Route("/results/{id}/report", pages.report),
+        Route("/results/{id}/planes/{name}", pages.planes),
         Route("/api/state", pages.state),
         Route("/api/jobs", pages.announce, methods=["POST"]),
         Route("/api/jobs/{number:int}", pages.watch),
@@ -333,6 +334,11 @@ class _Pages:
             path.unlink(missing_ok=True)
         name = f"thorad-{request.path_params['id']}-{time.strftime('%Y-%m-%d')}.html"
         return Response(content, media_type="text/html", headers=_attached(name))
+
+    def planes(self, request: Request) -> Response:
+        """A volume in three linked planes, as one HTML file that can be kept."""
+        content = self._result(request).planes(request.path_params["name"], self._folder)
+        return Response(content, media_type="text/html", headers=_attached("thorad-three-planes.html"))
 
     # ------------------------------------------------------------------------------------------- jobs
 

@@ -23,21 +23,26 @@ import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thorad.data.scans import Scan
+from thorad.data.volumes import Volume, write_nifti
 from thorad.detector import Detector, possible_noises
 from thorad.errors import ThoradError
 from thorad.methods import METHODS, Restoration
 from thorad.methods.contract import OnStep, Step
 from thorad.model import bundled_models, has_statistics, load_recipe_of
-from thorad.results.report import _png as png_text
+from thorad.results.gallery import png_text
+from thorad.results.volume_page import write_volume_page
 from thorad.results.writer import overlay
 from thorad.run import detect_files, open_results
 from thorad.viewer.jobs import Order
+from thorad.viewer.pages import PLANES
 
 STEP_MAXIMUM = {"thor+": METHODS["thor"].overlay_maximum}
 """Map value at which the colours of a step end, where it isn't that of the result: THOR+ makes draws of THOR."""
@@ -149,8 +154,21 @@ class _Worker:
             keep_steps=True,
             on_progress=lambda done, total: self._send(("progress", done, total)),
         )
+        for name in summary.done:
+            if order.scans[name].is_volume:
+                _write_planes(order.scans[name], order.out)
         failures = {name: order.scans[name].told(message) for name, message in summary.failed.items()}
         self._send(("done", len(summary.done), failures))
+
+
+def _write_planes(scan: Scan, out: Path) -> None:
+    """The page of a volume's three planes: now, for the scan goes when the job is done."""
+    with TemporaryDirectory(dir=out) as folder:
+        volume = scan.read()
+        assert isinstance(volume, Volume)
+        path = Path(folder) / "scan.nii.gz"
+        write_nifti(path, volume.voxels, volume, "")
+        write_volume_page(out, scan.name, out / "cases" / scan.name / PLANES, scan=path)
 
 
 def _grey(picture: NDArray[np.floating[Any]]) -> str:

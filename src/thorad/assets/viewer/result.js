@@ -87,6 +87,13 @@ function showFindings(cases) {
     element("save").hidden = index.job === null;
     element("save").href = `${base}/save`;
     element("report").href = `${base}/report`;
+    for (const name of index.volumes.slice(0, 20)) {
+      const several = index.volumes.length > 1 ? `: ${name}` : "";
+      const link = make("a", `Save three planes (HTML)${several}`, "button");
+      link.href = `${base}/planes/${encodeURIComponent(name)}`;
+      link.download = "";
+      element("report").after(link);
+    }
     document.body.classList.toggle("single", index.cases.length === 1);
     if (index.said) warn(index.said);
     if (run.status === "running") warn("The run isn't finished: only the cases that are done are here. Load the page again for more.");
