@@ -82,7 +82,7 @@ def detect_volume(
         detector: of a model for volumes.
         volume: one head, any grid.
         indices: of the slices, in the template's grid; None: those that the model was trained on.
-        registration: of this volume, from an earlier `register` or `thorad prepare`; None: it is made here.
+        registration: of this volume, from an earlier `register`; None: it is made here.
         keep_steps: keep the pictures of every step of the slices' restorations.
 
     Raises:
