@@ -91,6 +91,14 @@ class Detection:
     """The 8-connected components of the mask, the highest peak first; None as above."""
     steps: tuple[StepPictures, ...] = ()
     """The restoration, step after step, where it was asked for."""
+    overlay_maximum: float | None = None
+    """Map value at which an overlay's colours end, one for a method, so that detections compare."""
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        from thorad.results.notebook import result_html
+
+        return result_html(self, self.overlay_maximum)
 
 
 class Detector:
@@ -316,6 +324,7 @@ class Detector:
                 network_calls=self.network_calls,
                 seconds=seconds,
                 steps=tuple(_pictures(step, i) for step in steps),
+                overlay_maximum=self.overlay_maximum,
                 **self._judged(anomaly_map, float(scores[i]), image.spacing),
             )
 

@@ -64,6 +64,13 @@ class VolumeDetection:
         """The slices, short enough for a NIfTI header's 79 characters."""
         return f"slice{'s' * (len(self.indices) > 1)} {told_indices(self.indices)} of MNI152"
 
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        from thorad.results.notebook import volume_html
+
+        maximum = self.slices[0].overlay_maximum
+        return volume_html(self.name, self.indices, self.slices, self.warnings, maximum)
+
 
 def detect_volume(
     detector: Detector,

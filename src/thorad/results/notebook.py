@@ -1,0 +1,54 @@
+"""How a detection shows itself in a notebook: scan, pseudo-healthy twin and map over the scan, side by side."""
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thorad.results.gallery import png_text, reduced, reduced_colours, reduced_shape
+from thorad.results.writer import Result, overlay
+
+SIDE = 320
+"""px, longest side of a picture."""
+
+
+def result_html(result: Result, overlay_maximum: float | None, title: str = "") -> str:
+    """One picture's detection as HTML without scripts or links.
+
+    Args:
+        result: what was found.
+        overlay_maximum: value of the map with the strongest colour; None: the map's own maximum.
+        title: stands before the score; the case's name where not given.
+    """
+    maximum = overlay_maximum or max(float(result.anomaly_map.max()), 1e-9)
+    height, width = reduced_shape(result.image.shape, SIDE)
+    over = reduced_colours(overlay(result.image, result.anomaly_map, maximum), (width, height))
+    pictures: list[tuple[str, NDArray[np.uint8]]] = [("scan", _grey(result.image))]
+    if result.pseudo_healthy is not None:
+        pictures.append(("pseudo-healthy", _grey(result.pseudo_healthy)))
+    pictures.append((f"map over the scan, colours to {maximum:.3g}", over))
+    cells = "".join(
+        f'<figure style="display:inline-block;margin:0 8px 8px 0"><img alt="{escape(words)}" '
+        f'src="data:image/png;base64,{png_text(pixels)}"><figcaption>{escape(words)}</figcaption></figure>'
+        for words, pixels in pictures
+    )
+    facts = [f"score {result.score:.4g}"]
+    facts += [f"p = {result.p_value:.3g}"] if result.p_value is not None else []
+    facts += [f"{len(result.findings)} findings"] if result.findings is not None else []
+    return f"<div><p><b>{escape(title or result.name)}</b>: {', '.join(facts)}. Research use only.</p>{cells}</div>"
+
+
+def volume_html(
+    name: str, indices: Sequence[int], slices: Sequence[Result], warnings: Sequence[str], overlay_maximum: float | None
+) -> str:
+    """A volume's slices, one below the other."""
+    told = "".join(f"<p>Warning: {escape(warning)}</p>" for warning in warnings)
+    shown = [
+        result_html(one, overlay_maximum, f"{name}, slice {index}") for index, one in zip(indices, slices, strict=True)
+    ]
+    return told + "".join(shown)
+
+
+def _grey(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
+    return np.rint(255 * np.clip(reduced(picture, SIDE), 0, 1)).astype(np.uint8)
