@@ -81,6 +81,8 @@ def test_slices_are_the_models_own_unless_asked(volume_model: Path) -> None:
         "1 of the 2 slices are outside what model 'tiny' was trained on (slices 95 to 97)"
     )
     assert own.where == "slices 95 to 97 of MNI152"
+    assert [f"head, slice {index}" in own._repr_html_() for index in (94, 95, 96, 97)] == [False, True, True, True]
+    assert "Warning: it fits badly" in other._repr_html_()
 
 
 def test_what_cannot_be_looked_at_is_refused(tiny_model: Path, volume_model: Path) -> None:
