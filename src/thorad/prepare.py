@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import multiprocessing
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,12 +25,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from thorad import __version__
-from thorad.data.images import write_png8, write_whole
+from thorad.data.images import write_png8, write_png16, write_whole
 from thorad.data.registration import Registration, register, template_brain
 from thorad.data.scans import Scan
 from thorad.data.template import MNI_2009A, cut_axial, paste_axial
@@ -284,7 +282,7 @@ def _prepare_one(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
     for index, pixels in zip(indices, slices, strict=True):
         files[index] = f"slice_{index:03d}.png"
         # One scale for the volume, so that its slices compare.
-        write_whole(folder / files[index], _png16(pixels / slices.max()))
+        write_png16(folder / files[index], pixels / slices.max())
     middle = indices[len(indices) // 2]
     write_png8(folder / "overlay.png", overlay(registration, MNI_2009A.origin_mm[2] + middle))
     content = {
@@ -319,12 +317,8 @@ def _refuse_another(scan: Scan, folder: Path) -> None:
         source = str(json.loads((folder / "prepared.json").read_bytes())["source"])
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if not _same_source(source, scan):
+    if not scan.comes_from(source):
         raise ThoradError(f"{scan.path}: {folder} holds slices of another file, {source}. Choose another --out.")
-
-
-def _same_source(source: str, scan: Scan) -> bool:
-    return source == scan.source or os.path.realpath(source) == os.path.realpath(scan.source)
 
 
 def _done_before(scan: Scan, folder: Path, options: dict[str, Any]) -> Prepared | None:
@@ -332,7 +326,7 @@ def _done_before(scan: Scan, folder: Path, options: dict[str, Any]) -> Prepared 
     try:
         content = json.loads(path.read_bytes())
         made = path.stat().st_mtime
-        if content["options"] != options or not _same_source(content["source"], scan):
+        if content["options"] != options or not scan.comes_from(content["source"]):
             return None
         if any(file.stat().st_mtime > made for file in scan.files):
             return None
@@ -361,10 +355,3 @@ def _write_table(out: Path) -> None:
         for index, file in prepared.slices.items():
             writer.writerow([file.relative_to(out).as_posix(), prepared.subject, prepared.name, index])
     write_whole(out / "slices.csv", text.getvalue().encode())
-
-
-def _png16(pixels: NDArray[np.float32]) -> bytes:
-    """Pixels in [0, 1]; 1 is 65535."""
-    content = io.BytesIO()
-    PIL.Image.fromarray(np.rint(pixels * 65535.0).astype(np.uint16)).save(content, "PNG")
-    return content.getvalue()

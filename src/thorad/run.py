@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -248,7 +247,7 @@ def _done_before(
         scan = scans.get(case.name)
         if scan is None:  # somebody gave the folder of another case this name
             continue
-        if case.status == "ok" and not _same_source(case.source, scan):
+        if case.status == "ok" and not scan.comes_from(case.source):
             others.append(f"{case.name} (there {case.source}, now {scan.source})")
         elif case.score is None or (needs_steps and not any(file.endswith(STEPS) for file in case.sizes)):
             continue
@@ -261,11 +260,6 @@ def _done_before(
             f"the folder holds results of other files under the same names: {listing(others)}. Choose another --out."
         )
     return done, judged
-
-
-def _same_source(source: str, scan: Scan) -> bool:
-    """Whether a result is of this scan; a path may be written in several ways."""
-    return source == scan.source or os.path.realpath(source) == os.path.realpath(scan.source)
 
 
 def _picture(scan: Scan) -> Image:

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
-from thorad.data.images import write_png8, write_whole
+from thorad.data.images import write_png8, write_png16, write_whole
 from thorad.data.template import MNI_2009A, Grid
 from thorad.data.volume_header import import_nibabel, times
 from thorad.errors import ThoradError
@@ -132,7 +131,7 @@ def cut_slices(
             lesion = np.any([_slice(mask, grid) != 0 for mask in scan.masks], axis=0)
             if lesion.any():
                 image, mask = f"images/{scan.name}.png", f"masks/{scan.name}.png"
-                write_whole(out / image, _png16(_slice(scan.image, grid), scan.image))
+                write_png16(out / image, _scaled(_slice(scan.image, grid), scan.image))
                 write_png8(out / mask, lesion.astype(np.float32))
                 rows.append({"image": image, "mask": mask, "subject": scan.subject})
             else:
@@ -196,11 +195,9 @@ def _slice(path: Path, grid: Grid) -> NDArray[Any]:
     return plane.T[::-1]  # (y descending, x)
 
 
-def _png16(pixels: NDArray[Any], path: Path) -> bytes:
-    """Its brightest pixel becomes 65535; what lies below 0, as interpolation overshoots, becomes 0."""
+def _scaled(pixels: NDArray[Any], path: Path) -> NDArray[np.float64]:
+    """In [0, 1]: its brightest pixel becomes 1; what lies below 0, as interpolation overshoots, becomes 0."""
     bright = np.clip(pixels.astype(np.float64), 0, None)
     if not bright.max() > bright.min():
         raise ThoradError(f"{path}: the slice is empty. Copy the file again from where it came from.")
-    content = io.BytesIO()
-    PIL.Image.fromarray(np.rint(bright / bright.max() * 65535).astype(np.uint16)).save(content, "PNG")
-    return content.getvalue()
+    return np.asarray(bright / bright.max())

@@ -235,6 +235,13 @@ def write_png8(path: Path, pixels: NDArray[Any]) -> None:
     write_whole(path, buffer.getvalue())
 
 
+def write_png16(path: Path, pixels: NDArray[np.floating[Any]]) -> None:
+    """Write a 16-bit grey PNG of (H, W) floats, where [0, 1] becomes 0...65535 rounded; whole or not at all."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 65535.0).astype(np.uint16)).save(buffer, "PNG")
+    write_whole(path, buffer.getvalue())
+
+
 def write_npy(path: Path, array: NDArray[Any]) -> None:
     """Write a NumPy file, whole or not at all."""
     buffer = io.BytesIO()

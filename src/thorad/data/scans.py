@@ -47,6 +47,10 @@ class Scan:
         """All its files."""
         return (self.path,) if self.series is None else self.series.files
 
+    def comes_from(self, source: str) -> bool:
+        """Whether a result's source is this scan; a path may be written in several ways."""
+        return source == self.source or os.path.realpath(source) == os.path.realpath(self.source)
+
     def told(self, message: str) -> str:
         """A message about it as results may keep it."""
         if self.source == str(self.path) or str(self.path.parent) == self.source:
