@@ -1,6 +1,9 @@
 """Fixtures that several test modules share."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,3 +49,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_model(folder, recipe, weights, mean, torch.full((1, 32, 32), 0.2), "# tiny\n\nRandom weights, for tests.\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium, the machine's own, that draws WebGL without a graphics card."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no browser test without the package playwright")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no browser test without Chromium on this machine (Debian's package chromium)")
+    options = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -263,20 +262,6 @@ def test_page_of_a_real_head(shared_data: Path, tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------- in the browser
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A headless Chromium, the machine's own, that draws WebGL without a graphics card."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no browser test without the package playwright")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no browser test without Chromium on this machine (Debian's package chromium)")
-    options = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=path, args=options)
-        yield browser
-        browser.close()
 
 
 class Opened:

@@ -1,7 +1,6 @@
 """The viewer in a real browser: drop a scan, watch it, look at the result, save it; nothing leaves the machine."""
 
 import re
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,19 +13,6 @@ from result_folders import make_results
 from viewer_server import Viewer
 
 SAMPLE = Path(__file__).parents[1] / "src" / "thorad" / "assets" / "samples" / "head.png"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A headless Chromium, the machine's own."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no browser test without the package playwright")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no browser test without Chromium on this machine (Debian's package chromium)")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

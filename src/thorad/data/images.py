@@ -145,6 +145,28 @@ def named_images(inputs: Sequence[Path], *, leave_out: Path | None = None) -> di
     return dict(zip(case_names(paths, folders), paths, strict=True))
 
 
+def files_of(given: Path, leave_out: Path | None = None) -> tuple[list[Path], Path]:
+    """The files that one input stands for, of any kind: all below a folder, those that a CSV names, or itself.
+
+    Returns:
+        The files, and the folder that their names are relative to: `given` itself where that is a folder.
+
+    Raises:
+        ThoradError: missing or unreadable, a CSV that names missing files, or as `files_below`.
+    """
+    try:
+        if not given.exists():
+            raise ThoradError(f"{given}: no such file or folder. Check the path.")
+        is_folder = given.is_dir()
+    except (OSError, ValueError) as error:
+        raise ThoradError(f"{given}: can't be read ({error}). Check the path and its permissions.") from error
+    if is_folder:
+        return files_below(given, leave_out), given
+    if given.suffix.lower() == ".csv":
+        return files_in_column(given, read_table(given, ["image"]), "image"), given.parent
+    return [given], given.parent
+
+
 def files_below(folder: Path, leave_out: Path | None = None) -> list[Path]:
     """All files in a folder and below, sorted, without hidden ones and without following linked folders.
 
@@ -250,24 +272,17 @@ def write_npy(path: Path, array: NDArray[Any]) -> None:
 
 
 def _expand(given: Path, leave_out: Path | None) -> tuple[list[Path], Path]:
-    """The files that one input stands for, and the folder that their names are relative to."""
-    try:
-        if not given.exists():
-            raise ThoradError(f"{given}: no such file or folder. Check the path.")
-        is_folder = given.is_dir()
-    except (OSError, ValueError) as error:
-        raise ThoradError(f"{given}: can't be read ({error}). Check the path and its permissions.") from error
-    if is_folder:
-        found = [path for path in files_below(given, leave_out) if path.name.lower().endswith(SUFFIXES)]
-        if not found:
-            raise ThoradError(
-                f"{given}: no image in this folder or below. Expected files that end in {', '.join(SUFFIXES)}; "
-                "`thorad prepare` makes them of volumes."
-            )
-        return found, given
-    if given.suffix.lower() == ".csv":
-        return files_in_column(given, read_table(given, ["image"]), "image"), given.parent
-    return [given], given.parent
+    """The image files that one input stands for, and the folder that their names are relative to."""
+    found, folder = files_of(given, leave_out)
+    if folder != given:
+        return found, folder
+    found = [path for path in found if path.name.lower().endswith(SUFFIXES)]
+    if not found:
+        raise ThoradError(
+            f"{given}: no image in this folder or below. Expected files that end in {', '.join(SUFFIXES)}; "
+            "`thorad prepare` makes them of volumes."
+        )
+    return found, folder
 
 
 def _below(path: Path, folder: Path) -> PurePath:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from thorad.data.dicom import Series, find_series, is_dicom, read_radiograph, read_series, without_identity
-from thorad.data.images import SUFFIXES, Image, case_names, files_below, read_image
-from thorad.data.tables import files_in_column, read_table
+from thorad.data.images import SUFFIXES, Image, case_names, files_of, read_image
 from thorad.data.volumes import VOLUME_SUFFIXES, Volume, read_volume
 from thorad.errors import ThoradError
 
@@ -104,7 +103,7 @@ def find_scans(
     dicom: dict[Path, Path] = {}  # file: the folder that its name is relative to
     seen: set[str] = set()
     for given in inputs:
-        found, folder = _files_of(given, leave_out)
+        found, folder = files_of(given, leave_out)
         some = False
         for path in found:
             as_dicom = _is_dicom_file(path)
@@ -139,21 +138,6 @@ def find_scans(
 def scans_of(named: Mapping[str, Path]) -> dict[str, Scan]:
     """Pictures and volumes under names that somebody has chosen: {case name: file}."""
     return {name: Scan(name, path, str(path)) for name, path in named.items()}
-
-
-def _files_of(given: Path, leave_out: Path | None) -> tuple[list[Path], Path]:
-    """The files that one input stands for, and the folder that their names are relative to."""
-    try:
-        if not given.exists():
-            raise ThoradError(f"{given}: no such file or folder. Check the path.")
-        is_folder = given.is_dir()
-    except (OSError, ValueError) as error:
-        raise ThoradError(f"{given}: can't be read ({error}). Check the path and its permissions.") from error
-    if is_folder:
-        return files_below(given, leave_out), given
-    if given.suffix.lower() == ".csv":
-        return files_in_column(given, read_table(given, ["image"]), "image"), given.parent
-    return [given], given.parent
 
 
 def _has_known_suffix(path: Path) -> bool:
