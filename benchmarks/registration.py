@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from thorad.data.registration import Registration, register, template_brain
-from thorad.data.volumes import Volume, read_volume
+from thorad.io.registration import Registration, register, template_brain
+from thorad.io.volumes import Volume, read_volume
 
 GRID_MM = (1.2, 1.0, 1.1)
 GRID_SHAPE = (180, 250, 210)

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thorad.data.images import read_image, read_mask
-from thorad.data.preprocess import mask_to_model_grid, to_model_input
-from thorad.data.splits import read_cases
+from thorad.datasets.cases import read_cases
 from thorad.detector import Detector
 from thorad.evaluation.metrics import average_precision, exact_best_dice
 from thorad.evaluation.sizes import paper_mix, size_group
+from thorad.io.images import read_image, read_mask
+from thorad.io.preprocess import mask_to_model_grid, to_model_input
 from thorad.maps.anomaly_map import gaussian_blur, harmonic_mean
 from thorad.methods.contract import Step
 

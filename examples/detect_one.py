@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from thorad import Detector
-from thorad.data.images import read_image
+from thorad.io.images import read_image
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("scan", type=Path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from thorad import Detector, detect_volume
-from thorad.data.volumes import read_volume, write_nifti
+from thorad.io.volumes import read_volume, write_nifti
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("head", type=Path, help="NIfTI, NRRD or MHA, in any orientation")

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from thorad import Detector
-from thorad.data.splits import read_cases
+from thorad.datasets.cases import read_cases
 from thorad.evaluation.evaluate import evaluate, honest_floor_warning, markdown_table
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

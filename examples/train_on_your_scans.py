@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from thorad import Recipe
-from thorad.training import fit
+from thorad.training.fit import fit
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("scans", type=Path, help="folder of healthy images")

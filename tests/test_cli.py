@@ -15,15 +15,15 @@ import numpy as np
 import PIL.Image
 import pytest
 from rich.console import Console
+from test_data_box_bench import hand, save
 from typer.testing import CliRunner, Result
 
 import thorad
-from test_data_box_bench import hand, save
 from thorad import cli
-from thorad.data.box_bench import XRAY_KINDS
 from thorad.evaluation import evaluate as evaluation
 from thorad.evaluation.protocols import DEFAULT_PROTOCOL, PROTOCOLS
 from thorad.evaluation.statistics import PERMUTATIONS
+from thorad.implant.bench import XRAY_KINDS
 from thorad.model import load_model
 from thorad.recipe import Recipe, bundled_recipes
 
@@ -244,7 +244,7 @@ def test_ctrl_c_ends_with_130(tiny_model: Path, tmp_path: Path, monkeypatch: pyt
         except KeyboardInterrupt:
             sys.exit(1)
 
-    monkeypatch.setattr("thorad.run.detect_files", interrupted)
+    monkeypatch.setattr("thorad.apps.run.detect_files", interrupted)
     result = detect(tiny_model, write_scan(tmp_path / "a.png"), "--out", tmp_path / "out")
     assert result.exit_code == 130
     assert result.stderr == "Interrupted. The same command goes on where it stopped.\n"
@@ -619,14 +619,14 @@ def test_an_interrupted_evaluation_says_that_it_goes_on(
 
 @pytest.fixture
 def fitted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the verb asks of `thorad.training.fit`."""
+    """What the verb asks of `thorad.training.fit.fit`."""
     asked: dict[str, Any] = {}
 
     def fit(recipe: Recipe, train: Path, out: Path, **options: Any) -> Path:
         asked.update(recipe=recipe, train=train, out=out, **options)
         return out / "model"
 
-    monkeypatch.setitem(sys.modules, "thorad.training", SimpleNamespace(fit=fit))
+    monkeypatch.setitem(sys.modules, "thorad.training.fit", SimpleNamespace(fit=fit))
     return asked
 
 
@@ -718,7 +718,7 @@ def test_demo(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thorad import benchmark
+    from thorad.apps import speed as benchmark
 
     figures = benchmark.Figures(
         "a machine", "cpu", 2, "float32", {"float32": 100.0},

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from test_cli import thorad_command, write_scan
-from thorad.data.splits import read_cases
+from thorad.datasets.cases import read_cases
 
 
 def clean_set(root: Path) -> Path:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import thorad.detector
-from thorad.data.images import Image
-from thorad.data.preprocess import scale, to_model_input
 from thorad.detector import Detection, Detector, comparison, possible_noises
 from thorad.diffusion.noise import NOISES, case_generator
 from thorad.errors import ThoradError
+from thorad.io.images import Image
+from thorad.io.preprocess import scale, to_model_input
 from thorad.maps.anomaly_map import residual
 from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
 from thorad.methods import METHODS, PUBLISHED, Restoration, Step

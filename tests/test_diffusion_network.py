@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from thorad.data.images import read_image
-from thorad.data.preprocess import to_model_input
 from thorad.diffusion.network import Denoiser, fast_precision
 from thorad.diffusion.noise import NOISES, case_generator
 from thorad.diffusion.schedule import Schedule
+from thorad.io.images import read_image
+from thorad.io.preprocess import to_model_input
 from thorad.model import build_network
 from thorad.recipe import load_recipe
 

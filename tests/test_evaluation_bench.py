@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from thorad.data.splits import Case
+from thorad.datasets.cases import Case
 from thorad.evaluation.bench import Found, find_all, has_lesion, read_masked
 
 

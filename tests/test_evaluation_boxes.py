@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import torch
 
-from thorad.data.boxes import Box, BoxCase, read_box_cases
+from thorad.datasets.boxes import Box, BoxCase, read_box_cases
 from thorad.errors import ThoradError
 from thorad.evaluation.boxes import (
     BoxTruth,

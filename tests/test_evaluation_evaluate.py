@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import torch
 
-from thorad.data.splits import Case
+from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics
 from thorad.evaluation.evaluate import evaluate, honest_floor_warning, markdown_table

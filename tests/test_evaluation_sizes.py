@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thorad.data.images import read_mask
-from thorad.data.preprocess import mask_to_model_grid
 from thorad.evaluation.sizes import PAPER_MIX, lesion_weighted_average, paper_mix, size_group
+from thorad.io.images import read_mask
+from thorad.io.preprocess import mask_to_model_grid
 
 # Best Dice in percent on ATLAS v2.0 (average, small, medium, large), as published: DDPM, AutoDDPM, THOR Gaussian,
 # AnoDDPM, pDDPM, THOR simplex.

@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from sklearn.metrics import average_precision_score
 
-from thorad.data.splits import Case, read_cases
+from thorad.datasets.cases import Case, read_cases
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics
 from thorad.evaluation.evaluate import evaluate, honest_floor_warning

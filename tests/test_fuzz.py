@@ -19,9 +19,9 @@ import pytest
 import SimpleITK
 import tifffile
 
-from thorad.data.images import find_images, named_images, read_image, read_mask, write_png8
-from thorad.data.volumes import read_volume, write_nifti
 from thorad.errors import ThoradError
+from thorad.io.images import find_images, named_images, read_image, read_mask, write_png8
+from thorad.io.volumes import read_volume, write_nifti
 
 CASES = 1000
 """Damaged copies of each file."""

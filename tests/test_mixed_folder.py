@@ -9,10 +9,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import tifffile
+from test_data_dicom import AXIAL, DX, base, blob, save, slices
 
 from test_cli import thorad_command
-from test_data_dicom import AXIAL, DX, base, blob, save, slices
-from thorad.data.volumes import Volume, write_nifti
+from thorad.io.volumes import Volume, write_nifti
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

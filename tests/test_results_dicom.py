@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-
 from test_data_dicom import (
     AXIAL,
     DX,
@@ -25,8 +24,9 @@ from test_data_dicom import (
     slices,
     turned,
 )
-from thorad.data.dicom import Series, find_series, read_series, slice_order
+
 from thorad.errors import ThoradError
+from thorad.io.dicom import Series, find_series, read_series, slice_order
 from thorad.results.dicom import (
     Making,
     overlay_pictures,

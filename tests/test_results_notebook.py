@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 
 from thorad import Detector
-from thorad.data.images import Image
+from thorad.io.images import Image
 from thorad.results.writer import overlay
 
 

@@ -512,9 +512,9 @@ def test_many_cases_are_drawn_only_in_view(chromium: Any, tmp_path: Path) -> Non
 
 def test_real_run_opens(chromium: Any, tiny_model: Path, tmp_path: Path) -> None:
     """The folder that the detector itself writes."""
-    from thorad.data.images import image_from_array
+    from thorad.apps.run import open_results
     from thorad.detector import Detector
-    from thorad.run import open_results
+    from thorad.io.images import image_from_array
 
     generator = np.random.default_rng(0)
     detector = Detector(tiny_model, method="zscore", device="cpu")

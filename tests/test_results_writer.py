@@ -12,10 +12,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from thorad.data.images import read_mask
-from thorad.data.shards import Shard
-from thorad.data.volumes import Volume
 from thorad.errors import ThoradError
+from thorad.io.images import read_mask
+from thorad.io.shards import Shard
+from thorad.io.volumes import Volume
 from thorad.results import writer as module
 from thorad.results.writer import COLOURS, ResultWriter, montage, overlay
 
@@ -270,7 +270,7 @@ def test_four_processes_into_one_folder(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from thorad.data.shards import Shard
+from thorad.io.shards import Shard
 from thorad.results.writer import ResultWriter
 
 shard, asked = Shard.parse(sys.argv[2]), [f"c{index}" for index in range(100)]

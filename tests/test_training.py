@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from thorad.augmentation import augment
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.model import load_model
 from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
-from thorad.training import DiffusionTraining, average_weights, fit, images_of_batch, learning_rate_factor
+from thorad.training.augmentation import augment
+from thorad.training.fit import DiffusionTraining, average_weights, fit, images_of_batch, learning_rate_factor
 
 
 def tiny_recipe(**training: object) -> Recipe:
@@ -88,8 +88,8 @@ def test_training_leaves_a_model_pictures_and_logs(healthy: tuple[Path, Path], t
 
 
 def test_the_statistics_are_those_of_the_training_images(healthy: tuple[Path, Path], tmp_path: Path) -> None:
-    from thorad.data.images import read_image
-    from thorad.data.preprocess import to_model_input
+    from thorad.io.images import read_image
+    from thorad.io.preprocess import to_model_input
 
     model = load_model(fit(tiny_recipe(steps=1), healthy[0], tmp_path / "out", accelerator="cpu", progress_bar=False))
     stack = np.stack([to_model_input(read_image(p).pixels, 16)[0].numpy() for p in sorted(healthy[0].iterdir())])
@@ -103,7 +103,7 @@ def test_no_more_than_some_images_are_validated_on(
     """The first ones: the loss is that of a folder of them alone."""
     losses = {}
     for limit in (3, 5):
-        monkeypatch.setattr("thorad.training.MOST_VALIDATED", limit)
+        monkeypatch.setattr("thorad.training.fit.MOST_VALIDATED", limit)
         out = tmp_path / str(limit)
         fit(tiny_recipe(), healthy[0], out, validation=healthy[1], accelerator="cpu", progress_bar=False)
         assert f"(validated on {limit})" in (out / "model" / "MODEL_CARD.md").read_text()
@@ -313,7 +313,8 @@ def test_killed_and_resumed_equals_uninterrupted(healthy: tuple[Path, Path], tmp
 # The command line with one thing more: each process leaves the weights that it ends with.
 KEEP_EVERY_PROCESS_WEIGHTS = """
 import pathlib, torch
-from thorad import cli, training
+from thorad import cli
+from thorad.training import fit as training
 def keep(module):
     torch.save(module.state_dict(), pathlib.Path(__file__).with_name(f"process-{module.global_rank}.pt"))
 training.DiffusionTraining.on_train_end = keep

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
+from test_data_dicom import save, slices
 
 from test_cli import thorad_command
-from test_data_dicom import save, slices
-from thorad.data.registration import Registration
-from thorad.data.template import MNI_2009A
-from thorad.data.volumes import Volume, read_volume, write_nifti
+from thorad.calibration import Calibration
 from thorad.detector import Detector
 from thorad.errors import ThoradError
-from thorad.evaluation.calibration import Calibration
+from thorad.io.registration import Registration
+from thorad.io.template import MNI_2009A
+from thorad.io.volumes import Volume, read_volume, write_nifti
 from thorad.volume_detection import detect_volume
 
 LESION_MM = (30.0, -18.0, 24.0)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from thorad.data.boxes import Box, boxes_to_model_grid, read_box_cases, read_boxes, read_dataset_table
-from thorad.data.images import read_image
-from thorad.data.preprocess import BRIGHTEST, scale, to_input_grid, to_model_input
+from thorad.datasets.boxes import Box, boxes_to_model_grid, read_box_cases, read_boxes, read_dataset_table
+from thorad.io.images import read_image
+from thorad.io.preprocess import BRIGHTEST, scale, to_input_grid, to_model_input
 
 SIXTEEN_BITS = [
     "0003_0662359226_01_WRI-R1_M011",

@@ -213,16 +213,16 @@ def detect(
     model that `thorad calibrate` has calibrated for the method also a p-value, a mask and a list of findings.
     """
     with _one_line_each(GOES_ON):
-        from thorad.data.scans import find_scans
-        from thorad.data.shards import Shard
+        from thorad.io.scans import find_scans
+        from thorad.io.shards import Shard
 
         part = Shard.parse(shard) if shard is not None else None
         scans = find_scans(inputs, leave_out=out, keep_identity=keep_identity)
 
-        from thorad.calibrate import calibrate_command
+        from thorad.apps.calibrate import calibrate_command
+        from thorad.apps.run import detect_files, open_results
+        from thorad.calibration import told_options
         from thorad.detector import Detector
-        from thorad.evaluation.calibration import told_options
-        from thorad.run import detect_files, open_results
         from thorad.volume_detection import checked_indices
 
         detector = Detector(
@@ -311,13 +311,13 @@ def calibrate(
 ) -> None:
     """Take thresholds and p-values for `thorad detect` from healthy scans that the model was not trained on."""
     with _one_line_each(STARTS_ANEW):
-        from thorad.data.images import named_images
+        from thorad.io.images import named_images
 
         named = named_images(healthy, leave_out=out)
 
-        from thorad.calibrate import calibrate_files, calibration_folder, save_calibration
+        from thorad.apps.calibrate import calibrate_files, calibration_folder, save_calibration
+        from thorad.calibration import told_options
         from thorad.detector import Detector
-        from thorad.evaluation.calibration import told_options
 
         calibration_folder(model, out)  # a refusal should come before the work
         detector = Detector(
@@ -395,18 +395,18 @@ def evaluate(
 ) -> None:
     """Measure methods on images whose lesions are known, by a protocol of the field."""
     with _one_line_each(GOES_ON):
-        from thorad.data.images import find_images
-        from thorad.data.splits import read_cases
+        from thorad.datasets.cases import read_cases
         from thorad.evaluation.protocols import PROTOCOLS
+        from thorad.io.images import find_images
 
         read = PROTOCOLS[protocol].read(cases)
         more_healthy = find_images([healthy]) if healthy else []
         validating = read_cases(validation) if validation else []
 
+        from thorad.apps.run import write_evaluation_run
         from thorad.detector import DEFAULT_STEPS, Detector, comparison, uses_perceptual
         from thorad.evaluation.evaluate import evaluate as measure
         from thorad.evaluation.evaluate import honest_floor_warning
-        from thorad.run import write_evaluation_run
 
         asked = None if noise == "all" else _words(noise)
         detectors = [
@@ -582,8 +582,8 @@ def implant(
 ) -> None:
     """Make a bench of healthy images where there are no labels: simulated findings with boxes or masks."""
     with _one_line_each(STARTS_ANEW):
-        from thorad.data.box_bench import LESION_KINDS, make_box_bench, make_lesion_bench
-        from thorad.data.images import find_images
+        from thorad.implant.bench import LESION_KINDS, make_box_bench, make_lesion_bench
+        from thorad.io.images import find_images
 
         images, kinds = find_images(healthy), _words(findings)
         lesions = set(kinds) <= set(LESION_KINDS)
@@ -622,9 +622,9 @@ def prepare(
 ) -> None:
     """Register T1w volumes to the model's template and cut its slices, for detect, train and calibrate."""
     with _one_line_each(GOES_ON):
-        from thorad.data.scans import find_scans
-        from thorad.data.shards import Shard
-        from thorad.prepare import prepare_files, volume_section
+        from thorad.apps.prepare import prepare_files, volume_section
+        from thorad.io.scans import find_scans
+        from thorad.io.shards import Shard
 
         part = Shard.parse(shard) if shard is not None else Shard()
         section = volume_section(model)
@@ -669,7 +669,7 @@ def train(
 
         from lightning.pytorch.utilities import rank_zero_only
 
-        from thorad.training import fit
+        from thorad.training.fit import fit
 
         folder = fit(
             chosen,
@@ -715,7 +715,7 @@ def import_model(
 ) -> None:
     """Make a model folder of a checkpoint of the published implementation (github ci-ber/THOR_DDPM)."""
     with _one_line_each(STARTS_ANEW):
-        from thorad.published_checkpoint import import_checkpoint
+        from thorad.apps.published_checkpoint import import_checkpoint
 
         report = import_checkpoint(
             checkpoint,
@@ -791,7 +791,7 @@ def demo(
 ) -> None:
     """Anomaly maps of a real head, as it is and with implanted lesions."""
     with _one_line_each("The same command starts anew."):
-        from thorad.demo import run_demo
+        from thorad.apps.demo import run_demo
 
         with _progress("demo") as report:
             found = run_demo(out, model, device=device, on_progress=report)
@@ -814,7 +814,7 @@ def bench(
 ) -> None:
     """Measure the speed of detection and training on this machine."""
     with _one_line_each(STARTS_ANEW):
-        from thorad.benchmark import run_bench
+        from thorad.apps.speed import run_bench
 
         with _progress("bench") as report:
             figures = run_bench(model, device=device, on_progress=report)
@@ -864,8 +864,8 @@ def reproduce(
         if out is None and not check:
             raise ThoradError("--out is missing: name a folder for the results, or --check the data only.")
 
-        from thorad.reproduce import Settings, check_layout
-        from thorad.reproduce import reproduce as measure
+        from thorad.apps.reproduce import Settings, check_layout
+        from thorad.apps.reproduce import reproduce as measure
 
         with _progress(target, quiet) as report:
             if out is None or check:
@@ -921,8 +921,8 @@ def check_data(
     Reads names and the heads of images. Exit code 1 where something is wrong.
     """
     with _one_line_each(STARTS_ANEW):
-        from thorad.data.set_check import check_data_set
-        from thorad.data.sets import LAYOUTS
+        from thorad.datasets.check import check_data_set
+        from thorad.datasets.layouts import LAYOUTS
 
         report = check_data_set(folder, kind)
         _print(f"{folder} is laid out as {LAYOUTS[report.kind][1]}.")
@@ -957,8 +957,8 @@ def split_data(
 ) -> None:
     """Split a data set by subject: nobody is in two parts, and the same seed gives the same parts."""
     with _one_line_each(STARTS_ANEW):
-        from thorad.data.set_split import parse_fractions, write_split
-        from thorad.data.sets import find_data_set
+        from thorad.datasets.layouts import find_data_set
+        from thorad.datasets.split import parse_fractions, write_split
 
         shares = parse_fractions(fractions)
         split = write_split(find_data_set(folder, kind), out, shares, seed)

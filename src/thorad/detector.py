@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thorad import __version__
-from thorad.data.images import Image, image_from_array
-from thorad.data.preprocess import scale, to_input_grid, to_model_input
+from thorad.calibration import Calibration, matching_calibration, read_calibrations
 from thorad.diffusion.network import fast_precision
 from thorad.diffusion.noise import NOISES, case_generator
 from thorad.errors import ThoradError
-from thorad.evaluation.calibration import Calibration, matching_calibration, read_calibrations
-from thorad.evaluation.findings import Finding, findings_in
+from thorad.findings import Finding, findings_in
+from thorad.io.images import Image, image_from_array
+from thorad.io.preprocess import scale, to_input_grid, to_model_input
 from thorad.maps.anomaly_map import AnomalyMap, residual
 from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
 from thorad.methods import METHODS, PUBLISHED, Method, Restoration, ZScoreOptions

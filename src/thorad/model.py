@@ -24,11 +24,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from thorad import __version__
-from thorad.data.images import read_mask, write_whole
-from thorad.data.preprocess import mask_to_model_grid
 from thorad.diffusion.network import Denoiser
 from thorad.diffusion.schedule import Schedule
 from thorad.errors import ThoradError
+from thorad.io.images import read_mask, write_whole
+from thorad.io.preprocess import mask_to_model_grid
 from thorad.recipe import Recipe, parse_recipe
 
 WEIGHTS, RECIPE, CALIBRATION, CARD = "weights.safetensors", "recipe.toml", "calibration.json", "MODEL_CARD.md"

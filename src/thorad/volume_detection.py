@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from thorad.data.images import Image
-from thorad.data.preprocess import scale
-from thorad.data.registration import Registration, register
-from thorad.data.template import MNI_2009A, cut_axial, paste_axial
-from thorad.data.volumes import Volume
 from thorad.detector import Detection, Detector
 from thorad.errors import ThoradError
-from thorad.evaluation.findings import Finding, findings_in
+from thorad.findings import Finding, findings_in
+from thorad.io.images import Image
+from thorad.io.preprocess import scale
+from thorad.io.registration import Registration, register
+from thorad.io.template import MNI_2009A, cut_axial, paste_axial
+from thorad.io.volumes import Volume
 from thorad.recipe import VolumeSection
 
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thorad.data.images import case_names, read_image, read_mask, write_whole
-from thorad.data.preprocess import mask_to_model_grid, to_model_input
-from thorad.data.splits import Case, subject_of
-from thorad.data.tables import listing
+from thorad.datasets.cases import Case, subject_of
 from thorad.errors import ThoradError
+from thorad.io.images import case_names, read_image, read_mask, write_whole
+from thorad.io.preprocess import mask_to_model_grid, to_model_input
+from thorad.io.tables import listing
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]

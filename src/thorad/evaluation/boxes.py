@@ -30,13 +30,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from thorad.data.boxes import Box, BoxCase, boxes_to_model_grid, read_boxes
-from thorad.data.images import read_image, read_mask
-from thorad.data.preprocess import mask_to_model_grid, to_model_input
+from thorad.datasets.boxes import Box, BoxCase, boxes_to_model_grid, read_boxes
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics, statistics
 from thorad.evaluation.bench import Bools, Floats, Found, MapDetector, Progress, find_all, healthy_cases
 from thorad.evaluation.statistics import Figures, Sample, interval
+from thorad.io.images import read_image, read_mask
+from thorad.io.preprocess import mask_to_model_grid, to_model_input
 
 HEALTHY_SHARE: Final = 0.05
 """Mean share of a healthy image's pixels that may exceed the threshold."""

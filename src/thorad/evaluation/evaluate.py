@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from thorad.data.boxes import BoxCase
-from thorad.data.images import write_whole
-from thorad.data.splits import Case
+from thorad.datasets.boxes import BoxCase
+from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation.bench import MapDetector, Progress, title
 from thorad.evaluation.protocols import DEFAULT_PROTOCOL, PROTOCOLS, Protocol
 from thorad.evaluation.statistics import PERMUTATIONS
+from thorad.io.images import write_whole
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from thorad.data.splits import Case
+from thorad.datasets.cases import Case
 from thorad.evaluation import metrics, statistics
 from thorad.evaluation.bench import (
     Bools,

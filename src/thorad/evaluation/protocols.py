@@ -6,8 +6,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from thorad.data.boxes import read_box_cases
-from thorad.data.splits import read_cases
+from thorad.datasets.boxes import read_box_cases
+from thorad.datasets.cases import read_cases
 from thorad.evaluation.boxes import boxes
 from thorad.evaluation.lesions import brain_lesions
 from thorad.evaluation.tables import box_table, lesion_table, volume_table

@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from thorad.data.splits import Case
-from thorad.data.tables import listing
+from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics, statistics
 from thorad.evaluation.bench import (
@@ -38,6 +37,7 @@ from thorad.evaluation.bench import (
     read_masked,
 )
 from thorad.evaluation.statistics import Figures, Sample, interval
+from thorad.io.tables import listing
 
 MEDIAN: Final = 5
 """Voxels of the median filter in each direction."""

@@ -23,10 +23,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from thorad.data.dicom import MANUFACTURER, Series, as_frames, slice_order
-from thorad.data.dicom_file import frame_group, import_pydicom, number_of, read_dataset, reading, shape_of, text_of
-from thorad.data.images import write_whole
 from thorad.errors import ThoradError
+from thorad.io.dicom import MANUFACTURER, Series, as_frames, slice_order
+from thorad.io.dicom_file import frame_group, import_pydicom, number_of, read_dataset, reading, shape_of, text_of
+from thorad.io.images import write_whole
 from thorad.results.writer import overlay
 
 RESEARCH: Final = "Research use only"

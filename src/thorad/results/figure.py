@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from thorad.data.images import write_whole
 from thorad.errors import ThoradError
+from thorad.io.images import write_whole
 from thorad.results.reader import Pictures, match_truth, read_folder, read_pictures, truth_of
 from thorad.results.writer import COLOURS
 

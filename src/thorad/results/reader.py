@@ -15,11 +15,11 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from thorad.data.images import read_mask
-from thorad.data.splits import Case as Labelled
-from thorad.data.splits import read_cases
-from thorad.data.tables import listing
+from thorad.datasets.cases import Case as Labelled
+from thorad.datasets.cases import read_cases
 from thorad.errors import ThoradError
+from thorad.io.images import read_mask
+from thorad.io.tables import listing
 from thorad.results.writer import MAP, MASK, OVERLAY, PSEUDO_HEALTHY, SCAN, STEPS
 
 Bytes8 = NDArray[np.uint8]

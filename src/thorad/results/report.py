@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thorad import __version__
-from thorad.data.images import write_whole
-from thorad.data.splits import Case as Labelled
+from thorad.datasets.cases import Case as Labelled
 from thorad.errors import ThoradError
+from thorad.io.images import write_whole
 from thorad.results import charts
 from thorad.results.gallery import (
     COLOUR_MAPS,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from thorad.data.splits import Case as Labelled
+from thorad.datasets.cases import Case as Labelled
 from thorad.evaluation import metrics
 from thorad.evaluation.sizes import SIZE_GROUPS, size_group
 from thorad.results.charts import Interval

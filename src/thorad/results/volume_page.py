@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thorad import __version__
-from thorad.data.images import write_whole
-from thorad.data.tables import listing
-from thorad.data.volume_header import import_nibabel, times
-from thorad.data.volumes import PACKING, read_volume
 from thorad.errors import ThoradError
+from thorad.io.images import write_whole
+from thorad.io.tables import listing
+from thorad.io.volume_header import import_nibabel, times
+from thorad.io.volumes import PACKING, read_volume
 from thorad.results.page import LARGEST_PAGE, json_text, script_hash
 from thorad.results.reader import CaseResult, ResultFolder, read_folder
 from thorad.results.writer import COLOURS

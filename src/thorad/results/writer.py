@@ -45,15 +45,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thorad import __version__
-from thorad.data.dicom import Series, without_identity
-from thorad.data.images import write_npy, write_png8, write_whole
-from thorad.data.shards import Shard
-from thorad.data.tables import listing
-from thorad.data.volumes import Volume, write_nifti
 from thorad.errors import ThoradError
+from thorad.io.dicom import Series, without_identity
+from thorad.io.images import write_npy, write_png8, write_whole
+from thorad.io.shards import Shard
+from thorad.io.tables import listing
+from thorad.io.volumes import Volume, write_nifti
 
 COLUMNS = ("name", "source", "score", "p_value", "findings", "network_calls", "seconds", "status", "message")
-"""Of cases.csv, where `findings` is their number; case.json lists them, each as `thorad.evaluation.findings` has it."""
+"""Of cases.csv, where `findings` is their number; case.json lists them, each as `thorad.findings` has it."""
 
 COLOURS = np.array([(126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33)], dtype=np.float32)
 """Violet to yellow: the upper part of plasma, which rises evenly in lightness and reads the same without red or green.

@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from thorad.data.images import SUFFIXES
-from thorad.data.scans import DICOM_SUFFIXES, Scan, find_scans
-from thorad.data.volumes import VOLUME_SUFFIXES
 from thorad.errors import ThoradError
+from thorad.io.images import SUFFIXES
+from thorad.io.scans import DICOM_SUFFIXES, Scan, find_scans
+from thorad.io.volumes import VOLUME_SUFFIXES
 
 LARGEST_TOGETHER: Final = 2**30
 """bytes of all files that wait or are being looked at."""

@@ -30,17 +30,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thorad.data.scans import Scan
-from thorad.data.volumes import Volume, write_nifti
+from thorad.apps.run import detect_files, open_results
 from thorad.detector import Detector, possible_noises
 from thorad.errors import ThoradError
+from thorad.io.scans import Scan
+from thorad.io.volumes import Volume, write_nifti
 from thorad.methods import METHODS, Restoration
 from thorad.methods.contract import OnStep, Step
 from thorad.model import bundled_models, has_statistics, load_recipe_of
 from thorad.results.gallery import png_text
 from thorad.results.volume_page import write_volume_page
 from thorad.results.writer import overlay
-from thorad.run import detect_files, open_results
 from thorad.viewer.jobs import Order
 from thorad.viewer.pages import PLANES
 

@@ -1,0 +1,1 @@
+"""What the verbs do: detection over files, preparation, calibration, the paper's tables, demo, speed."""

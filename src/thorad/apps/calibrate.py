@@ -1,0 +1,202 @@
+"""Calibration over files: healthy scans in, thresholds and scores out, kept in the model's folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thorad.apps.run import Progress, read_scan
+from thorad.calibration import Calibration, calibrate_maps, map_options, scans_needed, with_calibration
+from thorad.datasets.cases import subject_of
+from thorad.detector import Detector
+from thorad.errors import ThoradError
+from thorad.io.images import write_whole
+from thorad.io.preprocess import to_model_input
+from thorad.io.tables import listing
+from thorad.model import CALIBRATION, CARD, PERCEPTUAL, RECIPE, WEIGHTS, is_bundled, model_folder
+
+
+@dataclass(frozen=True)
+class CalibrationSummary:
+    """A calibration, and what became of the scans."""
+
+    calibration: Calibration
+    failed: Mapping[str, str]
+    """{name: why} of the scans that were left out."""
+    warning: str | None
+    """What makes the p-values doubtful, or None."""
+    seconds: float
+    """Wall time."""
+
+
+def calibrate_files(
+    detector: Detector, named: Mapping[str, Path], *, level: float = 0.05, on_progress: Progress | None = None
+) -> CalibrationSummary:
+    """Calibrate a detector on healthy scans that its model was not trained on.
+
+    Args:
+        detector: the model and the method.
+        named: {name: file}, of `thorad.io.images.named_images`.
+        level: the smallest p-value that must be possible.
+        on_progress: called with (scans done or failed, scans in all).
+
+    Raises:
+        ThoradError: fewer scans than the level needs can be used, or the device's memory doesn't hold a batch. A scan
+            that can't be used is left out and told in the summary.
+    """
+    began = time.perf_counter()
+    needed = scans_needed(level)
+    _refuse_too_few(len(named), needed, level, {})
+    report = on_progress or (lambda done, total: None)
+    failed: dict[str, str] = {}
+    inputs: dict[str, torch.Tensor] = {}  # (1, S, S) each
+    for name, path in named.items():
+        try:
+            inputs[name] = _model_input(path, name, detector.model_size)
+        except ThoradError as error:
+            failed[name] = str(error)
+    _refuse_too_few(len(inputs), needed, level, failed)
+    report(len(failed), len(named))
+
+    names = list(inputs)
+    maps = []
+    for start in range(0, len(names), detector.batch_size):
+        batch = names[start : start + detector.batch_size]
+        try:
+            maps.append(detector.model_maps(torch.stack([inputs[name] for name in batch]), batch))
+        except torch.OutOfMemoryError as error:
+            raise ThoradError(
+                f"the memory of {detector.device} doesn't hold {detector.batch_size} images at once. "
+                "Choose a smaller --batch-size."
+            ) from error
+        report(len(failed) + start + len(batch), len(named))
+    every_map = torch.cat(maps)  # (N, 1, S, S)
+    finite = torch.isfinite(every_map).all(dim=3).all(dim=2)[:, 0]  # (N,)
+    for name in np.asarray(names)[~finite.numpy()]:
+        failed[str(name)] = f"{named[str(name)]}: the map is not finite. Is the model damaged?"
+    used = every_map[finite]
+    _refuse_too_few(len(used), needed, level, failed)
+    calibration = calibrate_maps(
+        used[:, 0].numpy(), detector.scores(used).numpy(), detector.region, detector.provenance()
+    )
+    return CalibrationSummary(
+        calibration=calibration,
+        failed=failed,
+        warning=_repeated_subjects([path for name, path in named.items() if name not in failed]),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def calibration_folder(model: str | Path, out: Path | None) -> Path:
+    """Where the calibration of a model goes: its own folder, or a copy of it at `out`.
+
+    Raises:
+        ThoradError: the model comes with thorad and no `out` is given, or `out` is there and holds something else than
+            this model. (The bundled folder itself may be given as `out`, by those who mean it.)
+    """
+    source = model_folder(model)
+    if out is None:
+        if is_bundled(source):
+            raise ThoradError(
+                f"model {str(model)!r} comes with thorad and is not written to. Give --out FOLDER for a copy of it "
+                "with the calibration, and use that: --model FOLDER."
+            )
+        return source
+    if out.exists() and out.resolve() != source.resolve():
+        if not out.is_dir():
+            raise ThoradError(f"{out}: a file stands where a model folder is needed. Choose another --out.")
+        same = all(
+            (out / file).is_file() and (out / file).read_bytes() == (source / file).read_bytes()
+            for file in (WEIGHTS, RECIPE)
+        )
+        if any(out.iterdir()) and not same:
+            raise ThoradError(f"{out}: holds something else than model {str(model)!r}. Choose another --out.")
+    return out
+
+
+def save_calibration(calibration: Calibration, model: str | Path, out: Path | None = None) -> Path:
+    """Add a calibration to a model's folder or to a copy of it; an older one of the same options is replaced.
+
+    Args:
+        calibration: of this model.
+        model: name of a bundled model, or a model folder.
+        out: where a copy goes, made if need be; None is the model's own folder.
+
+    Returns:
+        The model folder with the calibration.
+
+    Raises:
+        ThoradError: as `calibration_folder`; the calibration is another model's; a file can't be read or written.
+    """
+    source, folder = model_folder(model), calibration_folder(model, out)
+    content = _content(folder if (folder / CALIBRATION).is_file() else source)
+    if content.get("weights_sha256") != calibration.model_sha256:
+        raise ThoradError(
+            f"{folder}: the calibration is of another model (weights of sha256 {calibration.model_sha256[:12]}..., "
+            f"here {str(content.get('weights_sha256'))[:12]}...). Calibrate this one."
+        )
+    text = json.dumps(with_calibration(content, calibration, str(folder)), indent=2) + "\n"
+    for file in (RECIPE, CARD, PERCEPTUAL, WEIGHTS):
+        if (source / file).is_file() and not (folder / file).is_file():
+            write_whole(folder / file, (source / file).read_bytes())
+    write_whole(folder / CALIBRATION, text.encode())
+    return folder
+
+
+def calibrate_command(detector: Detector, model: str | Path) -> str:
+    """The command that calibrates a model for a detector's options."""
+    words = ["thorad calibrate HEALTHY", f"--model {model}"]
+    for name, value in map_options(detector.provenance()).items():
+        if value is None or value is False or name == "settings_sha256":
+            continue
+        if name == "perceptual_weights_sha256" and detector.perceptual_weights is None:
+            continue  # the model's own weights, which nobody has to give
+        option = "--" + name.removesuffix("_sha256").replace("_", "-")
+        words.append(option if value is True else f"{option} {'FILE' if name.endswith('_sha256') else value}")
+    return " ".join([*words, "--out FOLDER"] if is_bundled(model_folder(model)) else words)
+
+
+def _model_input(path: Path, name: str, size: int) -> torch.Tensor:
+    image = read_scan(path, name)
+    if ((image.pixels == image.pixels.min()) | (image.pixels == image.pixels.max())).all():
+        raise ThoradError(f"{path}: has only two values and looks like a mask. Calibrate on healthy scans only.")
+    return to_model_input(image.pixels, size)[0]
+
+
+def _refuse_too_few(found: int, needed: int, level: float, failed: Mapping[str, str]) -> None:
+    if found >= needed:
+        return
+    left_out = f" ({len(failed)} were left out: {listing(list(failed.values()))})" if failed else ""
+    raise ThoradError(
+        f"p-values down to {level:g} need {needed} healthy scans, found {found}{left_out}. "
+        f"The smallest p-value of n scans is 1 / (n + 1): give {needed - found} more, or a higher --level."
+    )
+
+
+def _repeated_subjects(paths: list[Path]) -> str | None:
+    subjects = {subject_of(path) for path in paths}
+    if len(subjects) == len(paths):
+        return None
+    return (
+        f"{len(paths)} scans of {len(subjects)} subjects: scans of one subject are not independent, so the p-values "
+        "promise more than they hold. Keep one scan of each. "
+        "(The subject is the file name's leading sub-XXXX, else the whole name.)"
+    )
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    path = folder / CALIBRATION
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ThoradError(f"{path}: can't be read ({error}). Take the folder from its source again.") from error
+    if not isinstance(content, dict):
+        raise ThoradError(f"{path}: not a model's calibration. Take the folder from its source again.")
+    return content

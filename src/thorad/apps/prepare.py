@@ -1,0 +1,357 @@
+"""Volumes to slices in the template: registered, cut, written for `thorad detect`, `train` and `calibrate`.
+
+    slices.csv                 columns image, subject, volume, slice: what the other verbs read
+    <name>/slice_095.png       16 bit, 197 x 233 px of 1 mm, anterior up, x ascending to the right
+    <name>/overlay.png         three planes of the registered head, the template's brain outlined
+    <name>/prepared.json       the transform and how well it fits; written last, so a volume that has it is complete
+
+Every file is there whole or not at all, so a run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import multiprocessing
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from thorad import __version__
+from thorad.errors import ThoradError
+from thorad.io.images import write_png8, write_png16, write_whole
+from thorad.io.registration import Registration, register, template_brain
+from thorad.io.scans import Scan
+from thorad.io.template import MNI_2009A, cut_axial, paste_axial
+from thorad.io.volumes import Volume
+from thorad.recipe import VolumeSection, load_recipe
+
+Progress = Callable[[int, int], None]
+"""Called with (volumes done or failed, volumes in all)."""
+
+OUTLINE: Final = (255, 96, 0)
+CORONAL_MM, SAGITTAL_MM = -20.0, -4.0
+"""Of the overlay's planes, in the template: through the brain stem, and beside the midline's furrow."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A volume whose slices have been cut, as its prepared.json keeps it."""
+
+    name: str
+    source: str
+    subject: str
+    to_template: NDArray[np.float64]
+    """(4, 4): native RAS mm to the template's RAS mm."""
+    shape: tuple[int, int, int]
+    """(I, J, K) of the native grid."""
+    affine: NDArray[np.float64]
+    """(4, 4): native voxel index to RAS mm."""
+    overlap: float
+    similarity: float
+    warning: str | None
+    """As `thorad.io.registration.Registration` has them."""
+    slices: Mapping[int, Path]
+    """{index in the template's grid: file}."""
+
+    def to_volume(self, maps: Mapping[int, NDArray[Any]]) -> NDArray[np.float32]:
+        """Bring maps of slices back to the native grid.
+
+        Args:
+            maps: {index in the template's grid: (233, 197)}.
+
+        Returns:
+            (I, J, K), NaN where no slice lies; see `thorad.io.template.paste_axial`.
+        """
+        nothing = np.broadcast_to(np.float32(0), self.shape)
+        grid = Volume(voxels=nothing, affine=self.affine, source=self.source, name=self.name)
+        return paste_axial(np.stack(list(maps.values())), list(maps), grid, self.to_template)
+
+
+@dataclass(frozen=True)
+class PrepareSummary:
+    """What became of the volumes."""
+
+    done: Mapping[str, Prepared]
+    """{name: volume}, with those that an earlier run has done."""
+    failed: Mapping[str, str]
+    """{name: why}."""
+    already_done: int
+    seconds: float
+    """Wall time of this run."""
+
+    @property
+    def warned(self) -> dict[str, str]:
+        """{name: warning} of those that are done."""
+        return {name: prepared.warning for name, prepared in self.done.items() if prepared.warning}
+
+
+def volume_section(model: str) -> VolumeSection:
+    """What a model wants to see of a volume.
+
+    Args:
+        model: a bundled model's or recipe's name, a model folder, or a recipe file.
+
+    Raises:
+        ThoradError: no such model, or it isn't for volumes.
+    """
+    folder = Path(model)
+    section = load_recipe(folder / "recipe.toml" if folder.is_dir() else model).volume
+    if not section.template:
+        raise ThoradError(f"model {model!r} is for pictures, not for volumes: its recipe's [volume] names no template.")
+    return section
+
+
+def prepare_files(
+    scans: Mapping[str, Scan],
+    out: Path,
+    *,
+    skull: bool = True,
+    indices: Sequence[int] = (MNI_2009A.axial_slice,),
+    jobs: int = 1,
+    on_progress: Progress | None = None,
+) -> PrepareSummary:
+    """Register volumes, cut their slices and write them; last `out`/slices.csv, which lists all that are there.
+
+    Args:
+        scans: {name: scan}, of `thorad.io.scans.find_scans`; pictures among them are passed over.
+        out: the folder. A volume that is there already, cut with the same options from a file that was not changed
+            since, isn't done again.
+        skull: whether the slices show the head or the brain alone; see `thorad.io.registration.register`.
+        indices: of the axial slices, in the template's grid.
+        jobs: processes. The results are the same for any number.
+        on_progress: see `Progress`.
+
+    Raises:
+        ThoradError: no volume among the scans, an index outside the template, `out` can't be written. What is bad about
+            one volume is told in the result instead.
+    """
+    began = time.perf_counter()
+    volumes = {name: scan for name, scan in scans.items() if scan.is_volume or scan.problem is not None}
+    if not volumes:
+        raise ThoradError("no volume among the inputs. Expected NIfTI, NRRD or MetaImage files, or DICOM series.")
+    depth = MNI_2009A.shape[2]
+    if not indices or min(indices) < 0 or max(indices) >= depth:
+        raise ThoradError(f"slices {list(indices)}: expected indices from 0 to {depth - 1} of the template's grid.")
+    options = {"skull": skull, "slices": sorted(set(indices))}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ThoradError(f"{out}: can't be made ({error.strerror}). Choose another --out.") from error
+    before = {name: _done_before(scan, out / name, options) for name, scan in volumes.items()}
+    done = {name: prepared for name, prepared in before.items() if prepared is not None}
+    already_done = len(done)
+    failed: dict[str, str] = {}
+    report = on_progress or (lambda done, total: None)
+    report(already_done, len(volumes))
+    todo = [scan for name, scan in volumes.items() if name not in done]
+    for name, reason in _prepare_each(todo, out, options, jobs):
+        if reason is None:
+            done[name] = load_prepared(out / name)
+        else:
+            failed[name] = reason
+        report(len(done) + len(failed), len(volumes))
+    done = {name: done[name] for name in volumes if name in done}
+    _write_table(out)
+    return PrepareSummary(done, failed, already_done, time.perf_counter() - began)
+
+
+def load_prepared(folder: Path) -> Prepared:
+    """Read what `prepare_files` has written of one volume.
+
+    Raises:
+        ThoradError: missing or damaged.
+    """
+    path = folder / "prepared.json"
+    try:
+        content = json.loads(path.read_bytes())
+        to_template, affine = (np.array(content[key], dtype=np.float64) for key in ("to_template", "affine"))
+        i, j, k = content["shape"]
+        if to_template.shape != (4, 4) or affine.shape != (4, 4):
+            raise ValueError("a matrix is not 4 x 4")
+        return Prepared(
+            name=content["name"],
+            source=content["source"],
+            subject=content["subject"],
+            to_template=to_template,
+            shape=(int(i), int(j), int(k)),
+            affine=affine,
+            overlap=float(content["overlap"]),
+            similarity=float(content["similarity"]),
+            warning=content["warning"],
+            slices={int(index): folder / file for index, file in content["slices"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ThoradError(f"{path}: missing or damaged ({error}). Delete it, and `thorad prepare` makes it.") from error
+
+
+def overlay(registration: Registration, axial_mm: float) -> NDArray[np.uint8]:
+    """An axial, a coronal and a sagittal plane of the registered head, the template's brain outlined.
+
+    Args:
+        registration: of the head.
+        axial_mm: z of the axial plane in the template.
+
+    Returns:
+        (233, 627, 3) uint8, 1 mm a px: anterior or superior up; x ascending, then y ascending, to the right.
+    """
+    brain, brain_affine = template_brain()
+    axes = [origin + np.arange(extent) for origin, extent in zip(MNI_2009A.origin_mm, MNI_2009A.shape, strict=True)]
+    x, y, z = axes[0], axes[1][::-1], axes[2][::-1]
+    to_native = np.asarray(np.linalg.inv(registration.to_template @ registration.volume.affine), dtype=np.float64)
+    to_brain = np.asarray(np.linalg.inv(brain_affine), dtype=np.float64)
+    planes = [
+        np.meshgrid(x, y, [axial_mm]),
+        np.meshgrid(x, [CORONAL_MM], z),
+        np.meshgrid([SAGITTAL_MM], y[::-1], z),
+    ]
+    picture = np.zeros((len(y), len(x) + len(x) + len(y), 3), dtype=np.uint8)
+    left = 0
+    for mesh in planes:
+        points = np.stack(mesh)  # (3, y, x, z), one of the three axes with one entry: (3, rows, columns)
+        points = points[..., 0] if points.shape[3] == 1 else points.squeeze(axis=1 + points.shape[1:].index(1)).mT
+        head = _sample(registration.volume.voxels, to_native, points)
+        inside = _sample((brain > 0).astype(np.float32), to_brain, points) > 0.5
+        brightest = max(float(np.percentile(head[inside], 98)), 1e-30)  # a failed registration may show nothing
+        rows, columns = head.shape
+        tile = np.repeat(np.rint(np.clip(head / brightest, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
+        tile[inside & ~ndimage.binary_erosion(inside)] = OUTLINE
+        picture[:rows, left : left + columns] = tile
+        left += columns
+    return picture
+
+
+def _sample(
+    voxels: NDArray[np.float32], to_voxel: NDArray[np.float64], points: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Trilinear, at points (3, rows, columns) in mm; 0 outside."""
+    index = np.tensordot(to_voxel[:3, :3], points, axes=1) + to_voxel[:3, 3, None, None]
+    return np.asarray(ndimage.map_coordinates(voxels, index, order=1, mode="constant", output=np.float32))
+
+
+def _prepare_each(
+    scans: Sequence[Scan], out: Path, options: dict[str, Any], jobs: int
+) -> Iterator[tuple[str, str | None]]:
+    """(name, why it failed or None) of each scan, as soon as it is known."""
+    if jobs == 1 or len(scans) < 2:
+        for scan in scans:
+            yield scan.name, _try_one(scan, out, options)
+        return
+    # Forked processes would share locks of the parent's threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(scans)), mp_context=context) as pool:
+        names = {pool.submit(_try_one, scan, out, options): scan.name for scan in scans}
+        for future in as_completed(names):
+            try:
+                yield names[future], future.result()
+            except BrokenProcessPool:
+                yield names[future], "a process died, perhaps for want of memory: try fewer --jobs."
+
+
+def _try_one(scan: Scan, out: Path, options: dict[str, Any]) -> str | None:
+    try:
+        _prepare_one(scan, out / scan.name, options)
+    except ThoradError as error:
+        return scan.told(str(error))
+    return None
+
+
+def _prepare_one(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
+    volume = scan.read()
+    if not isinstance(volume, Volume):
+        raise ThoradError(f"{scan.path}: a picture, expected a volume.")
+    _refuse_another(scan, folder)
+    _clear(folder)
+    registration = register(volume, skull=options["skull"])
+    indices: list[int] = options["slices"]
+    slices = np.clip(cut_axial(registration.volume, registration.to_template, indices), 0, None)
+    if not slices.max() > 0:
+        raise ThoradError(f"{scan.path}: the slices {indices} are empty. Is this a head, and does it reach so far?")
+    files = {}
+    for index, pixels in zip(indices, slices, strict=True):
+        files[index] = f"slice_{index:03d}.png"
+        # One scale for the volume, so that its slices compare.
+        write_png16(folder / files[index], pixels / slices.max())
+    middle = indices[len(indices) // 2]
+    write_png8(folder / "overlay.png", overlay(registration, MNI_2009A.origin_mm[2] + middle))
+    content = {
+        "name": scan.name,
+        "source": scan.source,
+        "subject": _subject(scan),
+        "to_template": registration.to_template.tolist(),
+        "shape": volume.voxels.shape,
+        "affine": volume.affine.tolist(),
+        "overlap": registration.overlap,
+        "similarity": registration.similarity,
+        "warning": registration.warning,
+        "slices": files,
+        "options": options,
+        "versions": {"thorad": __version__, **{name: version(name) for name in ("simpleitk", "numpy", "scipy")}},
+    }
+    write_whole(folder / "prepared.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _subject(scan: Scan) -> str:
+    """Its BIDS entity, also of a folder; else the case's name: many patients' files are called T1.nii.gz."""
+    if scan.series is None:
+        for part in reversed(scan.path.parts):
+            if found := re.match(r"sub-[A-Za-z0-9]+", part):
+                return found[0]
+    return scan.name
+
+
+def _refuse_another(scan: Scan, folder: Path) -> None:
+    """Two folders may hold files of one name: the slices of one must not be replaced by the other's."""
+    try:
+        source = str(json.loads((folder / "prepared.json").read_bytes())["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if not scan.comes_from(source):
+        raise ThoradError(f"{scan.path}: {folder} holds slices of another file, {source}. Choose another --out.")
+
+
+def _done_before(scan: Scan, folder: Path, options: dict[str, Any]) -> Prepared | None:
+    path = folder / "prepared.json"
+    try:
+        content = json.loads(path.read_bytes())
+        made = path.stat().st_mtime
+        if content["options"] != options or not scan.comes_from(content["source"]):
+            return None
+        if any(file.stat().st_mtime > made for file in scan.files):
+            return None
+        prepared = load_prepared(folder)
+    except (OSError, ValueError, KeyError, TypeError, ThoradError):
+        return None
+    return prepared if all(file.is_file() for file in prepared.slices.values()) else None
+
+
+def _clear(folder: Path) -> None:
+    """The folder without what other options or an interrupted try have left; prepared.json goes first."""
+    try:
+        for file in (folder / "prepared.json", folder / "overlay.png", *folder.glob("slice_*.png")):
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise ThoradError(f"{folder}: can't be written ({error.strerror}). Choose another --out.") from error
+
+
+def _write_table(out: Path) -> None:
+    """Of all volumes in the folder, those of other calls too."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "subject", "volume", "slice"])
+    for record in sorted(out.glob("*/prepared.json")):
+        prepared = load_prepared(record.parent)
+        for index, file in prepared.slices.items():
+            writer.writerow([file.relative_to(out).as_posix(), prepared.subject, prepared.name, index])
+    write_whole(out / "slices.csv", text.getvalue().encode())

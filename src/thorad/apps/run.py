@@ -1,0 +1,285 @@
+"""Detection over files: in batches, one bad file never loses the others, a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thorad.detector import Detection, Detector
+from thorad.errors import ThoradError
+from thorad.io.images import Image, read_image, write_whole
+from thorad.io.preprocess import scale
+from thorad.io.scans import Scan
+from thorad.io.shards import Shard
+from thorad.io.tables import listing
+from thorad.io.volumes import Volume
+from thorad.results.dicom import import_highdicom
+from thorad.results.writer import STEPS, ResultWriter
+from thorad.volume_detection import VolumeDetection, detect_volume
+
+Progress = Callable[[int, int], None]
+"""Called with (cases done or failed, cases in all), first with those that an earlier run has done."""
+
+
+Judgement = tuple[float | None, int | None]
+"""p-value, where the model is calibrated, and number of findings, where there is a threshold."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What became of the cases of a run, or of its shard."""
+
+    done: Mapping[str, float]
+    """{name: score}, the highest first, with those that an earlier run has done."""
+    judged: Mapping[str, Judgement]
+    """Of those cases that have either."""
+    failed: Mapping[str, str]
+    """{name: why}, as the results keep it: without paths of DICOM files, unless identity is kept."""
+    warned: Mapping[str, str]
+    """{name: why its result may mean less than it looks like}, of the cases of this run."""
+    already_done: int
+    """How many of `done` were there before this run."""
+    seconds: float
+    """Wall time of this run."""
+
+
+def open_results(
+    detector: Detector, out: Path, shard: Shard | None = None, *, indices: Sequence[int] | None = None
+) -> ResultWriter:
+    """The result folder of a detector's run, new or to be continued.
+
+    Args:
+        detector: the model and the method.
+        out: the folder.
+        shard: the part of the cases that this process does; None: all.
+        indices: of the slices that volumes are looked at in; None: the model's own.
+
+    Raises:
+        ThoradError: the folder can't be written, or holds the results of other options.
+    """
+    calibration = detector.calibration
+    options = {**detector.provenance(), "calibration": _calibration(detector), "threshold": detector.threshold}
+    options["slices"] = None if indices is None else list(indices)
+    run = {
+        "options": options,
+        # Of what a case's score is compared with.
+        "healthy_scores": None if calibration is None else list(calibration.scores),
+        **_software(),
+    }
+    return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum, shard=shard)
+
+
+def write_evaluation_run(detectors: Sequence[Detector], out: Path, seconds: float) -> None:
+    """Write `out`/run.json: what made the figures of an evaluation."""
+    run = {"detectors": [detector.provenance() for detector in detectors], **_software(), "seconds": round(seconds, 1)}
+    write_whole(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
+
+
+def _calibration(detector: Detector) -> dict[str, Any] | None:
+    """What decides the p-values and masks, as run.json keeps it."""
+    calibration, rate = detector.calibration, detector.false_positives
+    if calibration is None or rate is None:
+        return None
+    return {
+        "false_positives": rate,
+        "threshold": calibration.thresholds[rate],
+        "scans": calibration.scans,
+        "sha256": calibration.sha256,
+    }
+
+
+def _software() -> dict[str, Any]:
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "monai", "numpy")}}
+    return {"versions": versions, "platform": platform.platform()}
+
+
+def detect_files(
+    detector: Detector,
+    scans: Mapping[str, Scan],
+    results: ResultWriter,
+    *,
+    indices: Sequence[int] | None = None,
+    keep_steps: bool = False,
+    on_progress: Progress | None = None,
+) -> RunSummary:
+    """Detect in files and write each case as soon as it is done: first the pictures, then the volumes.
+
+    Args:
+        detector: the model and the method.
+        scans: of `thorad.io.scans.find_scans`; also those of the other shards.
+        results: where to, and which shard; what it has already isn't done again, unless its file was changed since.
+        indices: of the slices that volumes are looked at in; None: the model's own.
+        keep_steps: keep the pictures of every step of the restorations.
+        on_progress: see `Progress`.
+
+    Raises:
+        ThoradError: the results can't be written, hold another file's case of the same name, need a library that is
+            not installed, or the device's memory doesn't hold a batch. What is bad about one file is recorded in the
+            results instead.
+    """
+    began = time.perf_counter()
+    if any(scan.series for scan in scans.values()):
+        import_highdicom()  # before the work rather than after it
+    asked, scans = scans.keys(), results.shard.of(scans)
+    needs_steps = keep_steps and detector.network_calls > 0
+    tally = _Tally(scans, results, needs_steps, on_progress or (lambda done, total: None))
+    todo = [scan for name, scan in scans.items() if name not in tally.done]
+    pictures = [scan for scan in todo if not scan.is_volume]
+    try:
+        for start in range(0, len(pictures), detector.batch_size):
+            _detect_pictures(detector, pictures[start : start + detector.batch_size], tally, keep_steps)
+        for scan in todo:
+            if scan.is_volume:
+                _detect_volume(detector, scan, tally, indices, keep_steps)
+    except torch.OutOfMemoryError as error:
+        raise ThoradError(
+            f"the memory of {detector.device} doesn't hold {detector.batch_size} images at once. "
+            "Choose a smaller --batch-size; what is done is kept."
+        ) from error
+    seconds = time.perf_counter() - began
+    results.close(seconds, asked)
+    return tally.summary(seconds)
+
+
+class _Tally:
+    """What became of the cases so far."""
+
+    def __init__(self, scans: Mapping[str, Scan], results: ResultWriter, needs_steps: bool, report: Progress) -> None:
+        self.results = results
+        self.done, self._judged = _done_before(scans, results, needs_steps)
+        self._already_done = len(self.done)
+        self._failed: dict[str, str] = {}
+        self._warned: dict[str, str] = {}
+        self._report, self._total = report, len(scans)
+        report(len(self.done), self._total)
+
+    def write(self, scan: Scan, found: Detection | VolumeDetection, warnings: Sequence[str] = ()) -> None:
+        """Write a case."""
+        pictures = found.slices if isinstance(found, VolumeDetection) else [found]
+        if not all(np.isfinite(one.anomaly_map).all() for one in pictures):
+            self.fail(scan, f"{scan.path}: the map is not finite. Is the model damaged?")
+            return
+        if isinstance(found, VolumeDetection):
+            told = self.results.write_volume(found, series=scan.series)
+        else:
+            told = self.results.write(found, series=scan.series, warnings=warnings)
+        if told:
+            self._warned[scan.name] = " ".join(told)
+        self.done[scan.name] = float(found.score)
+        if found.p_value is not None or found.findings is not None:
+            self._judged[scan.name] = found.p_value, None if found.findings is None else len(found.findings)
+        self._report(len(self.done) + len(self._failed), self._total)
+
+    def fail(self, scan: Scan, message: str) -> None:
+        """Record why a case can't be done."""
+        told = scan.told(message)
+        self._failed[scan.name] = told
+        self.results.fail(scan.name, scan.source, told)
+        self._report(len(self.done) + len(self._failed), self._total)
+
+    def summary(self, seconds: float) -> RunSummary:
+        """All of it."""
+        return RunSummary(
+            done=dict(sorted(self.done.items(), key=lambda item: -item[1])),
+            judged=self._judged,
+            failed=self._failed,
+            warned=self._warned,
+            already_done=self._already_done,
+            seconds=seconds,
+        )
+
+
+def _detect_pictures(detector: Detector, scans: Sequence[Scan], tally: _Tally, keep_steps: bool) -> None:
+    images: list[Image] = []
+    by_name = {scan.name: scan for scan in scans}
+    for scan in scans:
+        try:
+            images.append(_picture(scan))
+        except ThoradError as error:
+            tally.fail(scan, str(error))
+    for detection in detector.detect_batch(images, keep_steps=keep_steps):
+        scan = by_name[detection.name]
+        tally.write(scan, detection, _picture_warnings(scan, detector))
+
+
+def _picture_warnings(scan: Scan, detector: Detector) -> list[str]:
+    """Why a model for slices of heads may not know a DICOM picture."""
+    if scan.series is None or not detector.model.recipe.volume.template:
+        return []
+    if scan.series.modality != "MR":
+        return [f"out of the model's domain: modality {scan.series.modality or 'unknown'}, the model knows T1w MR."]
+    return ["one slice by itself is looked at as it is: only a whole series can be brought to the template."]
+
+
+def _detect_volume(
+    detector: Detector, scan: Scan, tally: _Tally, indices: Sequence[int] | None, keep_steps: bool
+) -> None:
+    try:
+        volume = scan.read()
+        assert isinstance(volume, Volume)
+        found = detect_volume(detector, volume, indices=indices, keep_steps=keep_steps)
+    except ThoradError as error:
+        tally.fail(scan, str(error))
+    else:
+        tally.write(scan, found)
+
+
+def _done_before(
+    scans: Mapping[str, Scan], results: ResultWriter, needs_steps: bool
+) -> tuple[dict[str, float], dict[str, Judgement]]:
+    """`RunSummary.done` and `judged` of the cases that need not be done again.
+
+    Two folders may hold files of one name: the result of one must not pass for the other's.
+    """
+    done: dict[str, float] = {}
+    judged: dict[str, Judgement] = {}
+    others: list[str] = []
+    for case in results.cases(scans):
+        scan = scans.get(case.name)
+        if scan is None:  # somebody gave the folder of another case this name
+            continue
+        if case.status == "ok" and not scan.comes_from(case.source):
+            others.append(f"{case.name} (there {case.source}, now {scan.source})")
+        elif case.score is None or (needs_steps and not any(file.endswith(STEPS) for file in case.sizes)):
+            continue
+        elif results.is_whole(case) and not results.is_stale(case.name, scan.files):
+            done[case.name] = case.score
+            if case.p_value is not None or case.findings is not None:
+                judged[case.name] = case.p_value, case.findings
+    if others:
+        raise ThoradError(
+            f"the folder holds results of other files under the same names: {listing(others)}. Choose another --out."
+        )
+    return done, judged
+
+
+def _picture(scan: Scan) -> Image:
+    image = scan.read()
+    assert isinstance(image, Image)
+    return _scalable(image, scan.path)
+
+
+def read_scan(path: Path, name: str) -> Image:
+    """Read an image that the detector takes; whatever is bad about it is told with the file's name.
+
+    Raises:
+        ThoradError: as `thorad.io.images.read_image` and `thorad.io.preprocess.scale`.
+    """
+    return _scalable(read_image(path, name), path)
+
+
+def _scalable(image: Image, path: Path) -> Image:
+    try:
+        scale(image.pixels)
+    except ThoradError as error:
+        raise ThoradError(f"{path}: {error}") from error
+    return image

@@ -1,0 +1,170 @@
+"""Splits of a data set: every subject in one part, the same parts for the same seed, written as tables.
+
+Subjects stand in the order of a hash of the seed and their name, and the order is cut where the shares say. So the
+counts are what was asked for, and a subject more or less moves at most one other over each cut. (A threshold on the
+hash itself would move none, but a tenth of 20 subjects would be now 0, now 5.) Subjects with and without findings are
+cut separately, so that each part has its share of both.
+"""
+
+import csv
+import hashlib
+import io
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from thorad.datasets.check import Contents, same_content
+from thorad.datasets.layouts import PARTS, DataSet, SetCase
+from thorad.errors import ThoradError
+from thorad.io.images import write_whole
+from thorad.io.tables import listing
+
+PATIENTS_ONLY = ("atlas", "bids", "brats")
+"""Kinds in which an image without a lesion mask, where others have one, is not healthy: its lesions are unknown."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """What was written."""
+
+    tables: dict[str, Path]
+    """{train, val or test: its table}."""
+    parts: dict[str, list[SetCase]]
+    left_out: list[SetCase]
+    """Of a data set of patients, those without a mask: an empty cell would call them healthy."""
+
+
+def parse_fractions(text: str) -> tuple[float, float, float]:
+    """Read `0.8,0.1,0.1`.
+
+    Raises:
+        ThoradError: not three numbers.
+    """
+    try:
+        train, val, test = map(float, text.split(","))
+    except ValueError as error:
+        raise ThoradError(f"the fractions are {text!r}; expected three numbers, as 0.8,0.1,0.1.") from error
+    return train, val, test
+
+
+def split_data_set(
+    cases: Sequence[SetCase], fractions: tuple[float, float, float], seed: int
+) -> dict[str, list[SetCase]]:
+    """Sort cases into train, val and test, subject by subject.
+
+    Args:
+        cases: of any order; it changes nothing.
+        fractions: of the subjects, for train, val and test; each at least 0, together 1.
+        seed: decides on the order of subjects.
+
+    Returns:
+        {part: its cases, in the order given}, without parts of fraction 0. Counts of subjects are exact but for
+        rounding, which happens once for the subjects with findings and once for those without.
+
+    Raises:
+        ThoradError: fractions that are none, or a part that would be empty.
+    """
+    if not (all(0 <= share <= 1 for share in fractions) and math.isclose(sum(fractions), 1, abs_tol=1e-6)):
+        told = ", ".join(f"{share:g}" for share in fractions)
+        raise ThoradError(f"the fractions are {told}; expected three from 0 to 1 whose sum is 1, as 0.8,0.1,0.1.")
+    ill = {case.subject for case in cases if case.masks or case.boxes}
+    part_of: dict[str, str] = {}
+    for stratum in (ill, {case.subject for case in cases} - ill):
+        ordered = sorted(stratum, key=lambda subject: hashlib.sha256(f"{seed}:{subject}".encode()).digest())
+        cuts = [math.floor(len(ordered) * sum(fractions[: index + 1]) + 0.5) for index in range(2)]
+        cuts.append(len(ordered))
+        for rank, subject in enumerate(ordered):
+            part_of[subject] = next(part for part, cut in zip(PARTS, cuts, strict=True) if rank < cut)
+    wanted = [part for part, share in zip(PARTS, fractions, strict=True) if share > 0]
+    parts = {part: [case for case in cases if part_of[case.subject] == part] for part in wanted}
+    empty = [part for part in wanted if not parts[part]]
+    if empty:
+        raise ThoradError(
+            f"{len(part_of)} subjects are too few: {' and '.join(empty)} would be empty. Give larger shares, or 0 for "
+            "a part that is not needed."
+        )
+    return parts
+
+
+def write_split(found: DataSet, out: Path, fractions: tuple[float, float, float], seed: int) -> Split:
+    """Split a data set and write out/train.csv, val.csv and test.csv.
+
+    The columns are image, mask (of data sets with masks; an empty cell: healthy), boxes (of tables with boxes) and
+    subject; paths are relative to the tables' folder. GRAZPEDWRI-DX gets image and subject only: its annotations hold
+    the letters in the image, too, and `wrist.write_wrist_cases` makes tables of findings.
+
+    Args:
+        found: of `find_data_set`.
+        out: the folder; tables of the same split may be there.
+        fractions: as `split_data_set` takes them.
+        seed: the same.
+
+    Raises:
+        ThoradError: as `split_data_set`; images in an archive, without a subject of their own (the same content under
+            two subjects), with several masks; another split in `out`; the disk.
+    """
+    packed = sorted({case.archive for case in found.cases if case.archive})
+    if packed:
+        raise ThoradError(
+            f"{packed[0]}: images in an archive can't be named in a table. Unpack it: tar -xf {packed[0].name}"
+        )
+    only_labelled = found.kind in PATIENTS_ONLY and any(case.masks for case in found.cases)
+    left_out = [case for case in found.cases if only_labelled and not case.masks]
+    cases = [case for case in found.cases if case.masks or not only_labelled]
+    several = [case.name for case in cases if len(case.masks) > 1]
+    if several:
+        raise ThoradError(
+            f"{len(several)} cases have more than one mask: {listing(several)}. A table names one for each image: join "
+            "them."
+        )
+    parts = split_data_set(cases, fractions, seed)
+    _refuse_leaks(parts)
+    columns = ["image", *_columns(found), "subject"]
+    contents = {part: _table(of_part, columns, out) for part, of_part in parts.items()}
+    tables = {part: out / f"{part}.csv" for part in PARTS}
+    for part, table in tables.items():
+        if table.exists() and (part not in contents or table.read_bytes() != contents[part]):
+            raise ThoradError(f"{table}: another split is there already. Name another folder, or remove its tables.")
+    for part, content in contents.items():
+        write_whole(tables[part], content)
+    return Split({part: tables[part] for part in contents}, parts, left_out)
+
+
+def _refuse_leaks(parts: dict[str, list[SetCase]]) -> None:
+    """One image under two subjects' names would be trained on and measured on."""
+    part_of = {case.image: part for part, of_part in parts.items() for case in of_part}
+    with Contents() as contents:
+        groups = same_content([case for of_part in parts.values() for case in of_part], contents)
+    for group in groups:
+        if len({part_of[case.image] for case in group}) > 1:
+            raise ThoradError(
+                f"{group[0].image} and {group[1].image}: the same content under the subjects "
+                f"{' and '.join(sorted({case.subject for case in group}))}, which this split would part. Keep one of "
+                "them; `thorad data check` lists all."
+            )
+
+
+def _columns(found: DataSet) -> list[str]:
+    """Those beside image and subject."""
+    if found.kind == "grazpedwri":
+        return []
+    boxes = any(case.boxes for case in found.cases)
+    masks = any(case.masks for case in found.cases) or not boxes
+    return ["mask"] * masks + ["boxes"] * boxes
+
+
+def _table(cases: Sequence[SetCase], columns: Sequence[str], out: Path) -> bytes:
+    def cell(path: Path | None) -> str:
+        # Links stay as they are named, but `..` from a linked folder leads elsewhere.
+        return "" if path is None else Path(os.path.relpath(path.absolute(), os.path.realpath(out))).as_posix()
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for case in cases:
+        mask = case.masks[0] if case.masks else None
+        row = {"image": cell(case.image), "mask": cell(mask), "boxes": cell(case.boxes), "subject": case.subject}
+        writer.writerow(row)
+    return text.getvalue().encode()

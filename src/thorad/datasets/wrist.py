@@ -1,0 +1,224 @@
+"""GRAZPEDWRI-DX as it is published: find its files, check them, and make the cases of the paper's wrist experiment.
+
+GRAZPEDWRI-DX: Nagy et al., A pediatric wrist trauma X-ray dataset, Scientific Data 2022. The layout: `dataset.csv` (or
+.csv.gz), images in `images_part1/` to `images_part4/` or `images/`, annotations in `folder_structure/pascalvoc/*.xml`
+or `folder_structure/yolov5/labels/*.txt`. Images and annotations are found by their stems, wherever below the folder.
+
+The paper's own split is not published. The choice here:
+
+- Posteroanterior images only (projection 1), left and right as they are.
+- Diseased: images with a box that is no `text`, the letters that tell the side.
+- Healthy: images without such a box, of patients of whom no posteroanterior image has one and whose rows, of whatever
+  projection, all leave `fracture_visible` and `metal` empty: the image after a fracture is not a healthy wrist's.
+- By patient: a tenth of the healthy patients, drawn by a hash of their number, is for the test, the others are for
+  training. All diseased images are for the test. No patient is on both sides.
+"""
+
+import csv
+import hashlib
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import PIL.Image
+
+from thorad.datasets.boxes import Box, WristImage, read_boxes, read_dataset_table, voc_xml
+from thorad.errors import ThoradError
+from thorad.io.images import write_whole
+
+LAYOUT: Final = (
+    "dataset.csv or dataset.csv.gz, images_part1/*.png ... images_part4/*.png or images/*.png, and "
+    "folder_structure/pascalvoc/*.xml or folder_structure/yolov5/labels/*.txt"
+)
+
+TABLES: Final = ("dataset.csv", "dataset.csv.gz")
+
+MARKER: Final = "text"
+"""The label of the letters that tell the side: no finding."""
+
+POSTEROANTERIOR: Final = 1
+
+TEST_TENTHS: Final = 1
+"""Of ten healthy patients, so many are for the test."""
+
+
+@dataclass(frozen=True)
+class WristFiles:
+    """What was found, by name alone."""
+
+    rows: dict[str, WristImage]
+    """{stem: row} of the whole table."""
+    with_both: dict[str, tuple[WristImage, Path, Path]]
+    """{stem: (row, image, annotation)} of the images of all projections."""
+    rows_without_image: list[str]
+    images_without_row: list[Path]
+    without_annotation: list[str]
+    """Rows with an image. Whether they are healthy can't be known."""
+
+
+@dataclass(frozen=True)
+class WristImageCase:
+    """One image that is diseased, with boxes, or healthy, without."""
+
+    name: str
+    subject: str
+    image: Path
+    height: int
+    width: int
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class WristCases:
+    """The posteroanterior images, each on one side."""
+
+    diseased: list[WristImageCase]
+    healthy_test: list[WristImageCase]
+    healthy_training: list[WristImageCase]
+    unclear: list[str]
+    """Without boxes, but of patients with boxes, a fracture or metal in other images or rows."""
+    left_out: dict[str, str]
+    """{stem: why it can't be read}."""
+
+
+def dataset_table(root: Path) -> Path | None:
+    """The data set's own table, None where it isn't there."""
+    return next((root / name for name in TABLES if (root / name).is_file()), None)
+
+
+def find_wrist_files(root: Path) -> WristFiles:
+    """Match rows, images and annotations by their stems; none of the images is opened.
+
+    Raises:
+        ThoradError: no table, one that can't be read, or no image with a row and an annotation.
+    """
+    table = dataset_table(root)
+    if table is None:
+        raise ThoradError(f"{root}: no {' or '.join(TABLES)} in this folder. Expected {LAYOUT}.")
+    rows = {row.name: row for row in read_dataset_table(table)}
+    images = _by_stem(root.rglob("*.png"))
+    # The data set gives the same boxes twice; VOC has px, YOLO six digits of a share.
+    annotations = _by_stem(root.rglob("*.txt")) | _by_stem(root.rglob("*.xml"))
+    known = [name for name in rows if name in images]
+    files = WristFiles(
+        rows=rows,
+        with_both={name: (rows[name], images[name], annotations[name]) for name in known if name in annotations},
+        rows_without_image=[name for name in rows if name not in images],
+        images_without_row=[path for name, path in images.items() if name not in rows],
+        without_annotation=[name for name in known if name not in annotations],
+    )
+    if not files.with_both:
+        raise ThoradError(
+            f"{root}: {len(rows)} rows, {len(images)} PNG images, of which {len(known)} have a row, and none of these "
+            f"an annotation of the same stem. Expected {LAYOUT}."
+        )
+    return files
+
+
+def sort_wrist_images(files: WristFiles, on_progress: Callable[[int, int], None] | None = None) -> WristCases:
+    """Read the annotations of the posteroanterior images and say which image is what; see the module's head.
+
+    Args:
+        files: of `find_wrist_files`.
+        on_progress: called with (images done, images in all).
+    """
+    chosen = {name: found for name, found in files.with_both.items() if found[0].projection == POSTEROANTERIOR}
+    diseased: list[WristImageCase] = []
+    without_boxes: list[WristImageCase] = []
+    left_out: dict[str, str] = {}
+    for done, (name, (row, image, annotation)) in enumerate(chosen.items(), start=1):
+        try:
+            height, width = _size(image)
+            boxes = tuple(box for box in _boxes(annotation, height, width) if box.label != MARKER)
+            case = WristImageCase(name, row.subject, image, height, width, boxes)
+            (diseased if boxes else without_boxes).append(case)
+        except ThoradError as error:
+            left_out[name] = str(error)
+        if on_progress is not None:
+            on_progress(done, len(chosen))
+    ill = {case.subject for case in diseased}
+    ill |= {row.subject for row in files.rows.values() if row.fracture_visible or row.metal}
+    healthy = [case for case in without_boxes if case.subject not in ill]
+    return WristCases(
+        diseased=diseased,
+        healthy_test=[case for case in healthy if is_test_patient(case.subject)],
+        healthy_training=[case for case in healthy if not is_test_patient(case.subject)],
+        unclear=[case.name for case in without_boxes if case.subject in ill],
+        left_out=left_out,
+    )
+
+
+def is_test_patient(subject: str) -> bool:
+    """Whether a healthy patient's images are for the test: the same answer wherever and whenever it is asked."""
+    return int(hashlib.sha256(subject.encode()).hexdigest(), 16) % 10 < TEST_TENTHS
+
+
+def write_wrist_cases(cases: WristCases, out: Path) -> Path:
+    """Write the boxes but for the letters (out/boxes/*.xml), out/train.csv with the healthy images for training, and
+    out/cases.csv for the protocol `boxes`, with the diseased images and the healthy ones for the test.
+
+    `elsewhere` is empty: what is found anywhere outside the boxes is false, also on the letters that tell the side.
+
+    Returns:
+        out/cases.csv, with the columns image, boxes, elsewhere, subject and kind.
+
+    Raises:
+        ThoradError: no diseased image or no healthy one for the test, or `out` can't be written.
+    """
+    if not cases.diseased or not cases.healthy_test:
+        raise ThoradError(
+            f"Found {len(cases.diseased)} posteroanterior images with boxes and {len(cases.healthy_test)} healthy ones "
+            f"for the test ({len(cases.healthy_training)} for training); expected some of both. Is it the whole data "
+            "set?"
+        )
+    rows: list[dict[str, str]] = []
+    for case in [*cases.diseased, *cases.healthy_test]:
+        boxes = f"boxes/{case.name}.xml" if case.boxes else ""
+        if boxes:
+            write_whole(out / boxes, voc_xml(case.boxes, case.height, case.width))
+        kind = ";".join(sorted({box.label for box in case.boxes})) or "healthy"
+        row = {"image": str(case.image.resolve()), "boxes": boxes, "elsewhere": ""}
+        rows.append(row | {"subject": case.subject, "kind": kind})
+    training = [{"image": str(case.image.resolve()), "subject": case.subject} for case in cases.healthy_training]
+    write_whole(out / "train.csv", _csv(["image", "subject"], training))
+    write_whole(out / "cases.csv", _csv(["image", "boxes", "elsewhere", "subject", "kind"], rows))
+    return out / "cases.csv"
+
+
+def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """The first of each stem, in the order of their paths."""
+    found: dict[str, Path] = {}
+    for path in sorted(paths):
+        found.setdefault(path.stem, path)
+    return found
+
+
+def _size(image: Path) -> tuple[int, int]:
+    """Height and width in px, from the file's head alone."""
+    try:
+        with PIL.Image.open(image) as opened:
+            return opened.height, opened.width
+    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise ThoradError(f"{image}: can't be read ({error}). Copy it again from where it came from.") from error
+
+
+def _boxes(annotation: Path, height: int, width: int) -> list[Box]:
+    """As `read_boxes`, but an annotation without a box is what it is for an image without a finding."""
+    try:
+        content = annotation.read_bytes()
+    except OSError as error:
+        raise ThoradError(f"{annotation}: can't be read ({error.strerror}). Check its permissions.") from error
+    empty = b"<object>" not in content and b"</annotation>" in content
+    if empty or (annotation.suffix.lower() == ".txt" and not content.strip()):
+        return []
+    return read_boxes(annotation, height, width)
+
+
+def _csv(columns: list[str], rows: list[dict[str, str]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,1 @@
+"""Findings implanted into healthy images: evaluation where there are no labels."""

@@ -1,0 +1,335 @@
+"""Image files in, image files out: PNG, JPEG, TIFF and NPY, 8 and 16 bit, grey or colours that are grey.
+
+Pixels stay as stored; `preprocess` scales them. Whatever can't be read is a ThoradError that names the file.
+"""
+
+import hashlib
+import io
+import os
+import re
+import socket
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from thorad.errors import ThoradError
+from thorad.io.decode import check_array, decode, to_grey
+from thorad.io.tables import files_in_column, read_table
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
+"""What a folder is searched for. A file given by itself is recognised by its content, whatever its suffix."""
+
+LARGEST_FILE = 2**30
+"""bytes; more than any image within `decode.LARGEST_SIDE` needs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One grey image, as stored in its file."""
+
+    pixels: NDArray[np.float32]
+    """(H, W), finite, any range, not constant."""
+
+    source: str
+    """The file it came from, as the user named it."""
+
+    name: str
+    """Case id: unique in a run, safe as a file name. Seeds the image's own random numbers."""
+
+    spacing: tuple[float, float] | None = None
+    """Pixel height and width in mm, where known. None for the formats here: their resolution tags speak of printing."""
+
+
+def read_image(path: Path, name: str | None = None) -> Image:
+    """Read one image file.
+
+    Transparent pixels count as black. Orientation tags are followed, as viewers do.
+
+    Args:
+        path: a PNG, JPEG, TIFF or NPY file, told by its content.
+        name: its case id; the file's stem, made safe, where not given.
+
+    Raises:
+        ThoradError: missing, unreadable, damaged, not an image, too small or large, many pages, colours, NaN, constant.
+    """
+    pixels = _check_pixels(decode(_content(path), str(path)), str(path))
+    return Image(pixels=pixels, source=str(path), name=name or _safe_name(PurePath(path.name)))
+
+
+def image_from_array(array: NDArray[Any], name: str = "image") -> Image:
+    """Check an array as `read_image` checks a file's content.
+
+    Args:
+        array: (H, W) or grey (H, W, 3), of bools, integers or floats.
+        name: its case id.
+
+    Raises:
+        ThoradError: a shape, type or values that can't be an image.
+    """
+    source = f"the array {name!r}"
+    check_array(array.shape, array.dtype, source)
+    return Image(pixels=_check_pixels(to_grey(array, source), source), source=source, name=name)
+
+
+def read_mask(path: Path, shape: tuple[int, int] | None = None) -> NDArray[np.bool_]:
+    """Read a lesion mask: 0 outside, one other value inside.
+
+    Args:
+        path: a PNG, TIFF or NPY file. (JPEG blurs the two values into many.)
+        shape: (H, W) of the image it belongs to, checked where given.
+
+    Returns:
+        (H, W), True in the lesion; may be all False.
+
+    Raises:
+        ThoradError: as `read_image`; more than two values; another size than the image.
+    """
+    pixels = decode(_content(path), str(path))
+    if shape is not None and pixels.shape != shape:
+        raise ThoradError(
+            f"{path}: the mask is {pixels.shape[1]} x {pixels.shape[0]} px, its image {shape[1]} x {shape[0]} px. "
+            "A mask must lie on its image's own grid; resample it with nearest neighbours."
+        )
+    inside = np.asarray(pixels != 0, dtype=np.bool_)
+    values = np.unique(pixels[inside])
+    if values.size > 1 or not np.isfinite(values).all():
+        raise ThoradError(
+            f"{path}: found {values.size} values beside 0, from {values[0]} to {values[-1]}; expected a mask of 0 and "
+            "one other value. Threshold it, and save it without loss (PNG, not JPEG)."
+        )
+    return inside
+
+
+def find_images(inputs: Sequence[Path], *, leave_out: Path | None = None) -> list[Path]:
+    """The image files that the inputs stand for; see `named_images`."""
+    return list(named_images(inputs, leave_out=leave_out).values())
+
+
+def named_images(inputs: Sequence[Path], *, leave_out: Path | None = None) -> dict[str, Path]:
+    """All image files that the inputs stand for, each under its case name.
+
+    A folder stands for the images in it and below, sorted, without hidden ones and without following linked folders;
+    a CSV for its column `image`, relative to the CSV; any other file for itself. A file reached twice counts once.
+
+    Args:
+        inputs: files, folders and CSV tables.
+        leave_out: a folder that is passed over where it lies in an input folder: that of the results, whose pictures
+            would be the next run's inputs.
+
+    Returns:
+        {case name: file} in the order of the inputs. The name comes from the path below the given folder: `a/b.png`
+        is `a__b`.
+
+    Raises:
+        ThoradError: an input is missing or unreadable, a folder holds no image or is `leave_out` itself, a CSV names
+            missing files.
+    """
+    paths: list[Path] = []
+    folders: list[Path] = []
+    seen: set[str] = set()
+    for given in inputs:
+        found, folder = _expand(given, leave_out)
+        for path in found:
+            real = os.path.realpath(path)
+            if real not in seen:
+                seen.add(real)
+                paths.append(path)
+                folders.append(folder)
+    return dict(zip(case_names(paths, folders), paths, strict=True))
+
+
+def files_of(given: Path, leave_out: Path | None = None) -> tuple[list[Path], Path]:
+    """The files that one input stands for, of any kind: all below a folder, those that a CSV names, or itself.
+
+    Returns:
+        The files, and the folder that their names are relative to: `given` itself where that is a folder.
+
+    Raises:
+        ThoradError: missing or unreadable, a CSV that names missing files, or as `files_below`.
+    """
+    try:
+        if not given.exists():
+            raise ThoradError(f"{given}: no such file or folder. Check the path.")
+        is_folder = given.is_dir()
+    except (OSError, ValueError) as error:
+        raise ThoradError(f"{given}: can't be read ({error}). Check the path and its permissions.") from error
+    if is_folder:
+        return files_below(given, leave_out), given
+    if given.suffix.lower() == ".csv":
+        return files_in_column(given, read_table(given, ["image"]), "image"), given.parent
+    return [given], given.parent
+
+
+def files_below(folder: Path, leave_out: Path | None = None) -> list[Path]:
+    """All files in a folder and below, sorted, without hidden ones and without following linked folders.
+
+    Args:
+        folder: where to look.
+        leave_out: a folder below it that is passed over, such as that of the results.
+
+    Raises:
+        ThoradError: a folder can't be read, or `folder` is `leave_out` itself.
+    """
+    results = os.path.realpath(leave_out) if leave_out is not None else None
+    if os.path.realpath(folder) == results:
+        raise ThoradError(f"{folder}: the results can't go into the images' own folder. Name another one for them.")
+
+    def refuse(error: OSError) -> None:
+        raise ThoradError(
+            f"{error.filename}: the folder can't be read ({error.strerror}). Check its permissions."
+        ) from error
+
+    found: list[Path] = []
+    for where, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(where, name)) != results
+        ]
+        found += [Path(where, name) for name in files if not name.startswith(".")]
+    return sorted(found, key=lambda path: path.parts)
+
+
+def case_names(paths: Sequence[Path], folders: Sequence[Path]) -> list[str]:
+    """Name cases after their files: unique (whatever the case of letters) and safe as file names.
+
+    Where several files would get one name, each of them gets a hash of its path behind it, so that no name depends on
+    the order.
+
+    Args:
+        paths: the files, all different.
+        folders: for each of them the folder that its name is relative to.
+    """
+    plain = [_safe_name(_below(path, folder)) for path, folder in zip(paths, folders, strict=True)]
+    counts = Counter(name.casefold() for name in plain)
+    taken = {name for name, count in counts.items() if count == 1}
+    names: list[str] = []
+    for path, name in zip(paths, plain, strict=True):
+        unique = name
+        if counts[name.casefold()] > 1:
+            digest = hashlib.sha256(os.fsencode(path.as_posix())).hexdigest()
+            # Eight digits are enough unless another file is called just so.
+            candidates = (f"{name}-{digest[:length]}" for length in range(8, len(digest) + 1))
+            unique = next(candidate for candidate in candidates if candidate.casefold() not in taken)
+            taken.add(unique.casefold())
+        names.append(unique)
+    return names
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, whenever the process dies. Makes its folder.
+
+    Raises:
+        ThoradError: the disk or the permissions don't allow it.
+    """
+    # Processes on several machines, whose numbers may be the same, may write into one shared folder.
+    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise ThoradError(
+            f"{path}: can't be written ({error.strerror}). Check free space and permissions, or name another folder."
+        ) from error
+
+
+def write_png8(path: Path, pixels: NDArray[Any]) -> None:
+    """Write an 8-bit PNG, whole or not at all.
+
+    Args:
+        path: the file.
+        pixels: (H, W) floats, where [0, 1] becomes 0...255 rounded and what lies outside is clipped; or uint8,
+            (H, W) or (H, W, 3).
+    """
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    write_whole(path, buffer.getvalue())
+
+
+def write_png16(path: Path, pixels: NDArray[np.floating[Any]]) -> None:
+    """Write a 16-bit grey PNG of (H, W) floats, where [0, 1] becomes 0...65535 rounded; whole or not at all."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 65535.0).astype(np.uint16)).save(buffer, "PNG")
+    write_whole(path, buffer.getvalue())
+
+
+def write_npy(path: Path, array: NDArray[Any]) -> None:
+    """Write a NumPy file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_whole(path, buffer.getvalue())
+
+
+def _expand(given: Path, leave_out: Path | None) -> tuple[list[Path], Path]:
+    """The image files that one input stands for, and the folder that their names are relative to."""
+    found, folder = files_of(given, leave_out)
+    if folder != given:
+        return found, folder
+    found = [path for path in found if path.name.lower().endswith(SUFFIXES)]
+    if not found:
+        raise ThoradError(
+            f"{given}: no image in this folder or below. Expected files that end in {', '.join(SUFFIXES)}; "
+            "`thorad prepare` makes them of volumes."
+        )
+    return found, folder
+
+
+def _below(path: Path, folder: Path) -> PurePath:
+    return path.relative_to(folder) if path.is_relative_to(folder) else PurePath(path.name)
+
+
+def _safe_name(relative: PurePath) -> str:
+    """`a/b c.png` -> `a__b_c`: letters, digits, `_`, `-` and inner dots; no longer than file systems allow."""
+    plain = relative.with_suffix("")
+    plain = plain.with_suffix("") if relative.name.lower().endswith(".nii.gz") else plain
+    parts = [part for part in plain.parts if part not in ("..", relative.anchor)]
+    name = unicodedata.normalize("NFC", "__".join(parts))
+    name = re.sub(r"[^\w.-]", "_", name).strip(".-")
+    if len(name.encode()) > 180:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = name.encode()[-160:].decode(errors="ignore").lstrip(".-") + f"-{digest}"
+    return name or "image"
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if not path.exists():
+            raise ThoradError(f"{path}: no such file. Check the path.")
+        if not path.is_file():
+            raise ThoradError(f"{path}: not a file. Name an image file.")
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise ThoradError(f"{path}: {size / 2**30:.1f} GiB, more than an image can need. Crop or shrink it.")
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise ThoradError(f"{path}: can't be read ({error}). Check the path and its permissions.") from error
+    if not content:
+        raise ThoradError(f"{path}: the file is empty. Copy it again from where it came from.")
+    return content
+
+
+def _check_pixels(pixels: NDArray[Any], source: str) -> NDArray[np.float32]:
+    """(H, W) float32, finite and not constant; else a ThoradError."""
+    with np.errstate(over="ignore"):
+        checked = pixels.astype(np.float32)
+    bad = int(np.count_nonzero(~np.isfinite(checked)))
+    if bad:
+        raise ThoradError(
+            f"{source}: {bad} pixels are NaN, infinite or too large for float32. Replace them, for example by 0."
+        )
+    if checked.min() == checked.max():
+        raise ThoradError(
+            f"{source}: every pixel is {checked[0, 0]:g}. A constant image shows nothing; check how it was exported."
+        )
+    return checked

@@ -1,0 +1,164 @@
+"""What a user's files and folders hold: pictures, volumes and DICOM series, each a case with a name.
+
+A DICOM file tells who was scanned, and so, often, do the names of its folders. A series is therefore named by its
+modality and a hash of its UID, and results keep neither path nor description of it, unless that is asked for.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from thorad.errors import ThoradError
+from thorad.io.dicom import Series, find_series, is_dicom, read_radiograph, read_series, without_identity
+from thorad.io.images import SUFFIXES, Image, case_names, files_of, read_image
+from thorad.io.volumes import VOLUME_SUFFIXES, Volume, read_volume
+
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+"""A file that ends so should be DICOM: where it isn't, that is an error, not another kind of file."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One case: a picture, a volume or a DICOM series."""
+
+    name: str
+    """Case id: unique in a run, safe as a file name."""
+    path: Path
+    """Its file; of a series with several, the first."""
+    source: str
+    """Where it comes from, as results keep it: the path; of DICOM the series' name, unless identity is kept."""
+    series: Series | None = None
+    """Of DICOM."""
+    problem: str | None = None
+    """Why it can't be read, where that is known already; names files, so it is for the screen."""
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it has slices, told by the file's name or the series' headers."""
+        if self.series is not None:
+            return self.series.is_volume
+        return self.path.name.lower().endswith(VOLUME_SUFFIXES)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All its files."""
+        return (self.path,) if self.series is None else self.series.files
+
+    def comes_from(self, source: str) -> bool:
+        """Whether a result's source is this scan; a path may be written in several ways."""
+        return source == self.source or os.path.realpath(source) == os.path.realpath(self.source)
+
+    def told(self, message: str) -> str:
+        """A message about it as results may keep it."""
+        if self.source == str(self.path) or str(self.path.parent) == self.source:
+            return message
+        if self.series is not None:
+            return without_identity(message, self.series)
+        return message.replace(str(self.path), self.name)
+
+    def read(self) -> Image | Volume:
+        """Read it.
+
+        Raises:
+            ThoradError: see `thorad.io.images.read_image`, `thorad.io.volumes.read_volume` and
+                `thorad.io.dicom`.
+        """
+        if self.problem is not None:
+            raise ThoradError(self.problem)
+        if self.series is not None and self.is_volume:
+            return read_series(self.series, self.name, source=self.source)
+        if self.series is not None:
+            return read_radiograph(self.path, self.name, source=self.source)
+        found = read_volume(self.path, self.name) if self.is_volume else read_image(self.path, self.name)
+        return replace(found, source=self.source)
+
+
+def find_scans(
+    inputs: Sequence[Path], *, leave_out: Path | None = None, keep_identity: bool = False
+) -> dict[str, Scan]:
+    """All cases that the inputs stand for, each under its name.
+
+    A folder stands for the pictures, volumes and DICOM series in it and below, without hidden files and without
+    following linked folders; a CSV for its column `image`, relative to the CSV; any other file for itself. DICOM files
+    are told by their content and sorted into series wherever they lie. What is DICOM but no picture (reports,
+    segmentations, thorad's own results) is passed over.
+
+    Args:
+        inputs: files, folders and CSV tables. A file reached twice counts once.
+        leave_out: a folder that is passed over where it lies in an input folder: that of the results.
+        keep_identity: keep the paths of DICOM files as their sources. Names stay: they seed the noise.
+
+    Returns:
+        {case name: scan}: pictures and volumes in the order of the inputs, then series. Files that should be DICOM but
+        can't be read are cases with a `problem`.
+
+    Raises:
+        ThoradError: an input is missing or unreadable, a folder holds nothing to look at or is `leave_out` itself, a
+            CSV names missing files.
+    """
+    files: list[Path] = []
+    folders: list[Path] = []
+    dicom: dict[Path, Path] = {}  # file: the folder that its name is relative to
+    seen: set[str] = set()
+    for given in inputs:
+        found, folder = files_of(given, leave_out)
+        some = False
+        for path in found:
+            as_dicom = _is_dicom_file(path)
+            if not (as_dicom or _has_known_suffix(path)) and given.is_dir():
+                continue
+            some = True
+            real = os.path.realpath(path)
+            if real in seen:
+                continue
+            seen.add(real)
+            if as_dicom:
+                dicom[path] = folder
+            else:
+                files.append(path)
+                folders.append(folder)
+        if not some:
+            raise ThoradError(
+                f"{given}: no image in this folder or below. Expected DICOM files, or files that end in "
+                f"{', '.join((*SUFFIXES, *VOLUME_SUFFIXES))}."
+            )
+    scans = [Scan(name, path, str(path)) for name, path in zip(case_names(files, folders), files, strict=True)]
+    if dicom:
+        scans += _dicom_scans(dicom, keep_identity)
+    if not scans:
+        raise ThoradError(
+            f"{inputs[0]}: only DICOM objects without a picture of their own, such as reports and segmentations. "
+            "Name the folder of the scan."
+        )
+    return {scan.name: scan for scan in scans}
+
+
+def scans_of(named: Mapping[str, Path]) -> dict[str, Scan]:
+    """Pictures and volumes under names that somebody has chosen: {case name: file}."""
+    return {name: Scan(name, path, str(path)) for name, path in named.items()}
+
+
+def _has_known_suffix(path: Path) -> bool:
+    return path.name.lower().endswith((*SUFFIXES, *VOLUME_SUFFIXES))
+
+
+def _is_dicom_file(path: Path) -> bool:
+    return path.name.lower().endswith(DICOM_SUFFIXES) or (not _has_known_suffix(path) and is_dicom(path))
+
+
+def _dicom_scans(files: dict[Path, Path], keep_identity: bool) -> list[Scan]:
+    found = find_series(list(files))
+    scans: list[Scan] = []
+    for series in found.series:
+        first = series.files[0]
+        where = first if len(series.files) == 1 else first.parent
+        # A slice by itself is not the series that it is of.
+        hidden = f"DICOM series {series.name}, {len(series.files)} {'file' if len(series.files) == 1 else 'files'}"
+        scans.append(Scan(series.name, first, str(where) if keep_identity else hidden, series))
+    for path, problem in found.problems.items():
+        relative = path.relative_to(files[path]) if path.is_relative_to(files[path]) else path
+        name = f"dicom-{hashlib.sha256(os.fsencode(relative)).hexdigest()[:8]}"
+        scans.append(Scan(name, path, str(path) if keep_identity else f"DICOM file {name}", problem=problem))
+    return scans

@@ -1,0 +1,132 @@
+"""The template's grid, slices of it out of a volume, and maps of slices back into the volume.
+
+Shapes: I, J, K the volume's own grid; n slices; H, W the template's axial plane. Pictures of slices are (y, x) with
+anterior up and x ascending to the right, as the models were trained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from thorad.io.volumes import Volume
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid of voxels of 1 mm whose axes are those of the body: right, anterior, superior."""
+
+    shape: tuple[int, int, int]
+    origin_mm: tuple[float, float, float]
+    """Of the centre of the first voxel."""
+    axial_slice: int
+    """Index of the slice to cut."""
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """(4, 4): voxel index to RAS mm."""
+        affine = np.eye(4)
+        affine[:3, 3] = self.origin_mm
+        return affine
+
+
+MNI_2009A: Final = Grid((197, 233, 189), (-98, -134, -72), axial_slice=95)
+"""MNI152NLin2009aSym; its slice 95 lies at z = +23 mm."""
+
+TOUCH: Final = 1e-3
+"""mm of a slice's slab that a voxel must share to take its values: neighbours that only touch share none."""
+
+
+def cut_axial(
+    volume: Volume, to_template: NDArray[np.float64], indices: Sequence[int], grid: Grid = MNI_2009A
+) -> NDArray[np.float32]:
+    """Axial slices of the template's grid, trilinear between the volume's voxels.
+
+    Args:
+        volume: any grid.
+        to_template: (4, 4), the volume's RAS mm to the template's.
+        indices: of the slices in the template's grid.
+        grid: the template's.
+
+    Returns:
+        (n, H, W), in the volume's own units; 0 outside the volume, which ends half a voxel beyond its outer voxels'
+        centres.
+    """
+    voxel_of = np.linalg.inv(_to_grid(volume, to_template, grid))  # template voxel -> native voxel
+    width, height = grid.shape[:2]
+    x, y = np.arange(width), np.arange(height)[::-1, None]  # (W), (H, 1): y descending
+    last = np.array(volume.voxels.shape)[:, None, None] - 1
+    pictures = np.zeros((len(indices), height, width), dtype=np.float32)
+    for picture, k in zip(pictures, indices, strict=True):
+        position = np.stack([row[0] * x + row[1] * y + (row[2] * k + row[3]) for row in voxel_of[:3]])  # (3, H, W)
+        inside = ((position >= -0.5) & (position <= last + 0.5)).all(axis=0)
+        picture[inside] = _linear(volume.voxels, np.clip(position, 0, last)[:, inside])
+    return pictures
+
+
+def paste_axial(
+    maps: NDArray[Any],
+    indices: Sequence[int],
+    volume: Volume,
+    to_template: NDArray[np.float64],
+    grid: Grid = MNI_2009A,
+) -> NDArray[np.float32]:
+    """Bring maps of axial slices to a volume's own grid: the way back of `cut_axial`.
+
+    A voxel takes a slice's value, bilinear in the plane, if the slice's slab, 1 mm thick, meets the voxel's own extent
+    along the template's z: so grids of thick or oblique slices get no holes. Between neighbouring slices, or where the
+    slabs above and below both meet the voxel, its value is linear in between.
+
+    Args:
+        maps: (n, H, W).
+        indices: of the slices in the template's grid, each once.
+        volume: its grid alone counts.
+        to_template: (4, 4), the volume's RAS mm to the template's.
+        grid: the template's.
+
+    Returns:
+        (I, J, K), NaN in voxels that no slice meets.
+    """
+    order = np.argsort(indices)
+    heights = np.asarray(indices, dtype=np.float64)[order]  # (n), ascending
+    stack = np.asarray(maps, dtype=np.float32)[order]
+    to_grid = _to_grid(volume, to_template, grid)
+    reach = 0.5 + 0.5 * np.abs(to_grid[2, :3]).sum() - TOUCH  # of a slab and a voxel, from centre to centre
+    sides = volume.voxels.shape
+    pasted = np.full(sides, np.nan, dtype=np.float32)
+    rows, columns = np.arange(sides[0])[:, None], np.arange(sides[1])
+    last = np.array(stack.shape)[:, None] - 1
+    for k in range(sides[2]):  # a plane at a time: the positions of all voxels at once take six times the volume
+        z = to_grid[2, 0] * rows + to_grid[2, 1] * columns + (to_grid[2, 2] * k + to_grid[2, 3])  # (I, J)
+        i, j = np.nonzero((z > heights[0] - reach) & (z < heights[-1] + reach))
+        x, y = (row[0] * i + row[1] * j + (row[2] * k + row[3]) for row in to_grid[:2])
+        position, met = _among(heights, z[i, j], reach)
+        met &= (x >= -0.5) & (x <= grid.shape[0] - 0.5) & (y >= -0.5) & (y <= grid.shape[1] - 0.5)
+        places = np.stack([position, grid.shape[1] - 1 - y, x])[:, met]
+        pasted[i[met], j[met], k] = _linear(stack, np.clip(places, 0, last))
+    return pasted
+
+
+def _to_grid(volume: Volume, to_template: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
+    """(4, 4): native voxel index to the template's."""
+    return np.asarray(np.linalg.inv(grid.affine) @ to_template @ volume.affine)
+
+
+def _among(
+    heights: NDArray[np.float64], z: NDArray[np.float64], reach: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Where each z takes its value among ascending slices, as a fractional index, and whether a slice is in reach."""
+    position = np.interp(z, heights, np.arange(len(heights)))
+    nearest = np.rint(position)
+    below = heights[np.floor(position).astype(np.intp)]
+    above = heights[np.ceil(position).astype(np.intp)]
+    between = (above - below <= 1) | (np.maximum(np.abs(z - below), np.abs(above - z)) < reach)
+    met = np.abs(heights[nearest.astype(np.intp)] - z) < reach
+    return np.where(between, position, nearest), met
+
+
+def _linear(array: NDArray[np.float32], position: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.asarray(ndimage.map_coordinates(array, position, order=1, mode="nearest", output=np.float32))

@@ -1,0 +1,1 @@
+"""Learning healthy anatomy: the fit and its augmentation."""

@@ -1,0 +1,184 @@
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from thorad.datasets.cases import Case, read_cases, subject_of, training_images
+from thorad.errors import ThoradError
+from thorad.io.images import named_images
+
+
+def scan(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 255, (20, 16)).astype(np.uint8)).save(path)
+
+
+def mask(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(np.where(np.eye(20), 255, 0).astype(np.uint8)).save(path)
+
+
+def refused(table: Path, content: str | bytes) -> str:
+    """The message with which the table is refused: it names the file."""
+    table.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ThoradError) as caught:
+        read_cases(table)
+    assert str(table) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    scan(tmp_path / "images" / "sub-A1_0.png")
+    scan(tmp_path / "images" / "sub-A1_1.png")
+    scan(tmp_path / "b.png")
+    mask(tmp_path / "masks" / "sub-A1_0.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "subject"),
+    [
+        ("sub-IXI173_0.png", "sub-IXI173"),
+        ("sub-01_ses-2_T1w.nii.png", "sub-01"),
+        ("sub-01.png", "sub-01"),
+        ("scan_sub-01.png", "scan_sub-01"),
+        ("0003_0662359226_01.png", "0003_0662359226_01"),
+    ],
+)
+def test_subject_of(name: str, subject: str) -> None:
+    assert subject_of(Path("any") / name) == subject
+
+
+def test_cases(folder: Path) -> None:
+    table = folder / "cases.csv"
+    # With a byte order mark, blanks, a blank line and a column of the user's own, as spreadsheets leave them.
+    table.write_text(
+        "image, mask,subject,note\nimages/sub-A1_0.png,masks/sub-A1_0.png,,x\n\nb.png ,,patient 7,\n",
+        encoding="utf-8-sig",
+    )
+    assert read_cases(table) == [
+        Case(folder / "images/sub-A1_0.png", folder / "masks/sub-A1_0.png", "sub-A1", "images__sub-A1_0"),
+        Case(folder / "b.png", None, "patient 7", "b"),
+    ]
+    assert list(named_images([table])) == [case.name for case in read_cases(table)]
+
+
+def test_subject_column_is_optional(folder: Path) -> None:
+    (folder / "cases.csv").write_text("image,mask\nimages/sub-A1_1.png,\n")
+    assert read_cases(folder / "cases.csv")[0].subject == "sub-A1"
+
+
+def test_the_bench(shared_data: Path) -> None:
+    cases = read_cases(shared_data / "stroke-bench" / "cases.csv")
+    assert len(cases) == 116
+    assert len({case.subject for case in cases}) == 58
+    assert len({case.name for case in cases}) == 116
+    assert all(case.mask is not None and case.subject == subject_of(case.image) for case in cases)
+
+
+def test_no_table(tmp_path: Path) -> None:
+    with pytest.raises(ThoradError, match="can't be read"):
+        read_cases(tmp_path / "nothing.csv")
+    with pytest.raises(ThoradError, match="can't be read"):
+        read_cases(tmp_path)
+
+
+def test_columns_missing(folder: Path) -> None:
+    table = folder / "cases.csv"
+    assert "no column image in the first line; found file, mask." in refused(table, "file,mask\nb.png,\n")
+    assert "no column image, mask in the first line; found nothing" in refused(table, "")
+    assert "separated by semicolons" in refused(table, "image;mask\nb.png;\n")
+    assert "names image more than once" in refused(table, "image,mask,image\nb.png,,b.png\n")
+    assert "no row" in refused(table, "image,mask\n\n")
+
+
+def test_rows_of_another_length(folder: Path) -> None:
+    assert "line 3: found 3 cells, expected 2" in refused(folder / "cases.csv", "image,mask\nb.png,\nb,c.png,\n")
+
+
+def test_files_missing(folder: Path) -> None:
+    table = folder / "cases.csv"
+    rows = "".join(f"gone{index}.png,\n" for index in range(8))
+    message = refused(table, "image,mask\nb.png,\n" + rows)
+    assert "8 of the 9 files in the column image can't be found: gone0.png (line 3), gone1.png (line 4)" in message
+    assert "and 3 more" in message
+    assert str(folder) in message
+    message = refused(table, "image,mask\nb.png,masks/b.png\nimages/sub-A1_0.png,masks/sub-A1_0.png\n")
+    assert "1 of the 2 files in the column mask can't be found: masks/b.png (line 2)" in message
+    refused(table, f"image,mask\n{'x' * 5000},\n")
+    refused(table, "image,mask\nb\0.png,\n")
+    assert "column image is empty in line 2" in refused(table, "image,mask\n,masks/sub-A1_0.png\n")
+
+
+def test_other_encodings(folder: Path) -> None:
+    table = folder / "cases.csv"
+    assert "not UTF-8" in refused(table, "image,mask\nschädel.png,\n".encode("latin-1"))
+    assert "not UTF-8" in refused(table, "image,mask\nb.png,\n".encode("utf-16"))
+    assert "not a CSV table" in refused(table, 'image,mask\n"b.png,\n')
+    refused(table, bytes(range(256)) * 20)
+
+
+def test_an_image_named_twice(folder: Path) -> None:
+    message = refused(folder / "cases.csv", "image,mask\nb.png,\nimages/sub-A1_0.png,\nimages/../b.png,\n")
+    assert "images/../b.png (lines 2 and 4)" in message
+
+
+def test_training_images(tmp_path: Path) -> None:
+    for index in range(3):
+        scan(tmp_path / "train" / f"sub-{index}.png", index)
+    scan(tmp_path / "val" / "sub-9.png", 9)
+    training, validating = training_images(tmp_path / "train", tmp_path / "val")
+    assert [path.name for path in training] == ["sub-0.png", "sub-1.png", "sub-2.png"]
+    assert [path.name for path in validating] == ["sub-9.png"]
+    assert training_images(tmp_path / "train", None) == (training, [])
+
+
+def test_a_trainings_own_pictures_are_no_training_images(tmp_path: Path) -> None:
+    scan(tmp_path / "train" / "a.png")
+    scan(tmp_path / "train" / "run" / "pictures" / "step-1.png")
+    training, _ = training_images(tmp_path / "train", None, leave_out=tmp_path / "train" / "run")
+    assert [path.name for path in training] == ["a.png"]
+
+
+def test_training_on_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ThoradError, match="no image in this folder"):
+        training_images(tmp_path, None)
+    with pytest.raises(ThoradError, match="no such file or folder"):
+        training_images(tmp_path / "nowhere", None)
+    scan(tmp_path / "train" / "a.png")
+    (tmp_path / "val").mkdir()
+    with pytest.raises(ThoradError, match="val: no image in this folder"):
+        training_images(tmp_path / "train", tmp_path / "val")
+
+
+def test_training_on_masks(tmp_path: Path) -> None:
+    scan(tmp_path / "train" / "a.png")
+    mask(tmp_path / "train" / "a_mask.png")
+    with pytest.raises(
+        ThoradError, match=r"train: 1 of 2 images have only two values and look like masks: a_mask\.png"
+    ):
+        training_images(tmp_path / "train", None)
+
+
+def test_training_on_a_damaged_file(tmp_path: Path) -> None:
+    scan(tmp_path / "train" / "a.png")
+    (tmp_path / "train" / "b.png").write_bytes(b"")
+    with pytest.raises(ThoradError, match=r"b\.png: the file is empty"):
+        training_images(tmp_path / "train", None)
+
+
+def test_one_subject_in_two_splits(tmp_path: Path) -> None:
+    scan(tmp_path / "train" / "sub-1_slice-90.png")
+    scan(tmp_path / "train" / "sub-2.png")
+    scan(tmp_path / "val" / "sub-1_slice-95.png")
+    with pytest.raises(ThoradError, match=r"1 subjects stand in both .*train and .*val: sub-1\."):
+        training_images(tmp_path / "train", tmp_path / "val")
+    with pytest.raises(ThoradError, match="2 subjects stand in both"):
+        training_images(tmp_path / "train", tmp_path / "train")
+
+
+def test_the_real_splits_share_no_subject(shared_data: Path) -> None:
+    training, validating = training_images(shared_data / "ixi" / "train", shared_data / "ixi" / "val")
+    assert (len(training), len(validating)) == (465, 58)

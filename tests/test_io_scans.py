@@ -1,0 +1,127 @@
+"""Which cases a user's inputs are, and that nothing of a DICOM file's patient gets out unasked."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from test_data_dicom import AXIAL, DX, IDENTITY, base, blob, save, slices
+
+from thorad.errors import ThoradError
+from thorad.io.images import Image
+from thorad.io.scans import find_scans, scans_of
+from thorad.io.volumes import Volume, write_nifti
+
+PATIENT = [value.split("^")[0] for value in IDENTITY.values()]
+
+
+def write_picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).save(path)
+    return path
+
+
+def write_volume(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = blob((12, 13, 14)).astype(np.float32)
+    write_nifti(path, voxels, Volume(voxels, np.diag([2.0, 2.0, 2.0, 1.0]), "x", "x"), "")
+    return path
+
+
+def write_series(folder: Path) -> list[Path]:
+    return [save(dataset, folder / f"I{k}") for k, dataset in enumerate(slices(blob(), AXIAL))]
+
+
+def test_a_mixed_folder(tmp_path: Path) -> None:
+    write_picture(tmp_path / "in" / "b" / "picture.png")
+    write_volume(tmp_path / "in" / "a" / "head.nii.gz")
+    write_volume(tmp_path / "in" / "a" / "other.nii")
+    write_series(tmp_path / "in" / "Mustermann_Erika" / "MR")
+    save(base(DX, "DX", blob()[:, :, 0]), tmp_path / "in" / "hand.dcm")
+    (tmp_path / "in" / "notes.txt").write_text("nothing to look at")
+    (tmp_path / "in" / ".hidden.png").write_text("no")
+    scans = find_scans([tmp_path / "in"])
+    kinds = {name.partition("-")[0]: (type(scan.read()), scan.is_volume) for name, scan in scans.items()}
+    assert kinds == {
+        "a__head": (Volume, True),
+        "a__other": (Volume, True),
+        "b__picture": (Image, False),
+        "dx": (Image, False),
+        "mr": (Volume, True),
+    }
+    assert all(scan.read().name == name for name, scan in scans.items())
+
+
+def test_nothing_tells_the_patient_unless_asked(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "Mustermann_PAT-4711")
+    ((name, scan),) = find_scans([tmp_path]).items()
+    assert scan.source == f"DICOM series {name}, 6 files"
+    told = scan.told(f"{files[2]}: damaged, as {files[2].name} often is")
+    assert not any(word in text for word in PATIENT for text in (name, scan.source, told))
+    assert "damaged" in told
+    ((same, scan),) = find_scans([tmp_path], keep_identity=True).items()
+    assert same == name, "the name seeds the noise"
+    assert scan.source == str(tmp_path / "Mustermann_PAT-4711")
+    assert str(files[2]) in scan.told(f"{files[2]}: damaged")
+
+
+def test_a_series_is_one_case_wherever_its_files_are_named(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "a")
+    one = find_scans([tmp_path / "a"])
+    assert list(find_scans(files)) == list(find_scans([*reversed(files), tmp_path / "a"])) == list(one)
+    assert len(one) == 1
+
+
+def test_a_damaged_dicom_file_is_a_case_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "Mustermann.dcm").write_bytes(b"no DICOM at all")
+    write_picture(tmp_path / "good.png")
+    scans = find_scans([tmp_path])
+    (bad,) = (scan for name, scan in scans.items() if name != "good")
+    with pytest.raises(ThoradError, match=r"Mustermann\.dcm") as raised:
+        bad.read()
+    assert "Mustermann" not in bad.told(str(raised.value)) + bad.name + bad.source
+
+
+def test_inputs_that_hold_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ThoradError, match=r"no image in this folder or below. Expected DICOM files, or .*\.nii\.gz"):
+        find_scans([tmp_path / "empty"])
+    with pytest.raises(ThoradError, match="no such file or folder"):
+        find_scans([tmp_path / "gone"])
+    save(base("1.2.840.10008.5.1.4.1.1.88.11", "SR", blob()[:, :, 0]), tmp_path / "sr" / "report.dcm")
+    with pytest.raises(ThoradError, match="only DICOM objects without a picture"):
+        find_scans([tmp_path / "sr"])
+    with pytest.raises(ThoradError, match="can't go into the images' own folder"):
+        find_scans([tmp_path], leave_out=tmp_path)
+
+
+def test_results_are_no_scans(tmp_path: Path) -> None:
+    write_picture(tmp_path / "in" / "a.png")
+    write_picture(tmp_path / "in" / "results" / "cases" / "a" / "overlay.png")
+    assert list(find_scans([tmp_path / "in"], leave_out=tmp_path / "in" / "results")) == ["a"]
+
+
+def test_a_table_and_a_file_by_itself(tmp_path: Path) -> None:
+    write_volume(tmp_path / "x" / "head.nii.gz")
+    (tmp_path / "list.csv").write_text("image\nx/head.nii.gz\n")
+    assert list(find_scans([tmp_path / "list.csv"])) == ["x__head"]
+    assert list(find_scans([tmp_path / "x" / "head.nii.gz"])) == ["head"]
+    assert scans_of({"mine": tmp_path / "x" / "head.nii.gz"})["mine"].read().name == "mine"
+
+
+def test_a_slice_that_is_cut_short_is_told_and_not_passed_over(tmp_path: Path) -> None:
+    """The end of a series would be missed by nobody else."""
+    files = write_series(tmp_path)
+    files[-1].write_bytes(files[-1].read_bytes()[:600])
+    scans = find_scans([tmp_path])
+    assert sorted(scan.problem is None for scan in scans.values()) == [False, True]
+    (bad,) = (scan for scan in scans.values() if scan.problem)
+    assert "cut short" in str(bad.problem) or "damaged" in str(bad.problem)
+
+
+def test_a_slice_by_itself_is_not_its_series(tmp_path: Path) -> None:
+    files = write_series(tmp_path)
+    ((name, whole),) = find_scans([tmp_path]).items()
+    ((same, slice_alone),) = find_scans([files[3]]).items()
+    assert same == name
+    assert slice_alone.source != whole.source
