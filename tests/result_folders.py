@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from thorad.results.writer import overlay
+from thorad.pictures import overlay
 
 MAXIMUM = 0.1
 

@@ -17,11 +17,12 @@ import torch
 
 import thorad
 from thorad.apps.run import RunSummary, detect_files, open_results
-from thorad.detector import Detection, Detector
+from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.images import Image
 from thorad.io.scans import scans_of
 from thorad.io.volumes import Volume, write_nifti
+from thorad.records import Detection
 
 
 def write_scan(path: Path, seed: int) -> Path:

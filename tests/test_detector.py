@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 import thorad.detector
-from thorad.detector import Detection, Detector, comparison, possible_noises
+from thorad.detector import Detector, comparison, possible_noises
 from thorad.diffusion.noise import NOISES, case_generator
 from thorad.errors import ThoradError
 from thorad.io.images import Image
-from thorad.io.preprocess import scale, to_model_input
+from thorad.io.intensity import scale
+from thorad.io.preprocess import to_model_input
 from thorad.maps.anomaly_map import residual
 from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
 from thorad.methods import METHODS, PUBLISHED, Restoration, Step
@@ -27,6 +28,7 @@ from thorad.methods.published import (
 )
 from thorad.model import PERCEPTUAL, build_network, load_model, save_model
 from thorad.recipe import Recipe, load_recipe
+from thorad.records import Detection
 
 
 def picture(name: str = "a", height: int = 40, width: int = 30) -> Image:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from thorad.findings import Finding, findings_in
+from thorad.findings import findings_in
+from thorad.records import Finding
 
 MAP = np.array(
     [

@@ -22,7 +22,7 @@ from thorad.implant.bench import (
     otsu_threshold,
 )
 from thorad.io.images import read_image, read_mask
-from thorad.io.preprocess import scale
+from thorad.io.intensity import scale
 
 
 def hand(seed: int, side: int = 64) -> np.ndarray:

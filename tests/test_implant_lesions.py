@@ -16,7 +16,7 @@ from thorad.implant.lesions import (
     implant_swelling,
 )
 from thorad.io.images import read_image
-from thorad.io.preprocess import scale
+from thorad.io.intensity import scale
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 import tifffile
 
 from thorad.errors import ThoradError
+from thorad.io.atomic import write_atomic
 from thorad.io.images import (
     case_names,
     find_images,
@@ -22,7 +23,6 @@ from thorad.io.images import (
     read_mask,
     write_npy,
     write_png8,
-    write_whole,
 )
 
 NOBODY = 65534
@@ -627,7 +627,7 @@ def test_written_files_read_back(tmp_path: Path, rng: np.random.Generator) -> No
 
 def test_failed_writing_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.bin"
-    write_whole(path, b"old")
+    write_atomic(path, b"old")
 
     def full_disk(self: Path, content: bytes) -> int:
         with self.open("wb") as file:
@@ -636,6 +636,6 @@ def test_failed_writing_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(ThoradError, match=r"a\.bin: can't be written \(No space left on device\)"):
-        write_whole(path, b"newer")
+        write_atomic(path, b"newer")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]  # noqa: PTH208 - with hidden ones

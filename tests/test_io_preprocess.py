@@ -5,7 +5,8 @@ import torch.nn.functional as F
 
 from thorad.errors import ThoradError
 from thorad.io.images import read_image
-from thorad.io.preprocess import mask_to_model_grid, place, scale, to_input_grid, to_model_input
+from thorad.io.intensity import scale
+from thorad.io.preprocess import mask_to_model_grid, place, to_input_grid, to_model_input
 
 SHAPES = [
     (233, 197),

@@ -16,8 +16,9 @@ from thorad.errors import ThoradError
 from thorad.io.images import read_mask
 from thorad.io.shards import Shard
 from thorad.io.volumes import Volume
+from thorad.pictures import COLOURS, montage, overlay
 from thorad.results import writer as module
-from thorad.results.writer import COLOURS, ResultWriter, montage, overlay
+from thorad.results.writer import ResultWriter
 
 RUN = {"options": {"method": "thor", "seed": 0, "inputs": ("a", "b")}, "versions": {"thorad": "0.1.0"}}
 
@@ -237,16 +238,16 @@ def test_a_shard_that_ends_while_another_one_writes_the_table(tmp_path: Path, mo
     """The one that has read the cases first is the last to write cases.csv: it must see what it has missed."""
     slow, quick = (writer(tmp_path, shard=Shard(index, 2)) for index in (1, 2))
     slow.write(finding("a"))
-    write_whole = module.write_whole
+    write_atomic = module.write_atomic
 
     def held_up(path: Path, content: bytes) -> None:
         if path.name == "cases.csv":
-            monkeypatch.setattr(module, "write_whole", write_whole)
+            monkeypatch.setattr(module, "write_atomic", write_atomic)
             quick.write(finding("bb"))
             quick.close(2.0, ["a", "bb"])
-        write_whole(path, content)
+        write_atomic(path, content)
 
-    monkeypatch.setattr(module, "write_whole", held_up)
+    monkeypatch.setattr(module, "write_atomic", held_up)
     slow.close(1.0, ["a", "bb"])
     assert [row["name"] for row in table(tmp_path)] == ["a", "bb"]
     run = json.loads((tmp_path / "run.json").read_text())

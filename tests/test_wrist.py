@@ -9,7 +9,8 @@ from torch import Tensor
 
 from thorad.datasets.boxes import Box, boxes_to_model_grid, read_box_cases, read_boxes, read_dataset_table
 from thorad.io.images import read_image
-from thorad.io.preprocess import BRIGHTEST, scale, to_input_grid, to_model_input
+from thorad.io.intensity import BRIGHTEST, scale
+from thorad.io.preprocess import to_input_grid, to_model_input
 
 SIXTEEN_BITS = [
     "0003_0662359226_01_WRI-R1_M011",

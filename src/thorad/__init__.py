@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 from thorad.errors import ThoradError
 
 if TYPE_CHECKING:
-    from thorad.detector import Detection, Detector
+    from thorad.detector import Detector
     from thorad.recipe import Recipe
-    from thorad.volume_detection import VolumeDetection, detect_volume
+    from thorad.records import Detection, VolumeDetection
+    from thorad.volume_detection import detect_volume
 
 __version__ = "0.1.0"
 
 __all__ = ["Detection", "Detector", "Recipe", "ThoradError", "VolumeDetection", "__version__", "detect_volume"]
 
 _HOME = {
-    "Detection": "thorad.detector",
+    "Detection": "thorad.records",
     "Detector": "thorad.detector",
     "Recipe": "thorad.recipe",
-    "VolumeDetection": "thorad.volume_detection",
+    "VolumeDetection": "thorad.records",
     "detect_volume": "thorad.volume_detection",
 }
 

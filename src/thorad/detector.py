@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,9 +20,10 @@ from thorad.calibration import Calibration, matching_calibration, read_calibrati
 from thorad.diffusion.network import fast_precision
 from thorad.diffusion.noise import NOISES, case_generator
 from thorad.errors import ThoradError
-from thorad.findings import Finding, findings_in
+from thorad.findings import findings_in
 from thorad.io.images import Image, image_from_array
-from thorad.io.preprocess import scale, to_input_grid, to_model_input
+from thorad.io.intensity import scale
+from thorad.io.preprocess import to_input_grid, to_model_input
 from thorad.maps.anomaly_map import AnomalyMap, residual
 from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
 from thorad.methods import METHODS, PUBLISHED, Method, Restoration, ZScoreOptions
@@ -30,6 +31,7 @@ from thorad.methods.contract import Compare, OnStep, Step
 from thorad.methods.published import PublishedMap, published_scores
 from thorad.model import Model, has_statistics, load_model, load_recipe_of
 from thorad.recipe import Recipe
+from thorad.records import Detection, StepPictures
 
 Preset = Literal["published"]
 
@@ -53,52 +55,6 @@ SMALLEST_PERCEPTUAL = 17
 
 HIGHEST_SHARE = 0.01
 """The share of a map's values, the highest ones, that makes an image's score."""
-
-
-@dataclass(frozen=True)
-class StepPictures:
-    """One image at one step of its restoration, on the model's grid."""
-
-    timestep: int
-    clean: NDArray[np.float32]
-    """(S, S) in [0, 1]: the estimate of the clean image, before harmonisation."""
-    anomaly_map: NDArray[np.float32] | None
-    """(S, S) >= 0, at a harmonised step only."""
-
-
-@dataclass(frozen=True)
-class Detection:
-    """What was found in one image; every picture is (H, W) float32 on the image's own grid."""
-
-    name: str
-    source: str
-    image: NDArray[np.float32]
-    """As the model saw it: scaled by its 98th percentile to [0, 1]."""
-    anomaly_map: NDArray[np.float32]
-    """>= 0; 0 outside the model's region."""
-    pseudo_healthy: NDArray[np.float32]
-    """In [0, 1]."""
-    score: float
-    """`Detector.scores`."""
-    network_calls: int
-    seconds: float
-    """Wall time of this image's share of its batch."""
-    p_value: float | None = None
-    """Conformal, among the model's healthy calibration scans; None where it isn't calibrated for these options."""
-    mask: NDArray[np.bool_] | None = None
-    """(H, W): `anomaly_map`, on this grid, above the detector's threshold; None where it has none."""
-    findings: tuple[Finding, ...] | None = None
-    """The 8-connected components of the mask, the highest peak first; None as above."""
-    steps: tuple[StepPictures, ...] = ()
-    """The restoration, step after step, where it was asked for."""
-    overlay_maximum: float | None = None
-    """Map value at which an overlay's colours end, one for a method, so that detections compare."""
-
-    def _repr_html_(self) -> str:
-        """How a notebook shows it."""
-        from thorad.results.notebook import result_html
-
-        return result_html(self, self.overlay_maximum)
 
 
 class Detector:

@@ -2,30 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One connected place above the threshold, on the image's or volume's own grid; corners connect."""
-
-    pixels: int
-    """Voxels, of a volume."""
-    area_mm2: float | None
-    """None for a volume, and where the image's spacing isn't known."""
-    volume_mm3: float | None
-    """None for an image."""
-    peak: float
-    """The map's highest value in it."""
-    peak_position: tuple[int, ...]
-    """Row and column of that value, or the voxel's three indices; the first in reading order among equals."""
-    mean: float
-    """Of the map over its pixels."""
+from thorad.records import Finding
 
 
 def findings_in(

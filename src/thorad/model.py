@@ -27,7 +27,8 @@ from thorad import __version__
 from thorad.diffusion.network import Denoiser
 from thorad.diffusion.schedule import Schedule
 from thorad.errors import ThoradError
-from thorad.io.images import read_mask, write_whole
+from thorad.io.atomic import write_atomic
+from thorad.io.images import read_mask
 from thorad.io.preprocess import mask_to_model_grid
 from thorad.recipe import Recipe, parse_recipe
 
@@ -229,14 +230,14 @@ def save_model(
         tensors["statistics.standard_deviation"] = standard_deviation.float().cpu().contiguous()
     weights = save(tensors)
     calibration = {"weights_sha256": hashlib.sha256(weights).hexdigest(), "thorad": __version__}
-    write_whole(folder / RECIPE, recipe.to_toml().encode())
-    write_whole(folder / CARD, card.encode())
-    write_whole(folder / WEIGHTS, weights)
+    write_atomic(folder / RECIPE, recipe.to_toml().encode())
+    write_atomic(folder / CARD, card.encode())
+    write_atomic(folder / WEIGHTS, weights)
     if perceptual is not None:
         content = save({name: tensor.contiguous() for name, tensor in perceptual.items()})
         calibration["perceptual_sha256"] = hashlib.sha256(content).hexdigest()
-        write_whole(folder / PERCEPTUAL, content)
-    write_whole(folder / CALIBRATION, (json.dumps(calibration, indent=2) + "\n").encode())
+        write_atomic(folder / PERCEPTUAL, content)
+    write_atomic(folder / CALIBRATION, (json.dumps(calibration, indent=2) + "\n").encode())
 
 
 def load_region(name: str, size: int) -> NDArray[np.bool_]:

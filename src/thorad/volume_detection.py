@@ -7,69 +7,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thorad.detector import Detection, Detector
+from thorad.detector import Detector
 from thorad.errors import ThoradError
-from thorad.findings import Finding, findings_in
+from thorad.findings import findings_in
 from thorad.io.images import Image
-from thorad.io.preprocess import scale
+from thorad.io.intensity import scale
 from thorad.io.registration import Registration, register
 from thorad.io.template import MNI_2009A, cut_axial, paste_axial
 from thorad.io.volumes import Volume
 from thorad.recipe import VolumeSection
-
-
-@dataclass(frozen=True)
-class VolumeDetection:
-    """What was found in the slices of one volume."""
-
-    name: str
-    source: str
-    volume: Volume
-    """As it was read."""
-    registration: Registration
-    indices: tuple[int, ...]
-    """Of the axial slices in the template's grid, ascending."""
-    slices: tuple[Detection, ...]
-    """One for each of them, on the template's plane (H, W)."""
-    anomaly_map: NDArray[np.float32]
-    """(I, J, K), >= 0; NaN where no slice was looked at."""
-    pseudo_healthy: NDArray[np.float32]
-    """(I, J, K), in [0, 1]; NaN as above."""
-    score: float
-    """The highest of the slices' scores."""
-    network_calls: int
-    seconds: float
-    warnings: tuple[str, ...]
-    """Why the result may mean less than it looks like."""
-    p_value: float | None = None
-    """The smallest of the slices', times their number (Bonferroni), 1 at most; None where the detector isn't
-    calibrated."""
-    mask: NDArray[np.bool_] | None = None
-    """(I, J, K): `anomaly_map` above the detector's threshold; None where it has none."""
-    findings: tuple[Finding, ...] | None = None
-    """The 26-connected components of the mask, the highest peak first; None as above."""
-
-    @property
-    def image(self) -> NDArray[np.float32]:
-        """(I, J, K) in [0, 1], to look at: scaled by the volume's own 98th percentile; what is below 0 is black."""
-        return scale(np.clip(self.volume.voxels, 0, None))
-
-    @property
-    def where(self) -> str:
-        """The slices, short enough for a NIfTI header's 79 characters."""
-        return f"slice{'s' * (len(self.indices) > 1)} {told_indices(self.indices)} of MNI152"
-
-    def _repr_html_(self) -> str:
-        """How a notebook shows it."""
-        from thorad.results.notebook import volume_html
-
-        maximum = self.slices[0].overlay_maximum
-        return volume_html(self.name, self.indices, self.slices, self.warnings, maximum)
+from thorad.records import VolumeDetection, format_indices
 
 
 def detect_volume(
@@ -147,7 +99,7 @@ def checked_indices(section: VolumeSection, indices: Sequence[int] | None, model
     depth = MNI_2009A.shape[2]
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
         raise ThoradError(
-            f"slices {told_indices(chosen)}: expected indices from 0 to {depth - 1} of the template's grid."
+            f"slices {format_indices(chosen)}: expected indices from 0 to {depth - 1} of the template's grid."
         )
     return chosen
 
@@ -179,10 +131,3 @@ def _pasted(
     pictures: Sequence[NDArray[np.float32]], indices: Sequence[int], volume: Volume, registration: Registration
 ) -> NDArray[np.float32]:
     return paste_axial(np.stack(pictures), indices, volume, registration.to_template)
-
-
-def told_indices(indices: Sequence[int]) -> str:
-    """`95`, or `90 to 100`."""
-    if len(indices) < 2:
-        return str(indices[0]) if indices else "none"
-    return f"{indices[0]} to {indices[-1]}"

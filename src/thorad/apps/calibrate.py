@@ -17,7 +17,7 @@ from thorad.calibration import Calibration, calibrate_maps, map_options, scans_n
 from thorad.datasets.cases import subject_of
 from thorad.detector import Detector
 from thorad.errors import ThoradError
-from thorad.io.images import write_whole
+from thorad.io.atomic import write_atomic
 from thorad.io.preprocess import to_model_input
 from thorad.io.tables import listing
 from thorad.model import CALIBRATION, CARD, PERCEPTUAL, RECIPE, WEIGHTS, is_bundled, model_folder
@@ -145,8 +145,8 @@ def save_calibration(calibration: Calibration, model: str | Path, out: Path | No
     text = json.dumps(with_calibration(content, calibration, str(folder)), indent=2) + "\n"
     for file in (RECIPE, CARD, PERCEPTUAL, WEIGHTS):
         if (source / file).is_file() and not (folder / file).is_file():
-            write_whole(folder / file, (source / file).read_bytes())
-    write_whole(folder / CALIBRATION, text.encode())
+            write_atomic(folder / file, (source / file).read_bytes())
+    write_atomic(folder / CALIBRATION, text.encode())
     return folder
 
 

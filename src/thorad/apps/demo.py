@@ -25,11 +25,14 @@ from PIL import ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation
 
 from thorad.apps.run import open_results
-from thorad.detector import Detection, Detector
+from thorad.detector import Detector
 from thorad.implant.lesions import implant
 from thorad.io.images import read_image, write_png8
-from thorad.io.preprocess import place, scale, to_input_grid
-from thorad.results.writer import OVERLAY, overlay
+from thorad.io.intensity import scale
+from thorad.io.preprocess import place, to_input_grid
+from thorad.pictures import overlay
+from thorad.records import Detection
+from thorad.results.writer import OVERLAY
 
 METHODS = ("thor", "zscore")
 COLUMNS = ("scan", "pseudo-healthy", "THOR", "z-score", "truth")

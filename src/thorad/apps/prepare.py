@@ -30,7 +30,8 @@ from scipy import ndimage
 
 from thorad import __version__
 from thorad.errors import ThoradError
-from thorad.io.images import write_png8, write_png16, write_whole
+from thorad.io.atomic import write_atomic
+from thorad.io.images import write_png8, write_png16
 from thorad.io.registration import Registration, register, template_brain
 from thorad.io.scans import Scan
 from thorad.io.template import MNI_2009A, cut_axial, paste_axial
@@ -299,7 +300,7 @@ def _prepare_one(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
         "options": options,
         "versions": {"thorad": __version__, **{name: version(name) for name in ("simpleitk", "numpy", "scipy")}},
     }
-    write_whole(folder / "prepared.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_atomic(folder / "prepared.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _subject(scan: Scan) -> str:
@@ -354,4 +355,4 @@ def _write_table(out: Path) -> None:
         prepared = load_prepared(record.parent)
         for index, file in prepared.slices.items():
             writer.writerow([file.relative_to(out).as_posix(), prepared.subject, prepared.name, index])
-    write_whole(out / "slices.csv", text.getvalue().encode())
+    write_atomic(out / "slices.csv", text.getvalue().encode())

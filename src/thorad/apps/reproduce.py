@@ -25,7 +25,8 @@ from thorad.detector import DEFAULT_STEPS, Detector, comparison
 from thorad.errors import ThoradError
 from thorad.evaluation.bench import title
 from thorad.evaluation.evaluate import evaluate, honest_floor_warning
-from thorad.io.images import find_images, write_whole
+from thorad.io.atomic import write_atomic
+from thorad.io.images import find_images
 from thorad.io.tables import listing
 from thorad.model import load_recipe_of
 
@@ -273,9 +274,9 @@ def _figure_4(
 
         results.append(_level(detector, cases, digest, out / "levels", name, settings, report))
     figure = plot_sweep(results)
-    write_whole(out / "figure4.png", figure["png"])
-    write_whole(out / "figure4.svg", figure["svg"])
-    write_whole(out / "sweep.csv", _sweep_csv(results))
+    write_atomic(out / "figure4.png", figure["png"])
+    write_atomic(out / "figure4.svg", figure["svg"])
+    write_atomic(out / "sweep.csv", _sweep_csv(results))
     rows = [
         [
             *(title(result), str(result["noise_level"] or "-"), str(result["network_calls"])),
@@ -304,7 +305,7 @@ def _figure_4(
         f"Left out: {'; '.join(untrained)}." if untrained else "",
     ]
     columns = ["Method", "Level", "Calls", "Average [95 %]", "Paper mix [95 %]"]
-    write_whole(out / "metrics.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+    write_atomic(out / "metrics.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     picture = "![best Dice against the noise level](figure4.png)"
     return _reported("Figure 4: noise levels", out, results, columns, rows, [picture, *notes], brain.failures)
 
@@ -473,7 +474,7 @@ def _level(
     )
     result = {**result, "noise_level": detector.noise_level}
     content = json.dumps({"options": options, "result": result}, indent=2, allow_nan=False)
-    write_whole(kept, (content + "\n").encode())
+    write_atomic(kept, (content + "\n").encode())
     return result
 
 
@@ -616,7 +617,7 @@ def _reported(
     rule = "|" + "".join("---|" if column in ("Method", "Kind") else "---:|" for column in columns)
     table = [f"| {' | '.join(cells)} |" for cells in [columns, *rows]]
     text = "\n\n".join([f"# {heading}", "\n".join([table[0], rule, *table[1:]]), *kept, *left_out])
-    write_whole(out / "report.md", (text + "\n").encode())
+    write_atomic(out / "report.md", (text + "\n").encode())
     return Reproduced(results, columns, rows, [note for note in kept if not note.startswith("![")], all_failures)
 
 

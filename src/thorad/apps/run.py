@@ -14,17 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from thorad.detector import Detection, Detector
+from thorad.detector import Detector
 from thorad.errors import ThoradError
-from thorad.io.images import Image, read_image, write_whole
-from thorad.io.preprocess import scale
+from thorad.io.atomic import write_atomic
+from thorad.io.images import Image, read_image
+from thorad.io.intensity import scale
 from thorad.io.scans import Scan
 from thorad.io.shards import Shard
 from thorad.io.tables import listing
 from thorad.io.volumes import Volume
+from thorad.records import Detection, VolumeDetection
 from thorad.results.dicom import import_highdicom
 from thorad.results.writer import STEPS, ResultWriter
-from thorad.volume_detection import VolumeDetection, detect_volume
+from thorad.volume_detection import detect_volume
 
 Progress = Callable[[int, int], None]
 """Called with (cases done or failed, cases in all), first with those that an earlier run has done."""
@@ -81,7 +83,7 @@ def open_results(
 def write_evaluation_run(detectors: Sequence[Detector], out: Path, seconds: float) -> None:
     """Write `out`/run.json: what made the figures of an evaluation."""
     run = {"detectors": [detector.provenance() for detector in detectors], **_software(), "seconds": round(seconds, 1)}
-    write_whole(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
+    write_atomic(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
 
 
 def _calibration(detector: Detector) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from thorad.detector import Detector
 from thorad.diffusion.network import Denoiser, fast_precision
 from thorad.diffusion.noise import case_generator, simplex_noise
-from thorad.io.images import write_whole
+from thorad.io.atomic import write_atomic
 from thorad.model import build_network, save_model
 from thorad.recipe import Recipe, load_recipe
 
@@ -163,7 +163,7 @@ class Figures:
             ThoradError: the file can't be written.
         """
         published = {"cpu_seconds": PUBLISHED_CPU_SECONDS, "network_calls": PUBLISHED_CALLS}
-        write_whole(path, (json.dumps({**asdict(self), "published": published}, indent=2) + "\n").encode())
+        write_atomic(path, (json.dumps({**asdict(self), "published": published}, indent=2) + "\n").encode())
 
 
 def run_bench(

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
-from thorad.io.images import write_png8, write_png16, write_whole
+from thorad.io.atomic import write_atomic
+from thorad.io.images import write_png8, write_png16
 from thorad.io.template import MNI_2009A, Grid
 from thorad.io.volume_header import import_nibabel, times
 
@@ -149,7 +150,7 @@ def cut_slices(
     writer = csv.DictWriter(text, ["image", "mask", "subject"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(out / "cases.csv", text.getvalue().encode())
+    write_atomic(out / "cases.csv", text.getvalue().encode())
     return Slices(out / "cases.csv", len(rows), without_lesion, left_out)
 
 

@@ -23,8 +23,8 @@ import numpy as np
 import PIL.Image
 
 from thorad.datasets.layouts import SetCase, find_data_set, part_of, read_set_table, split_tables
+from thorad.io.atomic import write_atomic
 from thorad.io.decode import check_sides
-from thorad.io.images import write_whole
 from thorad.io.volume_header import HEADER_BYTES, import_nibabel, is_nrrd, metaimage_header, nrrd_header
 from thorad.io.volumes import VOLUME_SUFFIXES
 
@@ -98,7 +98,7 @@ class Report:
         Raises:
             ThoradError: the file can't be written.
         """
-        write_whole(path, (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(path, (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def check_data_set(folder: Path, kind: str | None = None) -> Report:

@@ -18,7 +18,7 @@ from pathlib import Path
 from thorad.datasets.check import Contents, same_content
 from thorad.datasets.layouts import PARTS, DataSet, SetCase
 from thorad.errors import ThoradError
-from thorad.io.images import write_whole
+from thorad.io.atomic import write_atomic
 from thorad.io.tables import listing
 
 PATIENTS_ONLY = ("atlas", "bids", "brats")
@@ -128,7 +128,7 @@ def write_split(found: DataSet, out: Path, fractions: tuple[float, float, float]
         if table.exists() and (part not in contents or table.read_bytes() != contents[part]):
             raise ThoradError(f"{table}: another split is there already. Name another folder, or remove its tables.")
     for part, content in contents.items():
-        write_whole(tables[part], content)
+        write_atomic(tables[part], content)
     return Split({part: tables[part] for part in contents}, parts, left_out)
 
 

@@ -26,7 +26,7 @@ import PIL.Image
 
 from thorad.datasets.boxes import Box, WristImage, read_boxes, read_dataset_table, voc_xml
 from thorad.errors import ThoradError
-from thorad.io.images import write_whole
+from thorad.io.atomic import write_atomic
 
 LAYOUT: Final = (
     "dataset.csv or dataset.csv.gz, images_part1/*.png ... images_part4/*.png or images/*.png, and "
@@ -177,13 +177,13 @@ def write_wrist_cases(cases: WristCases, out: Path) -> Path:
     for case in [*cases.diseased, *cases.healthy_test]:
         boxes = f"boxes/{case.name}.xml" if case.boxes else ""
         if boxes:
-            write_whole(out / boxes, voc_xml(case.boxes, case.height, case.width))
+            write_atomic(out / boxes, voc_xml(case.boxes, case.height, case.width))
         kind = ";".join(sorted({box.label for box in case.boxes})) or "healthy"
         row = {"image": str(case.image.resolve()), "boxes": boxes, "elsewhere": ""}
         rows.append(row | {"subject": case.subject, "kind": kind})
     training = [{"image": str(case.image.resolve()), "subject": case.subject} for case in cases.healthy_training]
-    write_whole(out / "train.csv", _csv(["image", "subject"], training))
-    write_whole(out / "cases.csv", _csv(["image", "boxes", "elsewhere", "subject", "kind"], rows))
+    write_atomic(out / "train.csv", _csv(["image", "subject"], training))
+    write_atomic(out / "cases.csv", _csv(["image", "boxes", "elsewhere", "subject", "kind"], rows))
     return out / "cases.csv"
 
 

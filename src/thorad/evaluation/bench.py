@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from thorad.datasets.cases import Case, subject_of
 from thorad.errors import ThoradError
-from thorad.io.images import case_names, read_image, read_mask, write_whole
+from thorad.io.atomic import write_atomic
+from thorad.io.images import case_names, read_image, read_mask
 from thorad.io.preprocess import mask_to_model_grid, to_model_input
 from thorad.io.tables import listing
 
@@ -348,7 +349,7 @@ def _see(detector: MapDetector, images: torch.Tensor, names: Sequence[str], keep
             if keep is not None:
                 content = io.BytesIO()
                 np.savez(content, **seen[index]._asdict())
-                write_whole(files[index], content.getvalue())
+                write_atomic(files[index], content.getvalue())
     return [seen[index] for index in range(len(names))]
 
 

@@ -23,7 +23,7 @@ from thorad.errors import ThoradError
 from thorad.evaluation.bench import MapDetector, Progress, title
 from thorad.evaluation.protocols import DEFAULT_PROTOCOL, PROTOCOLS, Protocol
 from thorad.evaluation.statistics import PERMUTATIONS
-from thorad.io.images import write_whole
+from thorad.io.atomic import write_atomic
 
 
 def evaluate(
@@ -87,9 +87,9 @@ def evaluate(
         **({"validation": validation} if chosen.validated else {}),
     )
     results = [_without_nan({"protocol": protocol, **result}) for result in results]
-    write_whole(out / "cases.csv", _csv_text(rows).encode())
-    write_whole(out / "table.md", markdown_table(results).encode())
-    write_whole(out / "metrics.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+    write_atomic(out / "cases.csv", _csv_text(rows).encode())
+    write_atomic(out / "table.md", markdown_table(results).encode())
+    write_atomic(out / "metrics.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     return results
 
 
@@ -157,5 +157,5 @@ def _csv_text(rows: Sequence[dict[str, Any]]) -> str:
 def _check_writable(out: Path) -> None:
     """Fail before the detection, not hours later, when the results could not be written."""
     probe = out / ".probe"
-    write_whole(probe, b"")
+    write_atomic(probe, b"")
     probe.unlink()

@@ -31,8 +31,9 @@ from thorad.implant.lesions import (
     implant_plate,
     implant_swelling,
 )
-from thorad.io.images import case_names, read_image, write_png8, write_whole
-from thorad.io.preprocess import scale
+from thorad.io.atomic import write_atomic
+from thorad.io.images import case_names, read_image, write_png8
+from thorad.io.intensity import scale
 from thorad.io.tables import listing
 
 XRAY_KINDS = ("pins", "plate", "fracture", "foreign-body", "swelling")
@@ -339,8 +340,8 @@ def _make(
             reason = next(iter(left_out.values()), "no image was given")
             raise ThoradError(f"Nothing could be implanted in the {len(images)} images. The first: {reason}")
         table = _table([*columns, "subject", "kind"], [rows[name] for name in sorted(rows)])
-        write_whole(part / "cases.csv", table)
-        write_whole(part / "README.md", _readme(columns, counts, left_out, seed, what).encode())
+        write_atomic(part / "cases.csv", table)
+        write_atomic(part / "README.md", _readme(columns, counts, left_out, seed, what).encode())
         try:
             os.replace(part, out)
         except OSError as error:
@@ -390,7 +391,7 @@ def _write_case(folder: Path, name: str, kind: str, files: Files) -> dict[str, s
     for column, content in files.items():
         relative = f"{folders.get(column, column)}/{name}{'.xml' if isinstance(content, bytes) else '.png'}"
         if isinstance(content, bytes):
-            write_whole(folder / relative, content)
+            write_atomic(folder / relative, content)
         else:
             write_png8(folder / relative, content.astype(np.float32))
         row[column] = relative

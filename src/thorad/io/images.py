@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 import re
-import socket
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
+from thorad.io.atomic import write_atomic
 from thorad.io.decode import check_array, decode, to_grey
 from thorad.io.tables import files_in_column, read_table
 
@@ -221,27 +221,6 @@ def case_names(paths: Sequence[Path], folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whenever the process dies. Makes its folder.
-
-    Raises:
-        ThoradError: the disk or the permissions don't allow it.
-    """
-    # Processes on several machines, whose numbers may be the same, may write into one shared folder.
-    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise ThoradError(
-            f"{path}: can't be written ({error.strerror}). Check free space and permissions, or name another folder."
-        ) from error
-
-
 def write_png8(path: Path, pixels: NDArray[Any]) -> None:
     """Write an 8-bit PNG, whole or not at all.
 
@@ -254,21 +233,21 @@ def write_png8(path: Path, pixels: NDArray[Any]) -> None:
         pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels).save(buffer, "PNG")
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def write_png16(path: Path, pixels: NDArray[np.floating[Any]]) -> None:
     """Write a 16-bit grey PNG of (H, W) floats, where [0, 1] becomes 0...65535 rounded; whole or not at all."""
     buffer = io.BytesIO()
     PIL.Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 65535.0).astype(np.uint16)).save(buffer, "PNG")
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def write_npy(path: Path, array: NDArray[Any]) -> None:
     """Write a NumPy file, whole or not at all."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def _expand(given: Path, leave_out: Path | None) -> tuple[list[Path], Path]:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
-from thorad.io.images import case_names, write_whole
+from thorad.io.atomic import write_atomic
+from thorad.io.images import case_names
 from thorad.io.volume_header import (
     HEADER_BYTES,
     Stored,
@@ -144,7 +145,7 @@ def write_nifti(path: Path, voxels: NDArray[Any], like: Volume, description: str
         file.write(_header_like(like, dtype, description) + _NO_EXTENSIONS)
         for k in range(voxels.shape[2]):
             file.write(voxels[:, :, k].astype(dtype).tobytes(order="F"))
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 class _Readable(Protocol):

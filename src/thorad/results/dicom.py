@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
+from thorad.io.atomic import write_atomic
 from thorad.io.dicom import MANUFACTURER, Series, as_frames, slice_order
 from thorad.io.dicom_file import frame_group, import_pydicom, number_of, read_dataset, reading, shape_of, text_of
-from thorad.io.images import write_whole
-from thorad.results.writer import overlay
+from thorad.pictures import overlay
 
 RESEARCH: Final = "Research use only"
 
@@ -472,4 +472,4 @@ def _save(path: Path, dataset: Any) -> None:
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())

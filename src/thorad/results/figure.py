@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
-from thorad.io.images import write_whole
+from thorad.io.atomic import write_atomic
+from thorad.pictures import COLOURS
 from thorad.results.reader import Pictures, match_truth, read_folder, read_pictures, truth_of
-from thorad.results.writer import COLOURS
 
 KINDS: Final = (".pdf", ".png", ".svg")
 RESOLUTION: Final = 300
@@ -70,7 +70,7 @@ def write_figure(
     # Without the date, the same results give the same file.
     when = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}[suffix]
     figure.savefig(buffer, format=suffix[1:], dpi=RESOLUTION, metadata=when)
-    write_whole(out, buffer.getvalue())
+    write_atomic(out, buffer.getvalue())
 
 
 def _chosen(pictures: Sequence[Pictures], number: int | None, name: str) -> Pictures:

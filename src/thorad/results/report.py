@@ -22,18 +22,10 @@ from numpy.typing import NDArray
 from thorad import __version__
 from thorad.datasets.cases import Case as Labelled
 from thorad.errors import ThoradError
-from thorad.io.images import write_whole
+from thorad.io.atomic import write_atomic
+from thorad.pictures import coded_map, grey_png, mask_png, png_text, reduced, reduced_colours, reduced_shape
 from thorad.results import charts
-from thorad.results.gallery import (
-    COLOUR_MAPS,
-    coded_map,
-    grey_png,
-    mask_png,
-    png_text,
-    reduced,
-    reduced_colours,
-    reduced_shape,
-)
+from thorad.results.gallery import COLOUR_MAPS
 from thorad.results.page import LARGEST_PAGE, json_text, script_hash
 from thorad.results.reader import CaseResult, Pictures, ResultFolder, match_truth, read_folder, read_pictures, truth_of
 from thorad.results.truth import Measured, measure
@@ -109,7 +101,7 @@ def write_report(
         index=gallery.index,
         pictures=gallery.blocks,
     )
-    write_whole(path, page)
+    write_atomic(path, page)
     return ReportSummary(path, len(page), len(folder.cases), gallery.side, gallery.without_pictures)
 
 
@@ -555,7 +547,7 @@ def _write_evaluation(results: Path, path: Path) -> ReportSummary:
         script=_asset("page.js"),
         index={},
     )
-    write_whole(path, page)
+    write_atomic(path, page)
     return ReportSummary(path, len(page), 0, None, 0)
 
 

@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 
 from thorad import __version__
 from thorad.errors import ThoradError
-from thorad.io.images import write_whole
+from thorad.io.atomic import write_atomic
 from thorad.io.tables import listing
 from thorad.io.volume_header import import_nibabel, times
 from thorad.io.volumes import PACKING, read_volume
+from thorad.pictures import COLOURS
 from thorad.results.page import LARGEST_PAGE, json_text, script_hash
 from thorad.results.reader import CaseResult, ResultFolder, read_folder
-from thorad.results.writer import COLOURS
 
 MOST_VOXELS: Final = 40_000_000
 """A page's grid: more is slow to draw, and too much for small graphics cards. Heads of 1 mm have 7 million."""
@@ -167,7 +167,7 @@ def write_volume_page(
         if math.prod(grid.page_shape) <= MOST_VOXELS:
             page = _page(folder, found, read, grid, note)
             if len(page) <= largest or min(grid.page_shape) < LEAST_SIDE:
-                write_whole(out, page)
+                write_atomic(out, page)
                 return out
         factor += 1
 

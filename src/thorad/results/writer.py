@@ -46,20 +46,16 @@ from numpy.typing import NDArray
 
 from thorad import __version__
 from thorad.errors import ThoradError
+from thorad.io.atomic import write_atomic
 from thorad.io.dicom import Series, without_identity
-from thorad.io.images import write_npy, write_png8, write_whole
+from thorad.io.images import write_npy, write_png8
 from thorad.io.shards import Shard
 from thorad.io.tables import listing
 from thorad.io.volumes import Volume, write_nifti
+from thorad.pictures import montage, overlay
 
 COLUMNS = ("name", "source", "score", "p_value", "findings", "network_calls", "seconds", "status", "message")
 """Of cases.csv, where `findings` is their number; case.json lists them, each as `thorad.findings` has it."""
-
-COLOURS = np.array([(126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33)], dtype=np.float32)
-"""Violet to yellow: the upper part of plasma, which rises evenly in lightness and reads the same without red or green.
-
-Source: S. van der Walt and N. Smith, matplotlib colour maps (CC0).
-"""
 
 SCAN, MAP, PSEUDO_HEALTHY = "scan.png", "anomaly_map.npy", "pseudo_healthy.png"
 OVERLAY, MASK, STEPS = "overlay.png", "mask.png", "steps.npz"
@@ -68,8 +64,6 @@ OF_A_CASE = (
     *("slices/*/*", "dicom/*.dcm", "dicom/overlay/*.dcm"),
 )
 """All files that a case may have, beside case.json."""
-
-MONTAGE_COLUMNS = 6
 
 
 class Judged(Protocol):
@@ -304,7 +298,7 @@ class ResultWriter:
             "similarity": registration.similarity,
             "slices": list(result.indices),
         }
-        write_whole(folder / "registration.json", _json(content))
+        write_atomic(folder / "registration.json", _json(content))
         told = list(result.warnings)
         if series is not None:
             told += self._write_dicom(folder / "dicom", series, result)
@@ -324,7 +318,7 @@ class ResultWriter:
         if result.mask is not None:
             write_png8(folder / MASK, np.where(result.mask, 255, 0).astype(np.uint8))
         if result.steps:
-            write_whole(folder / STEPS, _steps(result.steps))
+            write_atomic(folder / STEPS, _steps(result.steps))
 
     def _write_dicom(self, folder: Path, series: Series, result: Result | VolumeResult) -> list[str]:
         """Write the DICOM objects; returns why not, where the source doesn't allow them: the rest is still of use."""
@@ -402,7 +396,7 @@ class ResultWriter:
         Raises:
             ThoradError: the disk or the permissions don't allow it.
         """
-        write_whole(self._shard_file, _json({"seconds": self._seconds_before + seconds}))
+        write_atomic(self._shard_file, _json({"seconds": self._seconds_before + seconds}))
         # Two shards may end at once, and the one that read the cases first may write the table last. So whoever has
         # written looks whether another one ended since it began to read.
         ended = None
@@ -420,7 +414,7 @@ class ResultWriter:
             counts[case.status] += 1
             missing.discard(case.name)
         # A source may hold bytes that are no UTF-8; it is still to be told.
-        write_whole(self._out / "cases.csv", table.getvalue().encode(errors="backslashreplace"))
+        write_atomic(self._out / "cases.csv", table.getvalue().encode(errors="backslashreplace"))
         self._write_run(status="running" if missing else "finished", cases=counts)
 
     def _refuse_other_options(self) -> None:
@@ -470,7 +464,7 @@ class ResultWriter:
         return found
 
     def _write_run(self, **state: Any) -> None:
-        write_whole(self._out / "run.json", _json({**self._run, **state, "seconds": sum(self._seconds().values())}))
+        write_atomic(self._out / "run.json", _json({**self._run, **state, "seconds": sum(self._seconds().values())}))
 
     def _clear(self, name: str) -> Path:
         """The case's folder without what an interrupted or failed try has left; case.json goes first."""
@@ -486,7 +480,7 @@ class ResultWriter:
         return folder
 
     def _write_case(self, folder: Path, **case: Any) -> None:
-        write_whole(folder / "case.json", _json(case))
+        write_atomic(folder / "case.json", _json(case))
 
     def _names(self) -> list[str]:
         try:
@@ -506,35 +500,6 @@ class ResultWriter:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ThoradError(f"{path}: damaged ({error}). Delete it, and the case is done again.") from error
-
-
-def overlay(image: NDArray[Any], anomaly_map: NDArray[Any], maximum: float) -> NDArray[np.uint8]:
-    """Lay the map in colours over the image in grey; the higher the map, the less of the image shows.
-
-    Args:
-        image: (H, W) in [0, 1].
-        anomaly_map: (H, W); 0 and below leave the image as it is, `maximum` and above hide it.
-        maximum: value of the strongest colour, above 0.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    height = np.clip(anomaly_map / maximum, 0, 1).astype(np.float32)  # (H, W)
-    grey = (1 - height) * 255 * np.clip(image, 0, 1)
-    blended = np.empty((*height.shape, 3), np.uint8)
-    for channel, levels in enumerate(COLOURS.T):
-        colour = np.interp(height, np.linspace(0, 1, len(levels)), levels)
-        blended[..., channel] = np.rint(height * colour + grey)
-    return blended
-
-
-def montage(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Pictures (H, W, 3) of one size side by side, in rows of MONTAGE_COLUMNS."""
-    columns = min(len(pictures), MONTAGE_COLUMNS)
-    empty = [np.zeros_like(pictures[0])] * (-len(pictures) % columns)
-    full = [*pictures, *empty]
-    rows = [np.concatenate(full[start : start + columns], axis=1) for start in range(0, len(full), columns)]
-    return np.concatenate(rows, axis=0)
 
 
 def _steps(steps: Sequence[Any]) -> bytes:

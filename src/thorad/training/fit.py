@@ -36,7 +36,8 @@ from thorad.diffusion.network import fast_precision
 from thorad.diffusion.noise import NOISES
 from thorad.diffusion.schedule import Schedule
 from thorad.errors import ThoradError
-from thorad.io.images import read_image, write_png8, write_whole
+from thorad.io.atomic import write_atomic
+from thorad.io.images import read_image, write_png8
 from thorad.io.preprocess import to_model_input
 from thorad.model import CALIBRATION, RECIPE, WEIGHTS, build_network, load_model, save_model
 from thorad.recipe import Recipe, parse_recipe
@@ -352,7 +353,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
             if earlier != recipe:
                 raise ThoradError(f"{out}: holds a training with another recipe. Use another folder or its recipe.")
         else:
-            write_whole(path, recipe.to_toml().encode())  # other processes may look for it right now
+            write_atomic(path, recipe.to_toml().encode())  # other processes may look for it right now
         (out / "pictures").mkdir(exist_ok=True)
     except OSError as error:
         raise ThoradError(

@@ -12,16 +12,8 @@ import numpy as np
 import PIL.Image
 
 from thorad.errors import ThoradError
-from thorad.results.gallery import (
-    COLOUR_MAPS,
-    coded_map,
-    grey_png,
-    mask_png,
-    png_text,
-    reduced,
-    reduced_colours,
-    reduced_shape,
-)
+from thorad.pictures import coded_map, grey_png, mask_png, png_text, reduced, reduced_colours, reduced_shape
+from thorad.results.gallery import COLOUR_MAPS
 from thorad.results.reader import CaseResult, Pictures, read_folder, read_pictures
 from thorad.results.volume_page import write_volume_page
 from thorad.results.writer import OVERLAY, PSEUDO_HEALTHY, SCAN, STEPS

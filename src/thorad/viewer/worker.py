@@ -38,9 +38,8 @@ from thorad.io.volumes import Volume, write_nifti
 from thorad.methods import METHODS, Restoration
 from thorad.methods.contract import OnStep, Step
 from thorad.model import bundled_models, has_statistics, load_recipe_of
-from thorad.results.gallery import png_text
+from thorad.pictures import overlay, png_text
 from thorad.results.volume_page import write_volume_page
-from thorad.results.writer import overlay
 from thorad.viewer.jobs import Order
 from thorad.viewer.pages import PLANES
 

@@ -1,19 +1,24 @@
 """How a detection shows itself in a notebook: scan, pseudo-healthy twin and map over the scan, side by side."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thorad.results.gallery import png_text, reduced, reduced_colours, reduced_shape
-from thorad.results.writer import Result, overlay
+from thorad.pictures import overlay, png_text, reduced, reduced_colours, reduced_shape
+
+if TYPE_CHECKING:
+    from thorad.records import Detection
 
 SIDE = 320
 """px, longest side of a picture."""
 
 
-def result_html(result: Result, overlay_maximum: float | None, title: str = "") -> str:
+def result_html(result: Detection, overlay_maximum: float | None, title: str = "") -> str:
     """One picture's detection as HTML without scripts or links.
 
     Args:
@@ -40,7 +45,11 @@ def result_html(result: Result, overlay_maximum: float | None, title: str = "") 
 
 
 def volume_html(
-    name: str, indices: Sequence[int], slices: Sequence[Result], warnings: Sequence[str], overlay_maximum: float | None
+    name: str,
+    indices: Sequence[int],
+    slices: Sequence[Detection],
+    warnings: Sequence[str],
+    overlay_maximum: float | None,
 ) -> str:
     """A volume's slices, one below the other."""
     told = "".join(f"<p>Warning: {escape(warning)}</p>" for warning in warnings)

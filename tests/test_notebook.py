@@ -11,7 +11,7 @@ import PIL.Image
 
 from thorad import Detector
 from thorad.io.images import Image
-from thorad.results.writer import overlay
+from thorad.pictures import overlay
 
 
 def pictures(html: str) -> list[np.ndarray]:

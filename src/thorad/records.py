@@ -1,0 +1,139 @@
+"""What was found in an image or a volume, as everything above the detector reads it.
+
+Shapes: H, W an image's own grid; S the model's; I, J, K a volume's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thorad.io.intensity import scale
+
+if TYPE_CHECKING:
+    from thorad.io.registration import Registration
+    from thorad.io.volumes import Volume
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One connected place above the threshold, on the image's or volume's own grid; corners connect."""
+
+    pixels: int
+    """Voxels, of a volume."""
+    area_mm2: float | None
+    """None for a volume, and where the image's spacing isn't known."""
+    volume_mm3: float | None
+    """None for an image."""
+    peak: float
+    """The map's highest value in it."""
+    peak_position: tuple[int, ...]
+    """Row and column of that value, or the voxel's three indices; the first in reading order among equals."""
+    mean: float
+    """Of the map over its pixels."""
+
+
+@dataclass(frozen=True)
+class StepPictures:
+    """One image at one step of its restoration, on the model's grid."""
+
+    timestep: int
+    clean: NDArray[np.float32]
+    """(S, S) in [0, 1]: the estimate of the clean image, before harmonisation."""
+    anomaly_map: NDArray[np.float32] | None
+    """(S, S) >= 0, at a harmonised step only."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What was found in one image; every picture is (H, W) float32 on the image's own grid."""
+
+    name: str
+    source: str
+    image: NDArray[np.float32]
+    """As the model saw it: scaled by its 98th percentile to [0, 1]."""
+    anomaly_map: NDArray[np.float32]
+    """>= 0; 0 outside the model's region."""
+    pseudo_healthy: NDArray[np.float32]
+    """In [0, 1]."""
+    score: float
+    """`Detector.scores`."""
+    network_calls: int
+    seconds: float
+    """Wall time of this image's share of its batch."""
+    p_value: float | None = None
+    """Conformal, among the model's healthy calibration scans; None where it isn't calibrated for these options."""
+    mask: NDArray[np.bool_] | None = None
+    """(H, W): `anomaly_map`, on this grid, above the detector's threshold; None where it has none."""
+    findings: tuple[Finding, ...] | None = None
+    """The 8-connected components of the mask, the highest peak first; None as above."""
+    steps: tuple[StepPictures, ...] = ()
+    """The restoration, step after step, where it was asked for."""
+    overlay_maximum: float | None = None
+    """Map value at which an overlay's colours end, one for a method, so that detections compare."""
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        from thorad.notebook import result_html
+
+        return result_html(self, self.overlay_maximum)
+
+
+@dataclass(frozen=True)
+class VolumeDetection:
+    """What was found in the slices of one volume."""
+
+    name: str
+    source: str
+    volume: Volume
+    """As it was read."""
+    registration: Registration
+    indices: tuple[int, ...]
+    """Of the axial slices in the template's grid, ascending."""
+    slices: tuple[Detection, ...]
+    """One for each of them, on the template's plane (H, W)."""
+    anomaly_map: NDArray[np.float32]
+    """(I, J, K), >= 0; NaN where no slice was looked at."""
+    pseudo_healthy: NDArray[np.float32]
+    """(I, J, K), in [0, 1]; NaN as above."""
+    score: float
+    """The highest of the slices' scores."""
+    network_calls: int
+    seconds: float
+    warnings: tuple[str, ...]
+    """Why the result may mean less than it looks like."""
+    p_value: float | None = None
+    """The smallest of the slices', times their number (Bonferroni), 1 at most; None where the detector isn't
+    calibrated."""
+    mask: NDArray[np.bool_] | None = None
+    """(I, J, K): `anomaly_map` above the detector's threshold; None where it has none."""
+    findings: tuple[Finding, ...] | None = None
+    """The 26-connected components of the mask, the highest peak first; None as above."""
+
+    @property
+    def image(self) -> NDArray[np.float32]:
+        """(I, J, K) in [0, 1], to look at: scaled by the volume's own 98th percentile; what is below 0 is black."""
+        return scale(np.clip(self.volume.voxels, 0, None))
+
+    @property
+    def where(self) -> str:
+        """The slices, short enough for a NIfTI header's 79 characters."""
+        return f"slice{'s' * (len(self.indices) > 1)} {format_indices(self.indices)} of MNI152"
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        from thorad.notebook import volume_html
+
+        maximum = self.slices[0].overlay_maximum
+        return volume_html(self.name, self.indices, self.slices, self.warnings, maximum)
+
+
+def format_indices(indices: Sequence[int]) -> str:
+    """`95`, or `90 to 100`."""
+    if len(indices) < 2:
+        return str(indices[0]) if indices else "none"
+    return f"{indices[0]} to {indices[-1]}"
