@@ -26,7 +26,10 @@ MAY_IMPORT = {
         *("viewer", "apps", "results", "training", "evaluation", "implant", "datasets", "volume_detection", "detector"),
         *("calibration", "model", "io", "recipe", "errors", "__init__"),
     },
-    "viewer": {"apps", "results", "pictures", "detector", "methods", "io", "model", "recipe", "errors", "__init__"},
+    "viewer": {
+        *("apps", "results", "records", "pictures", "detector", "methods", "io", "model", "recipe", "errors"),
+        "__init__",
+    },
     "apps": {
         *("results", "training", "evaluation", "implant", "datasets", "volume_detection", "detector", "calibration"),
         *("records", "pictures", "model", "diffusion", "maps", "io", "recipe", "errors", "__init__"),
@@ -49,7 +52,7 @@ MAY_IMPORT = {
     "io": {"errors"},
     "recipe": {"errors"},
     "findings": {"records"},
-    "records": {"notebook", "io"},
+    "records": {"notebook", "io", "errors"},
     "notebook": {"pictures"},
     "pictures": set(),
     "table": set(),

@@ -5,6 +5,7 @@ Shapes: H, W an image's own grid; S the model's; I, J, K a volume's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from thorad.errors import ThoradError
 from thorad.io.intensity import scale
 
 if TYPE_CHECKING:
@@ -137,3 +139,16 @@ def format_indices(indices: Sequence[int]) -> str:
     if len(indices) < 2:
         return str(indices[0]) if indices else "none"
     return f"{indices[0]} to {indices[-1]}"
+
+
+def parse_indices(text: str) -> list[int]:
+    """Slice indices from `95` or `90-100`, the last one included.
+
+    Raises:
+        ThoradError: the text is neither, or the range is empty.
+    """
+    match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", text)
+    indices = list(range(int(match[1]), int(match[2] or match[1]) + 1)) if match else []
+    if not indices:
+        raise ThoradError(f"slices {text[:20]!r}: expected a slice index or a range of them, such as 95 or 90-100.")
+    return indices

@@ -44,6 +44,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thorad import __version__
 from thorad.errors import ThoradError
+from thorad.records import parse_indices
 from thorad.results.report import write_report
 from thorad.viewer.jobs import LARGEST_TOGETHER, MOST_FILES, Job, Jobs
 from thorad.viewer.pages import Results, result_folders, summary
@@ -372,7 +373,8 @@ class _Pages:
             asked = json.loads(content)
             files = [(str(one["name"]), int(one["size"])) for one in asked["files"]]
             model, method, noise = str(asked["model"]), str(asked["method"]), asked.get("noise")
-            indices = _indices(asked.get("slices") or "")
+            slices = asked.get("slices") or None
+            indices = None if slices is None else parse_indices(str(slices))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise HTTPException(400, "Not an announcement of files.") from error
         job = self._jobs.announce(files, model, method, None if noise is None else str(noise), indices)
@@ -448,17 +450,6 @@ def _assets(folder: str) -> Any:
 def _attached(name: str) -> dict[str, str]:
     """To be saved, never shown as a page of this server."""
     return {"Content-Disposition": f'attachment; filename="{name}"'}
-
-
-def _indices(text: object) -> list[int] | None:
-    """`95` or `90-100`, the last one included; None for nothing."""
-    if not text:
-        return None
-    found = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", str(text))
-    chosen = list(range(int(found[1]), int(found[2] or found[1]) + 1)) if found else []
-    if not chosen:
-        raise ThoradError(f"slices {str(text)[:20]!r}: expected an index or a range of them, as 95 or 90-100.")
-    return chosen
 
 
 async def _told(request: Request, error: Exception) -> Response:
