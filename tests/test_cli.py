@@ -15,10 +15,10 @@ import numpy as np
 import PIL.Image
 import pytest
 from rich.console import Console
-from test_data_box_bench import hand, save
 from typer.testing import CliRunner, Result
 
 import thorad
+from test_implant_bench import hand, save
 from thorad import cli
 from thorad.evaluation import evaluate as evaluation
 from thorad.evaluation.protocols import DEFAULT_PROTOCOL, PROTOCOLS

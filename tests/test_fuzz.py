@@ -1,6 +1,6 @@
 """Damaged files and hostile names: something is read or a ThoradError names the file, and nothing else ever happens.
 
-DICOM files are damaged in tests/test_data_dicom.py.
+DICOM files are damaged in tests/test_io_dicom.py.
 """
 
 import gzip

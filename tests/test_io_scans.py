@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from test_data_dicom import AXIAL, DX, IDENTITY, base, blob, save, slices
 
+from test_io_dicom import AXIAL, DX, IDENTITY, base, blob, save, slices
 from thorad.errors import ThoradError
 from thorad.io.images import Image
 from thorad.io.scans import find_scans, scans_of

@@ -9,9 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import tifffile
-from test_data_dicom import AXIAL, DX, base, blob, save, slices
 
 from test_cli import thorad_command
+from test_io_dicom import AXIAL, DX, base, blob, save, slices
 from thorad.io.volumes import Volume, write_nifti
 
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from test_data_dicom import (
+
+from test_io_dicom import (
     AXIAL,
     DX,
     IDENTITY,
@@ -24,7 +25,6 @@ from test_data_dicom import (
     slices,
     turned,
 )
-
 from thorad.errors import ThoradError
 from thorad.io.dicom import Series, find_series, read_series, slice_order
 from thorad.results.dicom import (

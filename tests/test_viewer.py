@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_data_dicom import DX, base, save
 from typer.testing import CliRunner
 
 from result_folders import head, make_results
+from test_io_dicom import DX, base, save
 from thorad.cli import app
 from thorad.viewer.private_folder import LOCK, private_folder
 from viewer_server import Client, Viewer

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
-from test_data_dicom import save, slices
 
 from test_cli import thorad_command
+from test_io_dicom import save, slices
 from thorad.calibration import Calibration
 from thorad.detector import Detector
 from thorad.errors import ThoradError
