@@ -148,6 +148,46 @@ def test_losses_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(x_t[:, 0, 0, 0], expected.float())
 
 
+def test_min_snr_weights_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """alpha_bar 0.9, 0.5, 0.2: SNR 9, 1, 1/4; gamma 3 weights the first by 3/9, the others by 1."""
+    text = tiny_recipe().model_dump()
+    text["noise"]["min_snr"] = 3.0
+    module = DiffusionTraining(
+        Recipe.model_validate(text), torch.zeros(4, 1, 16, 16), torch.zeros(0, 1, 16, 16), tmp_path
+    )
+    eps = torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1, 1, 1).expand(3, 1, 16, 16)
+    module.diffusion.alpha_bar[:3] = torch.tensor([0.9, 0.5, 0.2])
+    monkeypatch.setattr(module, "_noise_of", lambda kinds, x, generator: eps)
+    monkeypatch.setattr(module.network, "forward", lambda x_t, t, kind: torch.zeros_like(x_t))
+    t, kind = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0])
+    loss, of_kind = module._losses(torch.zeros(3, 1, 16, 16), t, kind, torch.Generator())
+    assert loss.item() == pytest.approx((1 / 3 * 1 + 3 * 4 + 9) / 3)
+    assert of_kind["gaussian"].item() == pytest.approx(5)  # the logged errors are unweighted
+
+
+def test_only_the_recipes_timesteps_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From train_from to train_below - 1, all of them; by default from 0."""
+    x = torch.rand(256, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    for change, expected in (({"train_from": 3, "train_below": 10}, range(3, 10)), ({"train_below": 4}, range(4))):
+        text = tiny_recipe(batch_size=256).model_dump()
+        text["noise"].update(change)
+        module = DiffusionTraining(Recipe.model_validate(text), x, x[:1], tmp_path)
+        monkeypatch.setattr(module, "_trainer", types.SimpleNamespace(world_size=1, global_step=7, global_rank=0))
+        timesteps: list[torch.Tensor] = []
+
+        def losses(x: torch.Tensor, t: torch.Tensor, *_: object, seen: list[torch.Tensor] = timesteps):  # type: ignore[no-untyped-def]
+            seen.append(t)
+            return torch.zeros(()), {}
+
+        monkeypatch.setattr(module, "_losses", losses)
+        monkeypatch.setattr(module, "log", lambda *_, **__: None)
+        module.training_step(torch.zeros(1), 0)
+        module.validation_step(torch.tensor([0]), 0)
+        trained, validated = timesteps
+        assert sorted(set(trained.tolist())) == list(expected)
+        assert (validated.min(), validated.max()) == (expected[0], expected[-1])
+
+
 def test_of_a_patched_image_only_the_cell_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: absolute error of the clean image inside the cell; outside the network sees the image itself."""
     generator = torch.Generator().manual_seed(0)
@@ -489,6 +529,8 @@ def test_brain_t1_is_the_papers() -> None:
         ('name = "x"\n[noise]\nprediction = "clean"\npatch_noise = 48\n', "must divide image.size 128"),
         ('name = "x"\n[noise]\nprediction = "clean"\npatch_noise = 128\n', "into several cells"),
         ('name = "x"\n[noise]\npatch_noise = 64\n', "goes with noise.prediction"),
+        ('name = "x"\n[noise]\ntrain_from = 500\ntrain_below = 500\n', "must be below train_below 500"),
+        ('name = "x"\n[noise]\nprediction = "clean"\nmin_snr = 5.0\n', "goes with prediction"),
         ("name = ", "not a TOML file"),
         ("", "name: Field required"),
     ],

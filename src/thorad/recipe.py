@@ -93,8 +93,15 @@ class NoiseSection(_Section):
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 2e-2
     train_below: Positive = 1000
     """Only timesteps below this one are trained: restoration starts at 250 to 350."""
+    train_from: From0Integer = 0
+    """Lowest timestep that is trained. Restoration visits none below its last harmonised one."""
     timestep_power: Above0 = 1.0
-    """Timesteps are train_below * u^power with u uniform: above 1, more of the low ones. The paper's is 1."""
+    """Timesteps are train_from + (train_below - train_from) * u^power with u uniform: above 1, more of the low ones.
+    The paper's is 1."""
+    min_snr: From0 = 0.0
+    """Gamma of min-SNR weighting (Hang et al. 2023, arXiv:2303.09556): the squared error of the noise is weighted by
+    min(SNR, gamma) / SNR, so that timesteps with little left to restore count less. 0 weights all alike, as the paper.
+    """
     prediction: Literal["noise", "clean"] = "noise"
     """What the network predicts: the noise in its input, or the clean image. Squared error either way."""
     patch_noise: From0Integer = 0
@@ -114,6 +121,10 @@ class NoiseSection(_Section):
             raise ValueError(f"the shares sum to {sum(self.share)}, expected 1")
         if self.train_below > self.timesteps:
             raise ValueError(f"train_below {self.train_below} is above timesteps {self.timesteps}")
+        if self.train_from >= self.train_below:
+            raise ValueError(f"train_from {self.train_from} must be below train_below {self.train_below}")
+        if self.min_snr and self.prediction != "noise":
+            raise ValueError('min_snr weights the error of the noise: it goes with prediction = "noise"')
         return self
 
 

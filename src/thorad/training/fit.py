@@ -93,7 +93,8 @@ class DiffusionTraining(lightning.LightningModule):
         chosen = images_of_batch(first, size, len(self.images.train), self.recipe.training.seed)
         x = augment(self.images.train[chosen], self.recipe.augmentation, generator) * 2 - 1
         kind = torch.multinomial(torch.tensor(noise.share), size, replacement=True, generator=generator)
-        t = (noise.train_below * torch.rand(size, generator=generator) ** noise.timestep_power).long()
+        trained = noise.train_below - noise.train_from
+        t = noise.train_from + (trained * torch.rand(size, generator=generator) ** noise.timestep_power).long()
         t = t.clamp(max=noise.train_below - 1)
         cell = torch.randint(self.cells, (size,), generator=generator) if noise.patch_noise else None
         loss, of_kind = self._losses(x, t, kind, generator, cell)
@@ -107,7 +108,7 @@ class DiffusionTraining(lightning.LightningModule):
         index = int(batch)
         generator = _generator(self.recipe.training.seed, -1 - index, 0)
         noise = self.recipe.noise
-        spread = torch.linspace(0, noise.train_below - 1, 5).long()
+        spread = torch.linspace(noise.train_from, noise.train_below - 1, 5).long()
         kind = torch.tensor([noise.kinds.index(trained) for trained in noise.trained_kinds for _ in spread])
         t = spread.repeat(len(noise.trained_kinds))
         x = self.images.validation[index].expand(len(t), -1, -1, -1) * 2 - 1
@@ -166,6 +167,10 @@ class DiffusionTraining(lightning.LightningModule):
         else:
             error = (difference.abs() * box).sum((1, 2, 3)) / box.sum((1, 2, 3))  # (B,)
         weight = torch.tensor(self.recipe.noise.loss_weight)[kind].to(self.device)
+        if self.recipe.noise.min_snr:
+            alpha_bar = self.diffusion.alpha_bar[t].to(weight)
+            snr = alpha_bar / (1 - alpha_bar)  # (B,)
+            weight = weight * snr.clamp(max=self.recipe.noise.min_snr) / snr
         of_kind = {}
         for k in sorted(set(kinds)):
             places = [i for i, of_image in enumerate(kinds) if of_image == k]
