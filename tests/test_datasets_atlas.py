@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from thorad.datasets.atlas import check_scan, cut_slices, find_scans
+from thorad.datasets.atlas import check_headers, cut_slices, find_atlas
 from thorad.datasets.cases import read_cases
 from thorad.errors import ThoradError
 from thorad.io.images import read_image, read_mask
@@ -49,19 +49,19 @@ def lesion_at(*voxels: tuple[int, int, int]) -> np.ndarray:
     return lesion
 
 
-def test_finds_scans_by_name(tmp_path: Path) -> None:
+def test_finds_volumes_by_name(tmp_path: Path) -> None:
     write_scan(tmp_path, "sub-r001s001", [lesion_at((1, 1, 6))])
     write_scan(tmp_path, "sub-r001s002", [lesion_at((1, 1, 6)), lesion_at((2, 2, 6))])
     hidden = write_scan(tmp_path, "sub-r002s001", [])
     stray = tmp_path / "sub-r003s001/ses-1/anat/sub-r003s001_ses-1_label-L_desc-T1lesion_mask.nii.gz"
     write_volume(stray, lesion_at())
     write_volume(tmp_path / "derivatives" / "sub-r009s001_ses-1_T1w.nii.gz", lesion_at())  # not in an anat folder
-    found = find_scans(tmp_path)
-    assert [(scan.name, scan.subject, len(scan.masks)) for scan in found.scans] == [
+    found = find_atlas(tmp_path)
+    assert [(case.name, case.subject, len(case.masks)) for case in found.cases] == [
         ("sub-r001s001_ses-1", "sub-r001s001", 1),
         ("sub-r001s002_ses-1", "sub-r001s002", 2),
     ]
-    assert found.without_mask == [hidden]
+    assert [case.image for case in found.without_mask] == [hidden]
     assert found.without_image == [stray]
 
 
@@ -71,7 +71,7 @@ def test_slice_is_anterior_up_with_all_bits(tmp_path: Path, flipped: bool) -> No
     rng = np.random.default_rng(1)
     image = rng.integers(0, 3000, GRID.shape).astype(np.int16)
     write_scan(tmp_path / "data", "sub-r001s001", [lesion_at((2, 3, 6)), lesion_at((9, 11, 6))], image, flipped)
-    made = cut_slices(find_scans(tmp_path / "data").scans, tmp_path / "out", grid=GRID)
+    made = cut_slices(find_atlas(tmp_path / "data").cases, tmp_path / "out", grid=GRID)
     assert (made.cut, made.without_lesion, made.left_out) == (1, [], {})
     (case,) = read_cases(made.table)
     assert case.subject == "sub-r001s001"
@@ -105,7 +105,7 @@ def test_one_bad_scan_loses_no_other(tmp_path: Path) -> None:
     no_volume = write_scan(data, "sub-r001s007", [lesion_at((5, 5, 6))])
     no_volume.write_bytes(b"not NIfTI")
     counted: list[tuple[int, int]] = []
-    found = find_scans(data).scans
+    found = find_atlas(data).cases
     made = cut_slices(found, tmp_path / "out", grid=GRID, on_progress=lambda done, total: counted.append((done, total)))
     assert made.cut == 1
     assert made.without_lesion == ["sub-r001s002_ses-1"]
@@ -126,32 +126,32 @@ def test_other_grids_are_refused(tmp_path: Path) -> None:
     good = write_volume(tmp_path / "sub-a" / "ses-1" / "anat" / "sub-a_ses-1_T1w.nii.gz", zeros, MNI_2009A)
     near = Grid(MNI_2009A.shape, (-98.5, -134.5, -72.5), 95)
     write_volume(good.with_name("sub-a_ses-1_mask.nii.gz"), zeros, near)
-    (scan,) = find_scans(tmp_path).scans
-    check_scan(scan)
+    (scan,) = find_atlas(tmp_path).cases
+    check_headers(scan)
     with pytest.raises(ThoradError, match=r"from -98 x -134 x -72 mm; expected 12 x 14 x 10"):
-        check_scan(scan, GRID)
+        check_headers(scan, GRID)
     elsewhere = Grid(GRID.shape, (-6, -7, 0), 6)
     write_scan(tmp_path / "small", "sub-r001s001", [lesion_at((1, 1, 6))])
-    (small,) = find_scans(tmp_path / "small").scans
+    (small,) = find_atlas(tmp_path / "small").cases
     write_volume(small.masks[0], lesion_at((1, 1, 6)), elsewhere)
     with pytest.raises(ThoradError, match=r"mask\.nii\.gz: a grid of .* from -6 x -7 x 0 mm; expected"):
-        check_scan(small, GRID)
+        check_headers(small, GRID)
 
 
 def test_nothing_to_cut(tmp_path: Path) -> None:
     write_scan(tmp_path / "data", "sub-r001s001", [lesion_at((1, 1, 2))])
-    scans = find_scans(tmp_path / "data").scans
+    scans = find_atlas(tmp_path / "data").cases
     with pytest.raises(ThoradError, match="None of the 1 scans gives a slice k = 6 with a lesion"):
         cut_slices(scans, tmp_path / "out", grid=GRID)
     with pytest.raises(ThoradError, match="1 scans are there more than once, sub-r001s001_ses-1"):
         cut_slices([*scans, *scans], tmp_path / "out", grid=GRID)
     assert not (tmp_path / "out").exists()
-    assert find_scans(tmp_path / "out").scans == []
+    assert find_atlas(tmp_path / "out").cases == []
 
 
 def test_without_nibabel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_scan(tmp_path, "sub-r001s001", [lesion_at((1, 1, 6))])
-    (scan,) = find_scans(tmp_path).scans
+    (scan,) = find_atlas(tmp_path).cases
     monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(ThoradError, match=r"pip install 'thorad\[volumes\]'"):
-        check_scan(scan, GRID)
+        check_headers(scan, GRID)

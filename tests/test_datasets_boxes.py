@@ -2,15 +2,12 @@ import gzip
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pytest
 
 from thorad.datasets.boxes import (
     GRAZPEDWRI_CLASSES,
     Box,
-    BoxCase,
     boxes_to_model_grid,
-    read_box_cases,
     read_boxes,
     read_dataset_table,
     voc_xml,
@@ -164,43 +161,6 @@ def test_boxes_move_as_pixels_do(height: int, width: int, size: int, rng: np.ran
         area = (right - left) * (bottom - top) * (size / max(height, width)) ** 2
         assert share.sum() == pytest.approx(area)
         assert moved.label == "a"
-
-
-def picture(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.effect_noise(size, 50).save(path)
-
-
-def test_cases(tmp_path: Path) -> None:
-    for name in ("a/1.png", "b/1.png", "sub-07_x.png", "e.png"):
-        picture(tmp_path / name)
-    saved(tmp_path, "a.txt", "fracture 1 2 3 4")
-    table = saved(
-        tmp_path,
-        "cases.csv",
-        "image,boxes,elsewhere,subject,kind\na/1.png,a.txt,e.png,p1,x\nb/1.png,,,p1,\nsub-07_x.png,a.txt,,,\n",
-    )
-    assert read_box_cases(table) == [
-        BoxCase(tmp_path / "a/1.png", tmp_path / "a.txt", tmp_path / "e.png", "p1", "a__1"),
-        BoxCase(tmp_path / "b/1.png", None, None, "p1", "b__1"),
-        BoxCase(tmp_path / "sub-07_x.png", tmp_path / "a.txt", None, "sub-07", "sub-07_x"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("image,mask\n1.png,\n", "no column boxes in the first line"),
-        ("image,boxes\n1.png,2.txt\n", r"1 of the 1 files in the column boxes can't be found: 2\.txt \(line 2\)"),
-        ("image,boxes,elsewhere\n1.png,,e.png\n", "files in the column elsewhere can't be found"),
-        ("image,boxes\n1.png,\n./1.png,\n", r"1 images are named again: \./1\.png \(lines 2 and 3\)"),
-        ("image,boxes\n,1.png\n", "the column image is empty in line 2"),
-    ],
-)
-def test_cases_that_are_refused(tmp_path: Path, content: str, message: str) -> None:
-    picture(tmp_path / "1.png")
-    with pytest.raises(ThoradError, match=message):
-        read_box_cases(saved(tmp_path, "cases.csv", content))
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -125,6 +125,39 @@ def test_an_image_named_twice(folder: Path) -> None:
     assert "images/../b.png (lines 2 and 4)" in message
 
 
+def test_cases_with_boxes(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/1.png", "sub-07_x.png", "e.png"):
+        scan(tmp_path / name)
+    (tmp_path / "a.txt").write_text("fracture 1 2 3 4")
+    table = tmp_path / "cases.csv"
+    table.write_text(
+        "image,boxes,elsewhere,subject,kind\na/1.png,a.txt,e.png,p1,x\nb/1.png,,,p1,\nsub-07_x.png,a.txt,,,\n",
+    )
+    assert read_cases(table, truth="boxes") == [
+        Case(tmp_path / "a/1.png", None, "p1", "a__1", boxes=tmp_path / "a.txt", elsewhere=tmp_path / "e.png"),
+        Case(tmp_path / "b/1.png", None, "p1", "b__1"),
+        Case(tmp_path / "sub-07_x.png", None, "sub-07", "sub-07_x", boxes=tmp_path / "a.txt"),
+    ]
+    assert [case.has_finding for case in read_cases(table, truth="boxes")] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,mask\n1.png,\n", "no column boxes in the first line"),
+        ("image,boxes\n1.png,2.txt\n", r"1 of the 1 files in the column boxes can't be found: 2\.txt \(line 2\)"),
+        ("image,boxes,elsewhere\n1.png,,e.png\n", "files in the column elsewhere can't be found"),
+        ("image,boxes\n1.png,\n./1.png,\n", r"1 images are named again: \./1\.png \(lines 2 and 3\)"),
+        ("image,boxes\n,1.png\n", "the column image is empty in line 2"),
+    ],
+)
+def test_tables_of_boxes_that_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    scan(tmp_path / "1.png")
+    (tmp_path / "cases.csv").write_text(content)
+    with pytest.raises(ThoradError, match=message):
+        read_cases(tmp_path / "cases.csv", truth="boxes")
+
+
 def test_training_images(tmp_path: Path) -> None:
     for index in range(3):
         scan(tmp_path / "train" / f"sub-{index}.png", index)
@@ -173,9 +206,9 @@ def test_one_subject_in_two_splits(tmp_path: Path) -> None:
     scan(tmp_path / "train" / "sub-1_slice-90.png")
     scan(tmp_path / "train" / "sub-2.png")
     scan(tmp_path / "val" / "sub-1_slice-95.png")
-    with pytest.raises(ThoradError, match=r"1 subjects stand in both .*train and .*val: sub-1\."):
+    with pytest.raises(ThoradError, match=r"1 subjects appear in both .*train and .*val: sub-1\."):
         training_images(tmp_path / "train", tmp_path / "val")
-    with pytest.raises(ThoradError, match="2 subjects stand in both"):
+    with pytest.raises(ThoradError, match="2 subjects appear in both"):
         training_images(tmp_path / "train", tmp_path / "train")
 
 

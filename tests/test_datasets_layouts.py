@@ -16,10 +16,9 @@ import pytest
 import SimpleITK
 
 from thorad.datasets import check as set_check
-from thorad.datasets.boxes import read_box_cases
-from thorad.datasets.cases import read_cases, training_images
+from thorad.datasets.cases import Case, read_cases, training_images
 from thorad.datasets.check import Contents, check_data_set, same_content
-from thorad.datasets.layouts import DataSet, SetCase, find_data_set, part_of
+from thorad.datasets.layouts import DataSet, find_data_set, part_of
 from thorad.datasets.split import parse_fractions, split_data_set, write_split
 from thorad.errors import ThoradError
 from thorad.io.images import find_images
@@ -64,7 +63,7 @@ def tar_of(archive: Path, folder: Path) -> Path:
     return archive
 
 
-def cases_of(found: DataSet) -> dict[str, SetCase]:
+def cases_of(found: DataSet) -> dict[str, Case]:
     assert len({case.name for case in found.cases}) == len(found.cases)
     return {case.name: case for case in found.cases}
 
@@ -81,9 +80,9 @@ def test_ixi_in_a_flat_folder(tmp_path: Path) -> None:
     assert found == DataSet(
         "ixi",
         [
-            SetCase("IXI002-Guys-0828", "IXI002", tmp_path / IXI[0], session="0828"),
-            SetCase("IXI012-HH-1211", "IXI012", tmp_path / IXI[1], session="1211"),
-            SetCase("IXI035-IOP-0873", "IXI035", tmp_path / IXI[2], session="0873"),
+            Case(tmp_path / IXI[0], None, "IXI002", "IXI002-Guys-0828", session="0828"),
+            Case(tmp_path / IXI[1], None, "IXI012", "IXI012-HH-1211", session="1211"),
+            Case(tmp_path / IXI[2], None, "IXI035", "IXI035-IOP-0873", session="0873"),
         ],
         missing=["IXI013: no T1 volume"],
         odd=[],
@@ -147,8 +146,8 @@ def test_atlas(tmp_path: Path) -> None:
     assert found == DataSet(
         "atlas",
         [
-            SetCase("sub-r001s001_ses-1", "sub-r001s001", tmp_path / names[0], (tmp_path / names[1],), session="ses-1"),
-            SetCase("sub-r001s002_ses-1", "sub-r001s002", tmp_path / names[2], session="ses-1"),
+            Case(tmp_path / names[0], tmp_path / names[1], "sub-r001s001", "sub-r001s001_ses-1", session="ses-1"),
+            Case(tmp_path / names[2], None, "sub-r001s002", "sub-r001s002_ses-1", session="ses-1"),
         ],
         missing=[
             f"{names[2]}: no lesion mask (the data set keeps those of its test part back)",
@@ -198,7 +197,7 @@ def test_mslub(tmp_path: Path, prefix: str, brain: str) -> None:
     touched(tmp_path / "patient19", [f"{prefix}{kind}.NII.GZ" for kind in kinds])
     folder = tmp_path / "patient19"
     mask = folder / f"{prefix}consensus_gt.NII.GZ"
-    expected = SetCase("patient19", "patient19", folder / f"{prefix}T1W.NII.GZ", (mask,))
+    expected = Case(folder / f"{prefix}T1W.NII.GZ", mask, "patient19", "patient19")
     assert find_data_set(tmp_path) == DataSet("brats", [expected], [], [])
 
 
@@ -248,8 +247,8 @@ def test_grazpedwri(tmp_path: Path) -> None:
     assert found == DataSet(
         "grazpedwri",
         [
-            SetCase(WRISTS[0], "1", images / f"{WRISTS[0]}.png", boxes=xml, session="1"),
-            SetCase(WRISTS[1], "1", images / f"{WRISTS[1]}.png", session="2"),
+            Case(images / f"{WRISTS[0]}.png", None, "1", WRISTS[0], boxes=xml, session="1"),
+            Case(images / f"{WRISTS[1]}.png", None, "1", WRISTS[1], session="2"),
         ],
         missing=[
             f"images_part1/{WRISTS[1]}.png: no annotation",
@@ -315,9 +314,9 @@ def test_tables(tmp_path: Path) -> None:
     assert find_data_set(tmp_path) == DataSet(
         "tables",
         [
-            SetCase("a", "p1", tmp_path / "a.png", (tmp_path / "a_truth.png",)),
-            SetCase("b", "p1", tmp_path / "b.png"),
-            SetCase("c", "c", tmp_path / "healthy" / "c.png"),
+            Case(tmp_path / "a.png", tmp_path / "a_truth.png", "p1", "a"),
+            Case(tmp_path / "b.png", None, "p1", "b"),
+            Case(tmp_path / "healthy" / "c.png", None, "c", "c"),
         ],
         missing=["cases.csv, line 4: gone.png is not there", "cases.csv, line 5: no image is named"],
         odd=[],
@@ -529,7 +528,7 @@ def test_only_what_may_be_the_same_is_read(tmp_path: Path, monkeypatch: pytest.M
     read: list[str] = []
     unpacked = set_check._unpacked
     monkeypatch.setattr(set_check, "_unpacked", lambda case, of: read.append(case.name) or unpacked(case, of))
-    cases = [SetCase(path.name, "", path) for path in sorted(tmp_path.iterdir())]
+    cases = [Case(path, None, "", path.name) for path in sorted(tmp_path.iterdir())]
     with Contents() as contents:
         assert same_content(cases, contents) == []
         assert read == []
@@ -602,15 +601,15 @@ def test_the_real_slices_are_clean(shared_data: Path) -> None:
 # ---- split
 
 
-def cases(ill: int, healthy: int, images: int = 1) -> list[SetCase]:
+def cases(ill: int, healthy: int, images: int = 1) -> list[Case]:
     return [
-        SetCase(f"{number}_{image}", f"s{number}", Path(f"{number}_{image}.png"), (Path("m.png"),) * (number < ill))
+        Case(Path(f"{number}_{image}.png"), Path("m.png") if number < ill else None, f"s{number}", f"{number}_{image}")
         for number in range(ill + healthy)
         for image in range(images)
     ]
 
 
-def subjects(parts: dict[str, list[SetCase]]) -> dict[str, set[str]]:
+def subjects(parts: dict[str, list[Case]]) -> dict[str, set[str]]:
     return {part: {case.subject for case in of_part} for part, of_part in parts.items()}
 
 
@@ -731,7 +730,7 @@ def test_split_of_tables_with_boxes(tmp_path: Path) -> None:
     rows = "".join(f"{number}.png,{'0.txt' if number == 0 else ''},p{number}\n" for number in range(4))
     (tmp_path / "cases.csv").write_text("image,boxes,subject\n" + rows)
     split = write_split(find_data_set(tmp_path), tmp_path / "out", (0.5, 0, 0.5), 0)
-    read = [case for table in split.tables.values() for case in read_box_cases(table)]
+    read = [case for table in split.tables.values() for case in read_cases(table, truth="boxes")]
     assert {case.subject: case.boxes is not None for case in read} == {
         "p0": True,
         "p1": False,

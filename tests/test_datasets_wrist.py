@@ -5,7 +5,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from thorad.datasets.boxes import Box, read_box_cases, read_boxes, voc_xml
+from thorad.datasets.boxes import Box, read_boxes, voc_xml
+from thorad.datasets.cases import read_cases
 from thorad.datasets.wrist import (
     find_wrist_files,
     is_test_patient,
@@ -125,7 +126,7 @@ def test_yolo_says_the_same(tree: Path) -> None:
 
 def test_written_cases_are_read_back(tree: Path, tmp_path: Path) -> None:
     table = write_wrist_cases(sort_wrist_images(find_wrist_files(tree)), tmp_path / "out")
-    ill, well = read_box_cases(table)
+    ill, well = read_cases(table, truth="boxes")
     assert (ill.subject, well.subject) == ("1", TEST_PATIENT)
     assert ill.image.samefile(tree / "images_part1" / "0001_fracture.png")
     assert ill.elsewhere is well.elsewhere is well.boxes is None

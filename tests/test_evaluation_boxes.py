@@ -1,7 +1,7 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,8 @@ import PIL.Image
 import pytest
 import torch
 
-from thorad.datasets.boxes import Box, BoxCase, read_box_cases
+from thorad.datasets.boxes import Box
+from thorad.datasets.cases import Case, read_cases
 from thorad.errors import ThoradError
 from thorad.evaluation.boxes import (
     BoxTruth,
@@ -215,7 +216,7 @@ def only_fractures(name: str) -> np.ndarray:
 def test_boxes_are_measured_by_kind(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     detectors = [FakeDetector(perfect), FakeDetector(only_fractures, method="zscore", network_calls=0)]
-    results = evaluate(read_box_cases(table), [], detectors, out, protocol="boxes", bootstrap=50)
+    results = evaluate(read_cases(table, truth="boxes"), [], detectors, out, protocol="boxes", bootstrap=50)
     assert json.loads((out / "metrics.json").read_text()) == results
     assert results[0]["protocol"] == "boxes"
     for kind, count in {"all": 4, "fracture": 2, "metal": 2}.items():
@@ -254,13 +255,15 @@ def test_threshold_is_exceeded_by_a_twentieth_of_healthy_pixels(table: Path, tmp
     def ramp(name: str) -> np.ndarray:
         return np.random.default_rng(len(name)).permutation(SIZE**2).reshape(SIZE, SIZE) + float(name == "h1") * SIZE**2
 
-    (result,) = evaluate(read_box_cases(table), [], [FakeDetector(ramp)], tmp_path / "o", protocol="boxes", bootstrap=0)
+    (result,) = evaluate(
+        read_cases(table, truth="boxes"), [], [FakeDetector(ramp)], tmp_path / "o", protocol="boxes", bootstrap=0
+    )
     # 5 % of both images' pixels are 102: all of them are in the second one, the highest of its values up to 2047.
     assert result["thresholds"]["boxes"] == 2047 - 102
 
 
 def test_boxes_need_healthy_images_and_readable_boxes(table: Path, tmp_path: Path) -> None:
-    cases = read_box_cases(table)
+    cases = read_cases(table, truth="boxes")
     with pytest.raises(ThoradError, match="None of the images is healthy"):
         evaluate(cases[:3], [], [FakeDetector(perfect)], tmp_path / "out", protocol="boxes")
     with pytest.raises(ThoradError, match=r"nothing to measure.*columns image and boxes"):
@@ -284,8 +287,8 @@ def test_a_mask_says_what_counts_as_false(table: Path, tmp_path: Path) -> None:
         # 16 px of value 25 right of the mask's edge: four times the sum of a box of 100 px.
         return perfect(name) + (map_of((Box("", 20, 0, 24, 4), 25.0)) if name in KINDS else 0)
 
-    cases = read_box_cases(table)
-    masked = [BoxCase(c.image, c.boxes, tmp_path / "left.png" if c.boxes else None, c.subject, c.name) for c in cases]
+    cases = read_cases(table, truth="boxes")
+    masked = [replace(c, elsewhere=tmp_path / "left.png" if c.boxes else None) for c in cases]
     f1 = []
     for chosen in (cases, masked):
         (result,) = evaluate(chosen, [], [FakeDetector(with_noise)], tmp_path / "o", protocol="boxes", bootstrap=0)
@@ -297,7 +300,7 @@ def test_real_wrists_are_measured(shared_data: Path, tmp_path: Path) -> None:
     """Two annotated X-rays; the unlabelled ones stand in for healthy ones. What is bright is taken for a finding."""
     wrist = shared_data / "wrist"
     files = {path.stem: path for path in sorted(wrist.iterdir()) if path.suffix in (".xml", ".txt")}
-    cases = [BoxCase(wrist / f"{name}.png", path, None, name[:4], name) for name, path in files.items()]
+    cases = [Case(wrist / f"{name}.png", None, name[:4], name, boxes=path) for name, path in files.items()]
 
     class Brightness(FakeDetector):
         def model_maps(self, x: torch.Tensor, names: Sequence[str]) -> torch.Tensor:

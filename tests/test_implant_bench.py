@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import binary_dilation
 from skimage.filters import threshold_otsu
 
-from thorad.datasets.boxes import read_box_cases, read_boxes
+from thorad.datasets.boxes import read_boxes
 from thorad.datasets.cases import read_cases
 from thorad.errors import ThoradError
 from thorad.implant.bench import (
@@ -91,7 +91,7 @@ def test_regions_of_a_hand() -> None:
 
 
 def test_table(bench: Bench, hands: list[Path]) -> None:
-    cases = read_box_cases(bench.table)
+    cases = read_cases(bench.table, truth="boxes")
     rows = list(table_rows(bench).values())
     assert list(rows[0]) == ["image", "boxes", "elsewhere", "subject", "kind"]
     assert bench.counts == {**dict.fromkeys(XRAY_KINDS, 3), "healthy": 5}
@@ -109,7 +109,7 @@ def test_table(bench: Bench, hands: list[Path]) -> None:
 def test_every_box_holds_what_changed(bench: Bench, hands: list[Path]) -> None:
     by_name = {path.stem: path for path in hands}
     rows = table_rows(bench)
-    for case in read_box_cases(bench.table):
+    for case in read_cases(bench.table, truth="boxes"):
         original = scale(read_image(by_name[case.subject]).pixels)
         change = np.abs(read_image(case.image).pixels / 255 - original)
         assert case.elsewhere is not None
@@ -145,7 +145,7 @@ def test_findings_of_choice(hands: list[Path], tmp_path: Path) -> None:
 def test_images_of_one_subject_stay_together(tmp_path: Path) -> None:
     paths = [save(tmp_path / "in" / f"sub-{n // 3:02}_{n % 3}.png", hand(n)) for n in range(12)]
     made = make_box_bench(paths, tmp_path / "b", seed=0, healthy_share=0.5)
-    cases = read_box_cases(made.table)
+    cases = read_cases(made.table, truth="boxes")
     healthy = {case.subject for case in cases if case.boxes is None}
     assert len(healthy) == 2
     assert not healthy & {case.subject for case in cases if case.boxes is not None}
@@ -154,7 +154,7 @@ def test_images_of_one_subject_stay_together(tmp_path: Path) -> None:
 def test_larger_images_get_larger_findings(tmp_path: Path) -> None:
     paths = [save(tmp_path / "in" / f"{n}.png", hand(n, side=192)) for n in range(4)]
     made = make_box_bench(paths, tmp_path / "b", seed=0, kinds=["foreign-body"], healthy_share=0)
-    for case in read_box_cases(made.table):
+    for case in read_cases(made.table, truth="boxes"):
         assert case.boxes is not None
         (box,) = read_boxes(case.boxes, 192, 192)
         assert box.right - box.left >= 3 * 4  # more than 4 px of 64
@@ -269,7 +269,7 @@ def test_on_real_hands(shared_data: Path, tmp_path: Path) -> None:
     found = [made.counts[kind] for kind in XRAY_KINDS]
     assert max(found) - min(found) <= 1
     bright = {"metal": True, "foreignbody": True, "fracture": False}
-    for case in read_box_cases(made.table):
+    for case in read_cases(made.table, truth="boxes"):
         if case.boxes is None:
             continue
         (box,) = read_boxes(case.boxes, 64, 64)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from thorad.datasets.boxes import Box, boxes_to_model_grid, read_box_cases, read_boxes, read_dataset_table
+from thorad.datasets.boxes import Box, boxes_to_model_grid, read_boxes, read_dataset_table
+from thorad.datasets.cases import read_cases
 from thorad.io.images import read_image
 from thorad.io.intensity import BRIGHTEST, scale
 from thorad.io.preprocess import to_input_grid, to_model_input
@@ -140,7 +141,9 @@ def test_detection_and_box_metrics(wrist: Path, tmp_path: Path) -> None:
         assert found.anomaly_map.shape == found.pseudo_healthy.shape == image.pixels.shape
         assert np.isfinite(found.anomaly_map).all()
         assert 0 <= found.pseudo_healthy.min() <= found.pseudo_healthy.max() <= 1
-    (result,) = evaluate(read_box_cases(table), [], [detector], tmp_path / "out", protocol="boxes", bootstrap=0)
+    (result,) = evaluate(
+        read_cases(table, truth="boxes"), [], [detector], tmp_path / "out", protocol="boxes", bootstrap=0
+    )
     labels = [
         box.label
         for name, suffix in zip(marked, (".xml", ".txt"), strict=True)

@@ -964,12 +964,12 @@ def split_data(
         split = write_split(find_data_set(folder, kind), out, shares, seed)
         table = _table("part", "subjects", "images", "with findings")
         for part, cases in split.parts.items():
-            ill = sum(bool(case.masks or case.boxes) for case in cases)
+            ill = sum(case.has_finding for case in cases)
             table.add_row(part, str(len({case.subject for case in cases})), str(len(cases)), str(ill))
         out_console.print(table)
         if split.left_out:
             _print(f"Left out, as nobody says whether they are healthy: {len(split.left_out)} images without a mask.")
-        if any(case.masks or case.boxes for case in split.parts.get("train", ())):
+        if any(case.has_finding for case in split.parts.get("train", ())):
             _print("train.csv holds images with findings; thorad trains on healthy ones only.", style="yellow")
         for path in split.tables.values():
             _print(f"{path}")

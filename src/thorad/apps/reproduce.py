@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Literal
 
 from thorad.apps.run import write_evaluation_run
 from thorad.datasets import atlas, wrist
-from thorad.datasets.boxes import BoxCase, read_box_cases
 from thorad.datasets.cases import Case, read_cases
 from thorad.detector import DEFAULT_STEPS, Detector, comparison
 from thorad.errors import ThoradError
@@ -54,8 +53,6 @@ FLOOR: Final = "zscore"
 
 PREPARED_BRAIN: Final = "cases.csv with the columns image, mask and subject, and where there are some healthy/*.png"
 PREPARED_WRIST: Final = "cases.csv with the columns image, boxes, elsewhere and subject, and healthy/*.png"
-
-CaseType = TypeVar("CaseType", Case, BoxCase)
 
 
 @dataclass(frozen=True)
@@ -102,10 +99,10 @@ class LayoutCheck:
 
 
 @dataclass(frozen=True)
-class _Material(Generic[CaseType]):
+class _Material:
     """The data, ready to be measured on."""
 
-    cases: list[CaseType]
+    cases: list[Case]
     healthy: list[Path]
     told: list[str]
     failures: Mapping[str, str]
@@ -127,7 +124,7 @@ def check_layout(target: Target, data: Path, on_progress: Progress | None = None
     _check_folder(data)
     if target == "table2":
         if (data / "cases.csv").is_file():
-            return LayoutCheck(_told_bench(data, read_box_cases(data / "cases.csv"), _healthy(data)), [])
+            return LayoutCheck(_told_bench(data, read_cases(data / "cases.csv", truth="boxes"), _healthy(data)), [])
         files = _wrist_files(data)
         cases = wrist.sort_wrist_images(files, _part(on_progress, "annotations"))
         return LayoutCheck([*_told_files(files), *_told_images(cases)], list(cases.left_out.values()))
@@ -135,14 +132,14 @@ def check_layout(target: Target, data: Path, on_progress: Progress | None = None
         return LayoutCheck(_told_bench(data, read_cases(data / "cases.csv"), _healthy(data)), [])
     found = _atlas_files(data)
     problems: list[str] = []
-    for done, scan in enumerate(found.scans, start=1):
+    for done, case in enumerate(found.cases, start=1):
         try:
-            atlas.check_scan(scan)
+            atlas.check_headers(case)
         except ThoradError as error:
             problems.append(str(error))
         if on_progress is not None:
-            on_progress(done, len(found.scans), "headers")
-    good = f"{len(found.scans) - len(problems)} of {len(found.scans)} scans lie on the grid of MNI152NLin2009aSym."
+            on_progress(done, len(found.cases), "headers")
+    good = f"{len(found.cases) - len(problems)} of {len(found.cases)} scans lie on the grid of MNI152NLin2009aSym."
     return LayoutCheck([*_told_scans(data, found), good], problems)
 
 
@@ -310,7 +307,7 @@ def _figure_4(
     return _reported("Figure 4: noise levels", out, results, columns, rows, [picture, *notes], brain.failures)
 
 
-def every_nth(cases: Sequence[CaseType], every: int) -> list[CaseType]:
+def every_nth(cases: Sequence[Case], every: int) -> list[Case]:
     """Every N-th case in the order of the subjects, so that they spread over as many of them as there are."""
     return sorted(cases, key=lambda case: case.subject)[::every]
 
@@ -399,7 +396,7 @@ def _detector(
 
 def _evaluate(
     protocol: str,
-    cases: Sequence[Case] | Sequence[BoxCase],
+    cases: Sequence[Case],
     healthy: Sequence[Path],
     detectors: Sequence[Detector],
     out: Path,
@@ -407,7 +404,7 @@ def _evaluate(
     on_progress: Progress | None,
 ) -> list[dict[str, Any]]:
     began = time.perf_counter()
-    well = {case.image.resolve() for case in cases if not _has_finding(case)}
+    well = {case.image.resolve() for case in cases if not case.has_finding}
     results = evaluate(
         cases,
         [path for path in healthy if path.resolve() not in well][:: settings.every],
@@ -423,14 +420,10 @@ def _evaluate(
     return results
 
 
-def _thinned(cases: Sequence[CaseType], settings: Settings) -> list[CaseType]:
+def _thinned(cases: Sequence[Case], settings: Settings) -> list[Case]:
     """Every N-th of the diseased cases, and of the healthy ones."""
-    diseased = every_nth([case for case in cases if _has_finding(case)], settings.every)
-    return diseased + every_nth([case for case in cases if not _has_finding(case)], settings.every)
-
-
-def _has_finding(case: Case | BoxCase) -> bool:
-    return (case.mask if isinstance(case, Case) else case.boxes) is not None
+    diseased = every_nth([case for case in cases if case.has_finding], settings.every)
+    return diseased + every_nth([case for case in cases if not case.has_finding], settings.every)
 
 
 def _level(
@@ -488,12 +481,12 @@ def _digest(cases: Sequence[Case]) -> str:
     return digest.hexdigest()
 
 
-def _brain(data: Path, out: Path, on_progress: Progress | None) -> _Material[Case]:
+def _brain(data: Path, out: Path, on_progress: Progress | None) -> _Material:
     if (data / "cases.csv").is_file():
         cases, healthy = read_cases(data / "cases.csv"), _healthy(data)
         return _Material(cases, healthy, _told_bench(data, cases, healthy), {}, published=False)
     found = _atlas_files(data)
-    slices = atlas.cut_slices(found.scans, out / "slices", on_progress=_part(on_progress, "slices"))
+    slices = atlas.cut_slices(found.cases, out / "slices", on_progress=_part(on_progress, "slices"))
     told = [
         *_told_scans(data, found),
         f"{slices.cut} slices k = 95 with a lesion, {len(slices.without_lesion)} without (left out), "
@@ -502,13 +495,13 @@ def _brain(data: Path, out: Path, on_progress: Progress | None) -> _Material[Cas
     return _Material(read_cases(slices.table), _healthy(data), told, slices.left_out, published=True)
 
 
-def _wrist(data: Path, out: Path, on_progress: Progress | None) -> _Material[BoxCase]:
+def _wrist(data: Path, out: Path, on_progress: Progress | None) -> _Material:
     if (data / "cases.csv").is_file():
-        cases, healthy = read_box_cases(data / "cases.csv"), _healthy(data)
+        cases, healthy = read_cases(data / "cases.csv", truth="boxes"), _healthy(data)
         return _Material(cases, healthy, _told_bench(data, cases, healthy), {}, published=False)
     files = _wrist_files(data)
     chosen = wrist.sort_wrist_images(files, _part(on_progress, "annotations"))
-    cases = read_box_cases(wrist.write_wrist_cases(chosen, out / "cases"))
+    cases = read_cases(wrist.write_wrist_cases(chosen, out / "cases"), truth="boxes")
     told = [
         *_told_files(files),
         *_told_images(chosen),
@@ -519,8 +512,8 @@ def _wrist(data: Path, out: Path, on_progress: Progress | None) -> _Material[Box
 
 
 def _atlas_files(data: Path) -> atlas.AtlasFiles:
-    found = atlas.find_scans(data)
-    if not found.scans:
+    found = atlas.find_atlas(data)
+    if not found.cases:
         raise ThoradError(
             f"{data}: found {len(found.without_mask)} T1w volumes without a mask, {len(found.without_image)} masks "
             f"without a volume, and no cases.csv; at the top {_contents(data)}. Expected a prepared bench "
@@ -551,8 +544,8 @@ def _healthy(data: Path) -> list[Path]:
     return find_images([data / "healthy"]) if (data / "healthy").is_dir() else []
 
 
-def _told_bench(data: Path, cases: Sequence[CaseType], healthy: Sequence[Path]) -> list[str]:
-    ill = sum(map(_has_finding, cases))
+def _told_bench(data: Path, cases: Sequence[Case], healthy: Sequence[Path]) -> list[str]:
+    ill = sum(case.has_finding for case in cases)
     subjects = len({case.subject for case in cases})
     return [
         f"Data: the prepared bench {data}: {ill} images with a finding and {len(cases) - ill} without of {subjects} "
@@ -561,10 +554,10 @@ def _told_bench(data: Path, cases: Sequence[CaseType], healthy: Sequence[Path]) 
 
 
 def _told_scans(data: Path, found: atlas.AtlasFiles) -> list[str]:
-    several = sum(len(scan.masks) > 1 for scan in found.scans)
+    several = sum(len(case.masks) > 1 for case in found.cases)
     return [
-        f"Data: ATLAS v2.0 in {data}: {len(found.scans)} T1w volumes with a mask ({several} with several, of which the "
-        f"union counts) of {len({scan.subject for scan in found.scans})} subjects, {len(found.without_mask)} without a "
+        f"Data: ATLAS v2.0 in {data}: {len(found.cases)} T1w volumes with a mask ({several} with several, of which the "
+        f"union counts) of {len({case.subject for case in found.cases})} subjects, {len(found.without_mask)} without a "
         f"mask (left out), {len(found.without_image)} masks without a volume."
     ]
 

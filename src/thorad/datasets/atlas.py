@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import write_png8, write_png16
@@ -32,23 +33,12 @@ ORIGIN_TOLERANCE: Final = 2.0
 
 
 @dataclass(frozen=True)
-class Scan:
-    """One T1w volume and its lesions."""
-
-    name: str
-    """`sub-XXXX_ses-Y`."""
-    subject: str
-    image: Path
-    masks: tuple[Path, ...]
-    """One or more; a voxel is in the lesion if it is in any of them."""
-
-
-@dataclass(frozen=True)
 class AtlasFiles:
     """What was found."""
 
-    scans: list[Scan]
-    without_mask: list[Path]
+    cases: list[Case]
+    """T1w volumes with masks, named `sub-XXXX_ses-Y`."""
+    without_mask: list[Case]
     """Volumes without a mask beside them: the data set keeps those of its test part back."""
     without_image: list[Path]
     """Masks without a volume beside them."""
@@ -68,37 +58,34 @@ class Slices:
     """{scan: why it is of no use}."""
 
 
-def find_scans(root: Path) -> AtlasFiles:
+def find_atlas(root: Path) -> AtlasFiles:
     """Find the volumes and their masks in a folder, by their names alone; none of them is opened."""
-    volumes = [path for path in _below_anat(root, "_T1w") if path.is_file()]
-    masks = [path for path in _below_anat(root, "_mask") if path.is_file()]
-    of_volume: dict[tuple[Path, str], list[Path]] = {}
-    for mask in masks:
-        of_volume.setdefault((mask.parent, _entities(mask)), []).append(mask)
-    scans: list[Scan] = []
-    without_mask: list[Path] = []
-    for volume in volumes:
+    masks: dict[tuple[Path, str], list[Path]] = {}
+    for mask in _below_anat(root, "_mask"):
+        masks.setdefault((mask.parent, _entities(mask)), []).append(mask)
+    volumes: list[Case] = []
+    for volume in _below_anat(root, "_T1w"):
         name = _entities(volume)
-        its_masks = of_volume.pop((volume.parent, name), [])
-        if its_masks:
-            scans.append(Scan(name, name.partition("_")[0], volume, tuple(its_masks)))
-        else:
-            without_mask.append(volume)
-    return AtlasFiles(scans, without_mask, sorted(mask for left in of_volume.values() for mask in left))
+        subject, _, session = name.partition("_")
+        case = Case(volume, None, subject, name, session=session or None)
+        volumes.append(case.with_masks(masks.pop((volume.parent, name), [])))
+    cases = [case for case in volumes if case.masks]
+    without_mask = [case for case in volumes if not case.masks]
+    return AtlasFiles(cases, without_mask, sorted(mask for left in masks.values() for mask in left))
 
 
-def check_scan(scan: Scan, grid: Grid = MNI_2009A) -> None:
-    """Read the headers of a scan's files.
+def check_headers(case: Case, grid: Grid = MNI_2009A) -> None:
+    """Read the headers of a volume and its masks.
 
     Raises:
         ThoradError: unreadable, or not on the grid.
     """
-    for path in (scan.image, *scan.masks):
+    for path in (case.image, *case.masks):
         _on_grid(path, grid)
 
 
 def cut_slices(
-    scans: Sequence[Scan],
+    cases: Sequence[Case],
     out: Path,
     *,
     grid: Grid = MNI_2009A,
@@ -110,7 +97,7 @@ def cut_slices(
     are counted, not written: the paper evaluates slices with lesions.
 
     Args:
-        scans: of `find_scans`.
+        cases: of `find_atlas`, each with a mask.
         out: the folder.
         grid: that the volumes must have.
         on_progress: called with (scans done, scans in all).
@@ -119,7 +106,7 @@ def cut_slices(
         ThoradError: no slice with a lesion, two scans of one name, `out` can't be written. A single scan that is of no
             use is left out and named in the result.
     """
-    twice = sorted({scan.name for scan in scans if sum(other.name == scan.name for other in scans) > 1})
+    twice = sorted({case.name for case in cases if sum(other.name == case.name for other in cases) > 1})
     if twice:
         raise ThoradError(
             f"{len(twice)} scans are there more than once, {twice[0]} first. Keep one copy of the data set."
@@ -127,24 +114,24 @@ def cut_slices(
     rows: list[dict[str, str]] = []
     without_lesion: list[str] = []
     left_out: dict[str, str] = {}
-    for done, scan in enumerate(scans, start=1):
+    for done, case in enumerate(cases, start=1):
         try:
-            lesion = np.any([_slice(mask, grid) != 0 for mask in scan.masks], axis=0)
+            lesion = np.any([_slice(mask, grid) != 0 for mask in case.masks], axis=0)
             if lesion.any():
-                image, mask = f"images/{scan.name}.png", f"masks/{scan.name}.png"
-                write_png16(out / image, _scaled(_slice(scan.image, grid), scan.image))
+                image, mask = f"images/{case.name}.png", f"masks/{case.name}.png"
+                write_png16(out / image, _scaled(_slice(case.image, grid), case.image))
                 write_png8(out / mask, lesion.astype(np.float32))
-                rows.append({"image": image, "mask": mask, "subject": scan.subject})
+                rows.append({"image": image, "mask": mask, "subject": case.subject})
             else:
-                without_lesion.append(scan.name)
+                without_lesion.append(case.name)
         except ThoradError as error:
-            left_out[scan.name] = str(error)
+            left_out[case.name] = str(error)
         if on_progress is not None:
-            on_progress(done, len(scans))
+            on_progress(done, len(cases))
     if not rows:
         why = next(iter(left_out.values()), "none has a lesion there")
         raise ThoradError(
-            f"None of the {len(scans)} scans gives a slice k = {grid.axial_slice} with a lesion. The first: {why}"
+            f"None of the {len(cases)} scans gives a slice k = {grid.axial_slice} with a lesion. The first: {why}"
         )
     text = io.StringIO()
     writer = csv.DictWriter(text, ["image", "mask", "subject"], lineterminator="\n")
@@ -156,7 +143,7 @@ def cut_slices(
 
 def _below_anat(root: Path, ending: str) -> list[Path]:
     found = [path for suffix in (".nii.gz", ".nii") for path in root.rglob(f"sub-*{ending}{suffix}")]
-    return sorted(path for path in found if path.parent.name == "anat")
+    return sorted(path for path in found if path.parent.name == "anat" and path.is_file())
 
 
 def _entities(path: Path) -> str:

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thorad.datasets.cases import subject_of
 from thorad.errors import ThoradError
-from thorad.io.images import case_names
-from thorad.io.tables import Row, files_in_column, read_table, refuse_images_named_twice
+from thorad.io.tables import Row, read_table
 
 if TYPE_CHECKING:
     from thorad.io.preprocess import Placement
@@ -54,24 +52,6 @@ class Box:
     top: float
     right: float
     bottom: float
-
-
-@dataclass(frozen=True)
-class BoxCase:
-    """One X-ray with the truth about it."""
-
-    image: Path
-    boxes: Path | None
-    """None: a healthy image."""
-
-    elsewhere: Path | None
-    """A mask of where a detection counts as a false one; None: everywhere outside the boxes."""
-
-    subject: str
-    """Images of one subject are not independent: intervals are over subjects, and splits never share one."""
-
-    name: str
-    """Case id, the same that `thorad detect` gives the image when it reads the same table."""
 
 
 @dataclass(frozen=True)
@@ -139,27 +119,6 @@ def read_boxes(
     if not boxes:
         raise ThoradError(f"{path}: no box; expected at least one. Leave the column empty for a healthy image.")
     return [_inside(path, number, box, image_height, image_width) for number, box in enumerate(boxes, start=1)]
-
-
-def read_box_cases(table: Path) -> list[BoxCase]:
-    """Read an evaluation table: columns `image`, `boxes` (empty for a healthy image); optional `elsewhere`, `subject`.
-
-    Paths are relative to the table's folder. Without a subject, the image's name tells it (`subject_of`). The boxes
-    themselves are not read.
-
-    Raises:
-        ThoradError: the table can't be read, lacks a column, names a missing file, or names an image twice.
-    """
-    rows = read_table(table, ["image", "boxes"])
-    images = files_in_column(table, rows, "image")
-    boxes = _files_where_given(table, rows, "boxes")
-    elsewhere = _files_where_given(table, rows, "elsewhere")
-    refuse_images_named_twice(table, rows, images, "Keep one row for each image, with all its boxes in one file.")
-    names = case_names(images, [table.parent] * len(images))
-    return [
-        BoxCase(image, boxes.get(line), elsewhere.get(line), row.get("subject") or subject_of(image), name)
-        for (line, row), image, name in zip(rows, images, names, strict=True)
-    ]
 
 
 def read_dataset_table(path: Path) -> list[WristImage]:
@@ -365,12 +324,6 @@ def _read_packed_table(path: Path, columns: Sequence[str]) -> list[Row]:
             return read_table(unpacked, columns)
         except ThoradError as error:
             raise ThoradError(str(error).replace(str(unpacked), str(path))) from error
-
-
-def _files_where_given(table: Path, rows: Sequence[Row], column: str) -> dict[int, Path]:
-    """{line: file} of the rows in which the column is there and not empty."""
-    given = [(line, row) for line, row in rows if row.get(column)]
-    return dict(zip((line for line, _ in given), files_in_column(table, given, column), strict=True))
 
 
 def _number(text: str) -> float | None:

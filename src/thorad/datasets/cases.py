@@ -1,34 +1,69 @@
 """Which images belong together: cases for evaluation; training and validation images that share no subject."""
 
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final, Literal
 
 from thorad.errors import ThoradError
 from thorad.io.images import case_names, find_images, read_image
-from thorad.io.tables import files_in_column, listing, read_table, refuse_images_named_twice
+from thorad.io.tables import Row, files_in_column, listing, read_table, refuse_images_named_twice
+
+Truth = Literal["mask", "boxes"]
+"""The column of a table of cases that says what is in an image."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image with the truth about it."""
+    """One image, a picture or a volume, and the files that hold the truth about it. None of them has been read."""
 
     image: Path
+
     mask: Path | None
-    """None: a healthy image."""
+    """Of lesions; None: a healthy image, or one whose findings are marked by boxes or not at all."""
 
     subject: str
     """Images of one subject are not independent: intervals are over subjects, and splits never share one."""
 
     name: str
-    """Case id, the same that `thorad detect` gives the image when it reads the same table."""
+    """Case id; of a table, the same that `thorad detect` gives the image when it reads that table."""
 
     volume: str | None = None
     """The volume that this slice is part of; None: it is a volume of its own."""
 
     slice_number: int | None = None
     """Its place in the volume; None: that of its row."""
+
+    boxes: Path | None = None
+    """Boxes around findings, in one of the forms that `boxes.read_boxes` reads."""
+
+    elsewhere: Path | None = None
+    """A mask of where a detection counts as a false one; None: everywhere outside the boxes."""
+
+    other_masks: tuple[Path, ...] = ()
+    """Where each lesion has a mask of its own: those beside `mask`. A voxel is in a lesion if it is in any of them."""
+
+    session: str | None = None
+    """Which of the subject's visits."""
+
+    archive: Path | None = None
+    """The tar that the image lies in, not unpacked; `image` is then the archive's path and the member's name."""
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All masks of lesions; none for a healthy image."""
+        return () if self.mask is None else (self.mask, *self.other_masks)
+
+    def with_masks(self, masks: Sequence[Path]) -> "Case":
+        """The same image with these masks of lesions, of which there may be none."""
+        return replace(self, mask=masks[0] if masks else None, other_masks=tuple(masks[1:]))
+
+    @property
+    def has_finding(self) -> bool:
+        """Whether a mask or boxes mark something in the image."""
+        return self.mask is not None or self.boxes is not None
 
 
 def subject_of(path: Path) -> str:
@@ -38,33 +73,82 @@ def subject_of(path: Path) -> str:
     return bids[0] if bids else stem
 
 
-def read_cases(table: Path) -> list[Case]:
-    """Read an evaluation table: columns `image`, `mask` (empty for a healthy image).
+def read_cases(table: Path, *, truth: Truth = "mask") -> list[Case]:
+    """Read a table of cases: the columns `image` and, empty for a healthy image, `mask` or `boxes`.
 
-    Paths are relative to the table's folder. Optional are `subject` (else the image's name tells it, `subject_of`),
-    `volume` (else each image is one by itself) and `slice`, a whole number that orders the slices of a volume.
+    Paths are relative to the table's folder; images, masks and boxes are not read. Optional are `subject` (else the
+    image's name tells it, `subject_of`), `volume` (else each image is one by itself) and `slice`, a whole number that
+    orders the slices of a volume; beside `boxes` also `elsewhere`.
+
+    Args:
+        table: a CSV file.
+        truth: the column that says what is in an image. The other one is passed over.
 
     Raises:
         ThoradError: the table can't be read, lacks a column, names a missing file, or names an image twice; a slice
             that is no whole number.
     """
-    rows = read_table(table, ["image", "mask"])
+    rows = read_table(table, ["image", truth])
     images = files_in_column(table, rows, "image")
-    with_mask = [(line, row) for line, row in rows if row["mask"]]
-    masks = dict(zip((line for line, _ in with_mask), files_in_column(table, with_mask, "mask"), strict=True))
-    refuse_images_named_twice(table, rows, images, "Keep one row for each image, with all its lesions in one mask.")
+    given = {column: _files_where_given(table, rows, column) for column in _COLUMNS_OF[truth]}
+    advice = "with all its lesions in one mask" if truth == "mask" else "with all its boxes in one file"
+    refuse_images_named_twice(table, rows, images, f"Keep one row for each image, {advice}.")
     names = case_names(images, [table.parent] * len(images))
     return [
         Case(
             image=image,
-            mask=masks.get(line),
+            mask=given["mask"].get(line) if truth == "mask" else None,
             subject=row.get("subject") or subject_of(image),
             name=name,
             volume=row.get("volume") or None,
             slice_number=_slice_number(table, line, row.get("slice", "")),
+            boxes=given["boxes"].get(line) if truth == "boxes" else None,
+            elsewhere=given["elsewhere"].get(line) if truth == "boxes" else None,
         )
         for (line, row), image, name in zip(rows, images, names, strict=True)
     ]
+
+
+_COLUMNS_OF: Final[dict[Truth, tuple[str, ...]]] = {"mask": ("mask",), "boxes": ("boxes", "elsewhere")}
+
+
+def _files_where_given(table: Path, rows: Sequence[Row], column: str) -> dict[int, Path]:
+    """{line: file} of the rows in which the column is there and not empty."""
+    given = [(line, row) for line, row in rows if row.get(column)]
+    return dict(zip((line for line, _ in given), files_in_column(table, given, column), strict=True))
+
+
+def cases_on_disk(table: Path) -> tuple[list[Case], list[str]]:
+    """The cases of a table whose images are there: `read_cases` for tables that may be wrong.
+
+    Only the column `image` must be there; `mask`, `boxes` and `subject` may.
+
+    Returns:
+        (cases whose image is there, what is missing).
+
+    Raises:
+        ThoradError: the table can't be read, or has no column image.
+    """
+    missing: list[str] = []
+
+    def there(line: int, cell: str) -> Path | None:
+        path = table.parent / cell
+        # Path.is_file raises for names that are too long or hold a NUL; such a file is just not there.
+        if cell and os.path.isfile(path):  # noqa: PTH113
+            return path
+        if cell:
+            missing.append(f"{table.name}, line {line}: {cell} is not there")
+        return None
+
+    cases: list[Case] = []
+    for line, row in read_table(table, ["image"]):
+        image, mask, boxes = (there(line, row.get(column, "")) for column in ("image", "mask", "boxes"))
+        if not row["image"]:
+            missing.append(f"{table.name}, line {line}: no image is named")
+        if image is not None:
+            cases.append(Case(image, mask, row.get("subject") or subject_of(image), "", boxes=boxes))
+    names = case_names([case.image for case in cases], [table.parent] * len(cases))
+    return [replace(case, name=name) for case, name in zip(cases, names, strict=True)], missing
 
 
 def _slice_number(table: Path, line: int, cell: str) -> int | None:
@@ -92,7 +176,7 @@ def training_images(
         (training images, validation images), the latter empty for None.
 
     Raises:
-        ThoradError: nothing there, an image that can't be read, masks among them, a subject that stands in both.
+        ThoradError: nothing there, an image that can't be read, masks among them, a subject that appears in both.
     """
     training = find_images([train], leave_out=leave_out)
     _refuse_masks(train, training)
@@ -103,7 +187,7 @@ def training_images(
     shared = sorted({subject_of(path) for path in training} & {subject_of(path) for path in validating})
     if shared:
         raise ThoradError(
-            f"{len(shared)} subjects stand in both {train} and {validation}: {listing(shared)}. What is measured on a "
+            f"{len(shared)} subjects appear in both {train} and {validation}: {listing(shared)}. What is measured on a "
             "subject that was trained on says nothing; move all images of a subject to one side. "
             "(The subject is the file name's leading sub-XXXX, else the whole name.)"
         )

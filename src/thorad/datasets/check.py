@@ -22,7 +22,8 @@ from typing import IO, Any, Final
 import numpy as np
 import PIL.Image
 
-from thorad.datasets.layouts import SetCase, find_data_set, part_of, read_set_table, split_tables
+from thorad.datasets.cases import Case, cases_on_disk
+from thorad.datasets.layouts import find_data_set, part_of, split_tables
 from thorad.io.atomic import write_atomic
 from thorad.io.decode import check_sides
 from thorad.io.volume_header import HEADER_BYTES, import_nibabel, is_nrrd, metaimage_header, nrrd_header
@@ -134,7 +135,7 @@ def check_data_set(folder: Path, kind: str | None = None) -> Report:
         else:
             duplicates.append(f"{told}: the same content")
     same = [{str(case.image) for case in group} for group in groups]
-    by_name: dict[str, list[SetCase]] = {}
+    by_name: dict[str, list[Case]] = {}
     for case in cases:
         by_name.setdefault(case.name, []).append(case)
     for name, group in by_name.items():
@@ -197,13 +198,13 @@ class Contents:
             yield opened, member.size
 
 
-def same_content(cases: Sequence[SetCase], contents: Contents) -> list[list[SetCase]]:
+def same_content(cases: Sequence[Case], contents: Contents) -> list[list[Case]]:
     """The groups of images that hold the same bytes, packed or not.
 
     Files are compared by size, then by CRC-32 (which a packed file ends with), then by SHA-256: what differs in size is
     not read. Damaged files equal none.
     """
-    by_size: dict[int, list[tuple[SetCase, int | None]]] = {}
+    by_size: dict[int, list[tuple[Case, int | None]]] = {}
     for case in cases:
         try:
             with contents.open(case.image, case.archive) as (file, size):
@@ -215,11 +216,11 @@ def same_content(cases: Sequence[SetCase], contents: Contents) -> list[list[SetC
             continue
         if size:
             by_size.setdefault(size % 2**32, []).append((case, crc))
-    groups: dict[tuple[int, int | str], list[SetCase]] = {}
+    groups: dict[tuple[int, int | str], list[Case]] = {}
     for size, of_size in by_size.items():
         for case, crc in of_size if len(of_size) > 1 else ():
             groups.setdefault((size, _crc(case, contents) if crc is None else crc), []).append(case)
-    same: dict[str, list[SetCase]] = {}
+    same: dict[str, list[Case]] = {}
     for group in groups.values():
         for case in group if len(group) > 1 else ():
             digest = hashlib.sha256()
@@ -232,14 +233,14 @@ def same_content(cases: Sequence[SetCase], contents: Contents) -> list[list[SetC
     return [group for group in same.values() if len(group) > 1]
 
 
-def _crc(case: SetCase, contents: Contents) -> int:
+def _crc(case: Case, contents: Contents) -> int:
     crc = 0
     for chunk in _unpacked(case, contents):
         crc = zlib.crc32(chunk, crc)
     return crc
 
 
-def _unpacked(case: SetCase, contents: Contents) -> Iterator[bytes]:
+def _unpacked(case: Case, contents: Contents) -> Iterator[bytes]:
     with contents.open(case.image, case.archive) as (file, _):
         stream = gzip.GzipFile(fileobj=file) if case.image.suffix.lower() == ".gz" else file
         while chunk := stream.read(CHUNK):
@@ -249,14 +250,14 @@ def _unpacked(case: SetCase, contents: Contents) -> Iterator[bytes]:
 # ---- splits
 
 
-def _parts(folder: Path, cases: Sequence[SetCase]) -> tuple[dict[str, list[SetCase]], list[str]]:
+def _parts(folder: Path, cases: Sequence[Case]) -> tuple[dict[str, list[Case]], list[str]]:
     """({part: its cases}, what their tables name in vain), told by folders and by tables; without parts, nothing."""
     by_image = {os.path.realpath(case.image): case for case in cases}
-    parts: dict[str, dict[str, SetCase]] = {"train": {}, "val": {}, "test": {}}
+    parts: dict[str, dict[str, Case]] = {"train": {}, "val": {}, "test": {}}
     missing: list[str] = []
     for part, tables in split_tables(folder).items():
         for table in tables:
-            found, not_there = read_set_table(table)
+            found, not_there = cases_on_disk(table)
             missing += not_there
             for case in found:
                 real = os.path.realpath(case.image)
@@ -269,8 +270,8 @@ def _parts(folder: Path, cases: Sequence[SetCase]) -> tuple[dict[str, list[SetCa
     return {part: list(of_part.values()) for part, of_part in parts.items() if of_part}, missing
 
 
-def _shared_subjects(parts: dict[str, list[SetCase]], folder: Path) -> list[str]:
-    first: dict[str, dict[str, SetCase]] = {}
+def _shared_subjects(parts: dict[str, list[Case]], folder: Path) -> list[str]:
+    first: dict[str, dict[str, Case]] = {}
     for part, of_part in parts.items():
         for case in of_part:
             first.setdefault(case.subject, {}).setdefault(part, case)
@@ -285,10 +286,10 @@ def _shared_subjects(parts: dict[str, list[SetCase]], folder: Path) -> list[str]
 # ---- heads
 
 
-def _check_heads(cases: Iterable[SetCase], contents: Contents, folder: Path) -> tuple[list[str], list[SetCase]]:
+def _check_heads(cases: Iterable[Case], contents: Contents, folder: Path) -> tuple[list[str], list[Case]]:
     """(what is wrong with which file, the cases whose image can be read)."""
     unusable: list[str] = []
-    whole: list[SetCase] = []
+    whole: list[Case] = []
     for case in cases:
         shape = _shape(case.image, case.archive, contents, folder, unusable)
         if shape is not None:
@@ -384,7 +385,7 @@ def _picture_shape(path: Path, file: IO[bytes], size: int) -> tuple[int, ...]:
     return height, width
 
 
-def _need_libraries(cases: Iterable[SetCase]) -> None:
+def _need_libraries(cases: Iterable[Case]) -> None:
     """Refuse volumes whose heads nothing here can read, before anything is read."""
     if any(path.name.lower().endswith(NIFTI) for case in cases for path in (case.image, *case.masks)):
         import_nibabel()

@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Final
 
-from thorad.datasets.atlas import find_scans
+from thorad.datasets.atlas import find_atlas
 from thorad.datasets.boxes import read_dataset_table
-from thorad.datasets.cases import subject_of
+from thorad.datasets.cases import Case, cases_on_disk, subject_of
 from thorad.datasets.wrist import dataset_table
 from thorad.errors import ThoradError
 from thorad.io.images import SUFFIXES, case_names, files_below
-from thorad.io.tables import read_table
 from thorad.io.volumes import VOLUME_SUFFIXES
 
 PARTS: Final = {
@@ -34,31 +33,12 @@ PARTS: Final = {
 
 
 @dataclass(frozen=True)
-class SetCase:
-    """One image of a data set: a picture or a volume."""
-
-    name: str
-    """As the data set calls it. Two cases of one name are the same scan twice."""
-    subject: str
-    """Whose it is: splits go by it."""
-    image: Path
-    masks: tuple[Path, ...] = ()
-    """Of lesions; a voxel is in a lesion if it is in any of them."""
-    boxes: Path | None = None
-    """An annotation in one of the forms of `boxes.read_boxes`."""
-    session: str | None = None
-    """Which of the subject's visits."""
-    archive: Path | None = None
-    """The tar that the image lies in, not unpacked; `image` is then the archive's path and the member's name."""
-
-
-@dataclass(frozen=True)
 class DataSet:
     """What a folder holds, by the names of its files."""
 
     kind: str
     """A key of `LAYOUTS`."""
-    cases: list[SetCase]
+    cases: list[Case]
     missing: list[str]
     """What the names of other files say should be there, one entry a thing."""
     odd: list[str]
@@ -113,38 +93,6 @@ def split_tables(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read_set_table(table: Path) -> tuple[list[SetCase], list[str]]:
-    """The cases of a table with a column image and, if there are any, mask, boxes and subject.
-
-    Returns:
-        (cases whose image is there, what is missing).
-
-    Raises:
-        ThoradError: the table can't be read, or has no column image.
-    """
-    missing: list[str] = []
-
-    def there(line: int, cell: str) -> Path | None:
-        path = table.parent / cell
-        # Path.is_file raises for names that are too long or hold a NUL; such a file is just not there.
-        if cell and os.path.isfile(path):  # noqa: PTH113
-            return path
-        if cell:
-            missing.append(f"{table.name}, line {line}: {cell} is not there")
-        return None
-
-    cases: list[SetCase] = []
-    for line, row in read_table(table, ["image"]):
-        image, mask, boxes = (there(line, row.get(column, "")) for column in ("image", "mask", "boxes"))
-        if not row["image"]:
-            missing.append(f"{table.name}, line {line}: no image is named")
-        if image is not None:
-            subject = row.get("subject") or subject_of(image)
-            cases.append(SetCase("", subject, image, (mask,) if mask else (), boxes))
-    names = case_names([case.image for case in cases], [table.parent] * len(cases))
-    return [replace(case, name=name) for case, name in zip(cases, names, strict=True)], missing
-
-
 # ---- one function for each layout
 
 
@@ -163,7 +111,7 @@ def _grazpedwri(folder: Path, files: Sequence[Path]) -> DataSet | None:
     rows = {row.name: row for row in read_dataset_table(table)} if table else {}
     annotations = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
     annotations |= {path.stem: path for path in files if path.suffix.lower() == ".xml"}
-    cases: list[SetCase] = []
+    cases: list[Case] = []
     missing = [] if table else ["dataset.csv: patients are told by the names of the images instead"]
     odd: list[str] = []
     for image in images:
@@ -173,7 +121,7 @@ def _grazpedwri(folder: Path, files: Sequence[Path]) -> DataSet | None:
         if row is not None or named is not None:
             subject = row.subject if row else str(int(named[1])) if named else image.stem
             boxes = annotations.get(image.stem)
-            cases.append(SetCase(image.stem, subject, image, (), boxes, str(row.study) if row else None))
+            cases.append(Case(image, None, subject, image.stem, boxes=boxes, session=str(row.study) if row else None))
     if any(case.boxes for case in cases):
         missing += [f"{_told(case.image, folder)}: no annotation" for case in cases if case.boxes is None]
     stems = {image.stem for image in images}
@@ -205,7 +153,7 @@ def _ixi(folder: Path, files: Sequence[Path]) -> DataSet | None:
     if not found and not archives:
         return None
     cases = [
-        SetCase(f"{named[1]}-{named[2]}-{named[3]}", named[1].upper(), path, session=named[3], archive=archive)
+        Case(path, None, named[1].upper(), "-".join(named.group(1, 2, 3)), session=named[3], archive=archive)
         for path, archive, named in found
         if named[4].upper() == "T1"
     ]
@@ -217,21 +165,16 @@ def _atlas(folder: Path, files: Sequence[Path]) -> DataSet | None:
     """ATLAS v2.0: BIDS, and masks whose names only this data set has."""
     if not any("_desc-t1lesion" in path.name.lower() for path in files):
         return None
-    found = find_scans(folder)
-    if not found.scans:
+    found = find_atlas(folder)
+    if not found.cases:
         return None
-    cases = [
-        SetCase(scan.name, scan.subject, scan.image, scan.masks, session=_session(scan.name)) for scan in found.scans
-    ]
-    for image in found.without_mask:
-        entities = "_".join(part for part in image.name.split("_") if part.startswith(("sub-", "ses-")))
-        cases.append(SetCase(entities, entities.partition("_")[0], image, session=_session(entities)))
     missing = [
-        f"{_told(image, folder)}: no lesion mask (the data set keeps those of its test part back)"
-        for image in found.without_mask
+        f"{_told(case.image, folder)}: no lesion mask (the data set keeps those of its test part back)"
+        for case in found.without_mask
     ]
     missing += [f"{_told(mask, folder)}: no T1w volume beside it" for mask in found.without_image]
-    return DataSet("atlas", sorted(cases, key=lambda case: case.image.parts), missing, [])
+    cases = sorted([*found.cases, *found.without_mask], key=lambda case: case.image.parts)
+    return DataSet("atlas", cases, missing, [])
 
 
 BIDS_NAME: Final = re.compile(
@@ -257,20 +200,13 @@ def _bids(folder: Path, files: Sequence[Path]) -> DataSet | None:
     for path, name in named:
         if name["what"].lower() != "t1w" and re.search(r"lesion|_label-L_", path.name, re.IGNORECASE):
             masks.setdefault((name["subject"], name["session"]), []).append((path, name))
-    cases: list[SetCase] = []
+    cases: list[Case] = []
     odd: list[str] = []
     for path, name in images:
         of_visit = masks.get((name["subject"], name["session"]), [])
         its_masks = tuple(mask for mask, other in of_visit if _agree(name["more"], other["more"]))
-        cases.append(
-            SetCase(
-                name=re.sub(r"_T1w\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE),
-                subject=name["subject"],
-                image=path,
-                masks=its_masks,
-                session=name["session"],
-            )
-        )
+        case_name = re.sub(r"_T1w\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+        cases.append(Case(path, None, name["subject"], case_name, session=name["session"]).with_masks(its_masks))
         if name["subject"] not in path.parts:
             odd.append(f"{_told(path, folder)}: lies in another subject's folder")
     subjects = {part for path in files for part in path.relative_to(folder).parts[:-1] if part.startswith("sub-")}
@@ -303,7 +239,7 @@ def _brats(folder: Path, files: Sequence[Path]) -> DataSet | None:
     for path in files:
         if path.name.lower().endswith(VOLUME_SUFFIXES):
             by_folder.setdefault(path.parent, []).append(path)
-    cases: list[SetCase] = []
+    cases: list[Case] = []
     labels: set[str] = set()
     missing: list[str] = []
     for where, volumes in by_folder.items():
@@ -321,7 +257,7 @@ def _brats(folder: Path, files: Sequence[Path]) -> DataSet | None:
         for path, case in plain:
             its_masks = tuple(mask for mask, of in masks.items() if of == case or len(plain) == 1)
             label, subject, session = _case_of(case, where)
-            cases.append(SetCase(label, subject, path, its_masks, session=session))
+            cases.append(Case(path, None, subject, label, session=session).with_masks(its_masks))
         if contrasts and not plain:
             missing += [f"{_told(mask, folder)}: no T1 volume beside it" for mask in masks]
     if not labels:
@@ -338,16 +274,16 @@ def _tables(folder: Path, files: Sequence[Path]) -> DataSet | None:
         tables.insert(0, folder / "cases.csv")
     if not tables:
         return None
-    cases: dict[str, SetCase] = {}
+    cases: dict[str, Case] = {}
     missing: list[str] = []
     for table in tables:
-        found, not_there = read_set_table(table)
+        found, not_there = cases_on_disk(table)
         missing += not_there
         for case in found:
             cases.setdefault(os.path.realpath(case.image), case)
     healthy = [path for path in files if path.relative_to(folder).parts[0] == "healthy" and _is_image(path)]
     for path in healthy:
-        cases.setdefault(os.path.realpath(path), SetCase(_stem(path), subject_of(path), path))
+        cases.setdefault(os.path.realpath(path), Case(path, None, subject_of(path), _stem(path)))
     return DataSet("tables", list(cases.values()), missing, [])
 
 
@@ -375,7 +311,7 @@ def _folder(folder: Path, files: Sequence[Path]) -> DataSet | None:
         return None
     names = case_names([path for path, _ in images], [folder] * len(images))
     cases = [
-        SetCase(name, subject_of(path), path, tuple(masks.get(key, ())), boxes.get(key))
+        Case(path, None, subject_of(path), name, boxes=boxes.get(key)).with_masks(masks.get(key, ()))
         for (path, key), name in zip(images, names, strict=True)
     ]
     keys = {key for _, key in images}
@@ -499,11 +435,11 @@ def _participants(folder: Path) -> set[str]:
     return {cell for line in lines if (cell := line.partition("\t")[0]).startswith("sub-")}
 
 
-def _without_t1(subjects: Iterable[str], cases: Sequence[SetCase]) -> list[str]:
+def _without_t1(subjects: Iterable[str], cases: Sequence[Case]) -> list[str]:
     return [f"{subject}: no T1 volume" for subject in sorted(set(subjects) - {case.subject for case in cases})]
 
 
-def _without_mask(cases: Sequence[SetCase], folder: Path) -> list[str]:
+def _without_mask(cases: Sequence[Case], folder: Path) -> list[str]:
     if not any(case.masks for case in cases):
         return []
     return [f"{_told(case.image, folder)}: no lesion mask, others have one" for case in cases if not case.masks]
@@ -522,10 +458,6 @@ def _case_of(case: str | None, where: Path) -> tuple[str, str, str | None]:
     label = case or where.name
     brats = BRATS_NAME.fullmatch(label)
     return (label, brats[1], brats[2]) if brats else (label, label, None)
-
-
-def _session(entities: str) -> str | None:
-    return next((part for part in entities.split("_") if part.startswith("ses-")), None)
 
 
 def _key(path: Path, folder: Path, stem: str) -> tuple[str, ...]:

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from thorad.datasets.cases import Case
 from thorad.datasets.check import Contents, same_content
-from thorad.datasets.layouts import PARTS, DataSet, SetCase
+from thorad.datasets.layouts import PARTS, DataSet
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import listing
@@ -31,8 +32,8 @@ class Split:
 
     tables: dict[str, Path]
     """{train, val or test: its table}."""
-    parts: dict[str, list[SetCase]]
-    left_out: list[SetCase]
+    parts: dict[str, list[Case]]
+    left_out: list[Case]
     """Of a data set of patients, those without a mask: an empty cell would call them healthy."""
 
 
@@ -49,9 +50,7 @@ def parse_fractions(text: str) -> tuple[float, float, float]:
     return train, val, test
 
 
-def split_data_set(
-    cases: Sequence[SetCase], fractions: tuple[float, float, float], seed: int
-) -> dict[str, list[SetCase]]:
+def split_data_set(cases: Sequence[Case], fractions: tuple[float, float, float], seed: int) -> dict[str, list[Case]]:
     """Sort cases into train, val and test, subject by subject.
 
     Args:
@@ -69,7 +68,7 @@ def split_data_set(
     if not (all(0 <= share <= 1 for share in fractions) and math.isclose(sum(fractions), 1, abs_tol=1e-6)):
         told = ", ".join(f"{share:g}" for share in fractions)
         raise ThoradError(f"the fractions are {told}; expected three from 0 to 1 whose sum is 1, as 0.8,0.1,0.1.")
-    ill = {case.subject for case in cases if case.masks or case.boxes}
+    ill = {case.subject for case in cases if case.has_finding}
     part_of: dict[str, str] = {}
     for stratum in (ill, {case.subject for case in cases} - ill):
         ordered = sorted(stratum, key=lambda subject: hashlib.sha256(f"{seed}:{subject}".encode()).digest())
@@ -132,7 +131,7 @@ def write_split(found: DataSet, out: Path, fractions: tuple[float, float, float]
     return Split({part: tables[part] for part in contents}, parts, left_out)
 
 
-def _refuse_leaks(parts: dict[str, list[SetCase]]) -> None:
+def _refuse_leaks(parts: dict[str, list[Case]]) -> None:
     """One image under two subjects' names would be trained on and measured on."""
     part_of = {case.image: part for part, of_part in parts.items() for case in of_part}
     with Contents() as contents:
@@ -155,7 +154,7 @@ def _columns(found: DataSet) -> list[str]:
     return ["mask"] * masks + ["boxes"] * boxes
 
 
-def _table(cases: Sequence[SetCase], columns: Sequence[str], out: Path) -> bytes:
+def _table(cases: Sequence[Case], columns: Sequence[str], out: Path) -> bytes:
     def cell(path: Path | None) -> str:
         # Links stay as they are named, but `..` from a linked folder leads elsewhere.
         return "" if path is None else Path(os.path.relpath(path.absolute(), os.path.realpath(out))).as_posix()
@@ -164,7 +163,6 @@ def _table(cases: Sequence[SetCase], columns: Sequence[str], out: Path) -> bytes
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for case in cases:
-        mask = case.masks[0] if case.masks else None
-        row = {"image": cell(case.image), "mask": cell(mask), "boxes": cell(case.boxes), "subject": case.subject}
+        row = {"image": cell(case.image), "mask": cell(case.mask), "boxes": cell(case.boxes), "subject": case.subject}
         writer.writerow(row)
     return text.getvalue().encode()

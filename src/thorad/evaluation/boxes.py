@@ -30,7 +30,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from thorad.datasets.boxes import Box, BoxCase, boxes_to_model_grid, read_boxes
+from thorad.datasets.boxes import Box, boxes_to_model_grid, read_boxes
+from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics, statistics
 from thorad.evaluation.bench import Bools, Floats, Found, MapDetector, Progress, find_all, healthy_cases
@@ -91,7 +92,7 @@ class BoxFigures(NamedTuple):
 
 
 def boxes(
-    cases: Sequence[BoxCase],
+    cases: Sequence[Case],
     healthy: Sequence[Path],
     detectors: Sequence[MapDetector],
     *,
@@ -131,7 +132,7 @@ def boxes(
     return results, [row for one in measured for row in one.rows]
 
 
-def read_box_case(case: BoxCase, size: int) -> tuple[torch.Tensor, BoxTruth]:
+def read_box_case(case: Case, size: int) -> tuple[torch.Tensor, BoxTruth]:
     """Read one image (1, S, S) and what is known of it on the model's grid.
 
     Raises:
@@ -146,8 +147,8 @@ def read_box_case(case: BoxCase, size: int) -> tuple[torch.Tensor, BoxTruth]:
     return image, BoxTruth(boxes_to_model_grid(read_boxes(case.boxes, height, width), placement), elsewhere)
 
 
-def _healthy_image(image: Path, subject: str, name: str) -> BoxCase:
-    return BoxCase(image=image, boxes=None, elsewhere=None, subject=subject, name=name)
+def _healthy_image(image: Path, subject: str, name: str) -> Case:
+    return Case(image=image, mask=None, subject=subject, name=name)
 
 
 def pixels_inside(box: Box, size: int) -> Bools:
@@ -296,7 +297,7 @@ class _Measured:
     sample: Sample
 
 
-def _measure(found: Found[BoxCase, BoxTruth], weights: Floats) -> _Measured:
+def _measure(found: Found[Case, BoxTruth], weights: Floats) -> _Measured:
     cases, truths, region = found.bench.cases, found.bench.truths, found.region
     ill = np.asarray([case.boxes is not None for case in cases], dtype=np.bool_)
     # Every image has the same number of pixels, so the mean of the images' shares is the share of all pixels.

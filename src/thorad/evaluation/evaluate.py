@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from thorad.datasets.boxes import BoxCase
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation.bench import MapDetector, Progress, title
@@ -27,7 +26,7 @@ from thorad.io.atomic import write_atomic
 
 
 def evaluate(
-    cases: Sequence[Case] | Sequence[BoxCase],
+    cases: Sequence[Case],
     healthy: Sequence[Path],
     detectors: Sequence[MapDetector],
     out: Path,

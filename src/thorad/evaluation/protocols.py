@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from thorad.datasets.boxes import read_box_cases
-from thorad.datasets.cases import read_cases
+from thorad.datasets.cases import Case, read_cases
 from thorad.evaluation.boxes import boxes
 from thorad.evaluation.lesions import brain_lesions
 from thorad.evaluation.tables import box_table, lesion_table, volume_table
@@ -20,7 +20,7 @@ Rows = list[dict[str, Any]]
 class Protocol:
     """One way to measure, and what it needs."""
 
-    read: Callable[[Path], Sequence[Any]]
+    read: Callable[[Path], list[Case]]
     """Reads the user's table of cases."""
     measure: Callable[..., tuple[Rows, Rows]]
     """Turns (cases, healthy, detectors) into the results and the rows of `cases.csv`."""
@@ -51,7 +51,7 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = MappingProxyType(
             validated=True,
         ),
         "boxes": Protocol(
-            read=read_box_cases,
+            read=partial(read_cases, truth="boxes"),
             measure=boxes,
             table=box_table,
             headline=lambda result: _percent(result["kinds"]["all"]["f1"]),
