@@ -443,6 +443,32 @@ def test_slices_of_a_volume_and_linked_panels(chromium: Any, tmp_path: Path) -> 
     opened.check_quiet()
 
 
+def test_large_blocks_are_waited_for(chromium: Any, tmp_path: Path) -> None:
+    """The script runs while the browser still reads the pictures of the first case."""
+    make_results(tmp_path / "results", 1, shape=(330, 330), slices=21, steps=2)
+    path = write_report(tmp_path / "results").path
+    assert len(Page(path).scripts["case-0"]) > 4_000_000
+    opened = Opened(chromium, path)
+    opened.show_cases()
+    assert opened.pixels(panel=0)[..., :3].max() > 100
+    opened.check_quiet()
+
+
+def test_damaged_block_is_shown_as_an_error(chromium: Any, tmp_path: Path) -> None:
+    make_results(tmp_path / "results", 2)
+    path = write_report(tmp_path / "results").path
+    block = Page(path).scripts["case-0"]
+    path.write_text(path.read_text(encoding="utf-8").replace(block, block[: len(block) // 2]), encoding="utf-8")
+    opened = Opened(chromium, path)
+    opened.page.locator("#gallery").scroll_into_view_if_needed()
+    message = opened.page.wait_for_selector(".card .error").inner_text()
+    assert "can't be shown" in message
+    assert "Make the report again" in message
+    opened.page.wait_for_selector(".card:nth-child(2)[data-drawn]")  # the other case is there
+    assert opened.page.locator(".error").count() == 1
+    opened.check_quiet()
+
+
 def test_older_folder_and_evaluation_open(chromium: Any, tmp_path: Path) -> None:
     make_results(tmp_path / "results", 2, scans=False, calibrated=False)
     opened = Opened(chromium, write_report(tmp_path / "results").path)

@@ -228,18 +228,39 @@ class Card {
     this.wanted = true;
     if (this.pictures || this.loading) return this.loading;
     this.loading = (async () => {
-      // The pictures of later cases may still be on their way from the disk.
-      if (document.readyState === "loading" && !element(`case-${this.about.id}`)) {
-        await new Promise((ready) => document.addEventListener("DOMContentLoaded", ready, { once: true }));
+      try {
+        const coded = await this.read();
+        const pictures = await Promise.all(coded.map(decodePicture));
+        this.showError("");
+        if (!this.wanted) return;
+        this.pictures = pictures;
+        this.draw();
+      } catch (error) {
+        this.showError(`The pictures of this case can't be shown (${error.message}). Make the report again.`);
+      } finally {
+        this.loading = null; // after an error, the next look at the case tries again
       }
-      const coded = JSON.parse(element(`case-${this.about.id}`).textContent);
-      const pictures = await Promise.all(coded.map(decodePicture));
-      this.loading = null;
-      if (!this.wanted) return;
-      this.pictures = pictures;
-      this.draw();
     })();
     return this.loading;
+  }
+
+  /** The case's pictures as PNG text. Blocks of later cases may still be on their way from the disk, or there in part. */
+  async read() {
+    const block = element(`case-${this.about.id}`);
+    if (document.readyState === "loading" && !block?.nextSibling) {
+      await new Promise((ready) => document.addEventListener("DOMContentLoaded", ready, { once: true }));
+    }
+    return JSON.parse(element(`case-${this.about.id}`).textContent);
+  }
+
+  showError(text) {
+    this.node.querySelector(".error")?.remove();
+    if (!text) return;
+    const line = document.createElement("p");
+    line.className = "warning error";
+    line.setAttribute("role", "alert");
+    line.textContent = text;
+    this.node.querySelector(".panels").before(line);
   }
 
   release() {
