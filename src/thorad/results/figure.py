@@ -61,8 +61,7 @@ def write_figure(
         picture = _chosen(read_pictures(folder.case(name)), slice_number, name)
         if picture.scan is None:
             raise ThoradError(f"{results}: made by a version that kept no scan. Detect again for a figure.")
-        shape = (picture.anomaly_map.shape[0], picture.anomaly_map.shape[1])
-        lesion = truth_of(rows[name], shape) if name in rows and not picture.label else None
+        lesion = truth_of(rows[name], picture.shape) if name in rows and picture.slice_index is None else None
         chosen.append((name, picture, lesion))
     draw = _draw_cases if layout == "cases" else _draw_restoration
     figure = draw(chosen, maximum)
@@ -74,10 +73,10 @@ def write_figure(
 
 
 def _chosen(pictures: Sequence[Pictures], number: int | None, name: str) -> Pictures:
-    if number is None or not pictures[0].label:
+    if number is None or pictures[0].slice_index is None:
         return max(pictures, key=lambda one: float(one.anomaly_map.max()))
     for one in pictures:
-        if one.label == f"slice {number}":
+        if one.slice_index == number:
             return one
     raise ThoradError(f"{name}: no slice {number}. There are {', '.join(one.label for one in pictures)}.")
 

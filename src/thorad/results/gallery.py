@@ -1,12 +1,22 @@
-"""Pictures as a gallery's page takes them: reduced, in 8 bits, as the base64 text of PNG files.
+"""A result folder's cases as the gallery script takes them: an index of all, and the pictures of one case at a time.
+
+The script is thorad/assets/report/gallery.js, the same for the report, which holds all pictures, and for the viewer,
+which sends those of a case when they are looked at. Pictures are reduced, in 8 bits, the base64 text of PNG files.
 
 Shapes: H, W a picture's own grid.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+from zipfile import BadZipFile
 
-from thorad.pictures import COLOURS
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from thorad.pictures import COLOURS, coded_map, grey_png, mask_png, png_text, reduced, reduced_colours, reduced_shape
+from thorad.results.reader import CaseResult, Pictures, ResultFolder, read_pictures, slice_label
+from thorad.results.writer import OVERLAY, PSEUDO_HEALTHY, SCAN, STEPS
 
 COLOUR_MAPS: Final[Mapping[str, Sequence[tuple[int, ...]]]] = {
     "plasma (upper part)": [tuple(int(level) for level in colour) for colour in COLOURS],
@@ -27,3 +37,133 @@ COLOUR_MAPS: Final[Mapping[str, Sequence[tuple[int, ...]]]] = {
 
 Source: matplotlib's colour maps (CC0), every eighth of their range; cividis is J. Nuñez, C. Anderton and R. Renslow's.
 """
+
+NO_PICTURES: Final[Mapping[str, Any]] = {
+    **{"pictures": False, "slices": [], "first": 0, "steps": 0, "width": 1, "height": 1, "healthy": False}
+}
+"""What the index says of a case whose pictures can't be shown."""
+
+
+def by_score(cases: Iterable[CaseResult]) -> list[CaseResult]:
+    """The highest scores first, failed cases last."""
+
+    def place(case: CaseResult) -> tuple[bool, float, str]:
+        return case.status != "ok", np.inf if case.score is None else -case.score, case.name
+
+    return sorted(cases, key=place)
+
+
+def gallery_index(
+    folder: ResultFolder, entries: Sequence[Mapping[str, Any]], *, largest: float, scans: bool, dice_at: str = ""
+) -> dict[str, Any]:
+    """The index that the script starts from.
+
+    Args:
+        folder: of the cases.
+        entries: one for each case, as of `case_entry`.
+        largest: map value at which the sliders end.
+        scans: whether every case has its scan.
+        dice_at: the threshold of the entries' Dice, in words.
+    """
+    return {
+        "cases": entries,
+        "threshold": folder.threshold,
+        "maximum": float(folder.run["overlay_maximum"]),
+        "largest": largest,
+        "colours": COLOUR_MAPS,
+        "scans": scans,
+        "diceAt": dice_at,
+    }
+
+
+def case_entry(number: int, case: CaseResult, side: int) -> dict[str, Any]:
+    """What the index says of one case, without a look at its pictures but for their size.
+
+    Args:
+        number: of the case, unique in its page.
+        case: done or failed.
+        side: longest side that its pictures will have, px.
+    """
+    return {
+        "id": number,
+        "name": case.name,
+        "status": case.status,
+        "message": case.message,
+        "score": case.score,
+        "p_value": case.p_value,
+        "findings": None if case.findings is None else len(case.findings),
+        **{"truth": None, "size": None, "dice": None},
+        **(_about_pictures(case, side) if case.status == "ok" else NO_PICTURES),
+    }
+
+
+def has_scan(case: CaseResult) -> bool:
+    """Whether the scan was kept beside the map, which older versions did not do."""
+    return (case.picture_folders[0][1] / SCAN).is_file()
+
+
+def encode_case(case: CaseResult, side: int) -> list[dict[str, Any]]:
+    """The pictures of a case that did not fail: one of an image, one for each slice of a volume.
+
+    Args:
+        case: of a result folder.
+        side: longest side that the pictures will have at most, px.
+
+    Raises:
+        ThoradError: a file is missing or damaged.
+    """
+    return [encode_picture(picture, side) for picture in read_pictures(case)]
+
+
+def encode_picture(picture: Pictures, side: int, truth: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+    """One image or slice.
+
+    Args:
+        picture: of `thorad.results.reader.read_pictures`.
+        side: longest side that they will have at most, px.
+        truth: (H, W), where a lesion is known to be.
+    """
+    height, width = reduced_shape(picture.shape, side)
+    return {
+        "label": picture.label,
+        "width": width,
+        "height": height,
+        "shrink": max(picture.shape) / max(height, width),
+        **coded_map(reduced(picture.anomaly_map, side)),
+        "scan": grey_png(picture.scan, side),
+        "healthy": grey_png(picture.pseudo_healthy, side),
+        "overlay": None if picture.scan is not None else png_text(reduced_colours(picture.overlay, (width, height))),
+        "mask": None if picture.mask is None else mask_png(picture.mask, side),
+        "truth": None if truth is None else mask_png(truth, side),
+        "steps": [
+            {
+                "t": step.timestep,
+                "clean": grey_png(step.clean, side),
+                **({} if step.anomaly_map is None else coded_map(reduced(step.anomaly_map, side))),
+            }
+            for step in picture.steps
+        ],
+    }
+
+
+def _about_pictures(case: CaseResult, side: int) -> dict[str, Any]:
+    folders = case.picture_folders
+    _, first = folders[0]
+    steps = 0
+    try:
+        with PIL.Image.open(first / OVERLAY) as picture:
+            height, width = reduced_shape((picture.height, picture.width), side)
+        if (first / STEPS).is_file():
+            with np.load(first / STEPS, allow_pickle=False) as kept:
+                steps = len(kept["timesteps"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        return {**NO_PICTURES, "message": f"A picture is missing or damaged ({type(error).__name__}). Detect again."}
+    return {
+        "pictures": True,
+        "slices": [slice_label(index) for index, _ in folders],
+        "first": 0,
+        "steps": steps,
+        "width": width,
+        "height": height,
+        "healthy": (first / PSEUDO_HEALTHY).is_file(),
+    }

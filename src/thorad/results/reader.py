@@ -40,6 +40,14 @@ class CaseResult:
     message: str
     """Why it failed, or why the result may mean less than it looks like; mostly empty."""
 
+    @property
+    def picture_folders(self) -> list[tuple[int | None, Path]]:
+        """Index and folder of each slice of a volume, ascending; (None, the case's own folder) for an image."""
+        slices = self.folder / "slices"
+        if slices.is_dir():
+            return [(int(folder.name), folder) for folder in sorted(slices.iterdir())]
+        return [(None, self.folder)]
+
 
 @dataclass(frozen=True)
 class StepPicture:
@@ -56,8 +64,8 @@ class StepPicture:
 class Pictures:
     """The pictures of one image, or of one slice of a volume."""
 
-    label: str
-    """Empty for an image, `slice 95` of a volume."""
+    slice_index: int | None
+    """In the template's grid; None for an image."""
     anomaly_map: NDArray[np.float32]
     """(H, W) >= 0."""
     scan: Bytes8 | None
@@ -70,6 +78,16 @@ class Pictures:
     """(H, W); None where the run has no threshold."""
     steps: tuple[StepPicture, ...]
     """In the order of the restoration; empty where the run kept none."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.anomaly_map.shape[0], self.anomaly_map.shape[1]
+
+    @property
+    def label(self) -> str:
+        """`slice 95` of a volume; empty for an image."""
+        return slice_label(self.slice_index)
 
 
 @dataclass(frozen=True)
@@ -133,10 +151,12 @@ def read_pictures(case: CaseResult) -> list[Pictures]:
     Raises:
         ThoradError: a file is missing or damaged.
     """
-    slices = case.folder / "slices"
-    if slices.is_dir():
-        return [_pictures(folder, f"slice {int(folder.name)}") for folder in sorted(slices.iterdir())]
-    return [_pictures(case.folder, "")]
+    return [_pictures(folder, index) for index, folder in case.picture_folders]
+
+
+def slice_label(index: int | None) -> str:
+    """`slice 95`; empty for an image."""
+    return "" if index is None else f"slice {index}"
 
 
 def match_truth(folder: ResultFolder, table: Path) -> dict[str, Labelled]:
@@ -197,7 +217,7 @@ def _case(folder: Path) -> CaseResult:
         raise ThoradError(f"{folder / 'case.json'}: damaged ({error!r}). Delete it, and detect again.") from error
 
 
-def _pictures(folder: Path, label: str) -> Pictures:
+def _pictures(folder: Path, slice_index: int | None) -> Pictures:
     try:
         anomaly_map = np.load(folder / MAP, allow_pickle=False)
         mask = _picture(folder / MASK)
@@ -205,7 +225,7 @@ def _pictures(folder: Path, label: str) -> Pictures:
         if overlay is None or overlay.shape != (*anomaly_map.shape, 3):
             raise ThoradError(f"{folder / OVERLAY}: missing, or of another size than the map. Detect again.")
         return Pictures(
-            label=label,
+            slice_index=slice_index,
             anomaly_map=np.nan_to_num(anomaly_map.astype(np.float32), nan=0.0),
             scan=_picture(folder / SCAN),
             overlay=overlay,

@@ -23,9 +23,8 @@ from thorad import __version__
 from thorad.datasets.cases import Case as Labelled
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.pictures import coded_map, grey_png, mask_png, png_text, reduced, reduced_colours, reduced_shape
 from thorad.results import charts
-from thorad.results.gallery import COLOUR_MAPS
+from thorad.results.gallery import NO_PICTURES, by_score, case_entry, encode_picture, gallery_index
 from thorad.results.page import LARGEST_PAGE, json_text, script_hash
 from thorad.results.reader import CaseResult, Pictures, ResultFolder, match_truth, read_folder, read_pictures, truth_of
 from thorad.results.truth import Measured, measure
@@ -152,24 +151,22 @@ class _Gallery:
     ) -> None:
         self._folder, self._rows = folder, rows
         # Highest scores first: these are read first, and keep their pictures where not all fit.
-        self._cases = sorted(folder.cases, key=lambda case: (-np.inf if case.score is None else -case.score, case.name))
-        self._cases.sort(key=lambda case: case.status != "ok")
+        self._cases = by_score(folder.cases)
         self._on_progress = on_progress or (lambda done, total: None)
         self.side: int | None = None
         self.scans = True
         self.blocks: list[str] = []
-        self._abouts: dict[str, dict[str, Any]] = {}
+        self._side = SIDES[0]
+        self._first: dict[str, int] = {}  # number of the picture with the map's peak, of cases that have pictures
         self._largest_value = float(folder.run["overlay_maximum"])
         self._encode(largest)
-        self.index = {
-            "cases": [self._about(number, case, measured) for number, case in enumerate(self._cases)],
-            "threshold": folder.threshold,
-            "maximum": folder.run["overlay_maximum"],
-            "largest": self._largest_value,
-            "colours": COLOUR_MAPS,
-            "scans": self.scans,
-            "diceAt": "" if measured is None else f"{measured.threshold:.3g}",
-        }
+        self.index = gallery_index(
+            folder,
+            [self._entry(number, case, measured) for number, case in enumerate(self._cases)],
+            largest=self._largest_value,
+            scans=self.scans,
+            dice_at="" if measured is None else f"{measured.threshold:.3g}",
+        )
 
     @property
     def without_pictures(self) -> int:
@@ -218,7 +215,7 @@ class _Gallery:
 
     def _encode_all(self, done: Sequence[CaseResult], side: int, largest: int) -> None:
         """Fill `blocks` until the page is full."""
-        self.blocks, self._abouts = [], {}
+        self.blocks, self._first, self._side = [], {}, side
         self._largest_value = float(self._folder.run["overlay_maximum"])
         total, reduced = 0, False
         for number, case in enumerate(done):
@@ -229,73 +226,31 @@ class _Gallery:
                 break
             reduced |= any(max(one.anomaly_map.shape) > side for one in pictures)
             self.blocks.append(block)
-            self._abouts[case.name] = self._about_pictures(pictures, side)
+            self._first[case.name] = int(np.argmax([one.anomaly_map.max() for one in pictures]))
             self._largest_value = max(self._largest_value, *(float(one.anomaly_map.max()) for one in pictures))
             self.scans &= all(one.scan is not None for one in pictures)
             self._on_progress(number + 1, len(done))
         self.side = side if reduced else None
 
     def _block(self, number: int, case: CaseResult, pictures: Sequence[Pictures], side: int) -> str:
-        coded = json_text([self._coded(case, one, side) for one in pictures])
+        coded = json_text([self._encoded(case, one, side) for one in pictures])
         return f'<script type="application/json" id="case-{number}">{coded}</script>'
 
-    def _about(self, number: int, case: CaseResult, measured: Measured | None) -> dict[str, Any]:
-        truth = None if measured is None else measured.lesion_pixels.get(case.name)
-        return {
-            "id": number,
-            "name": case.name,
-            "status": case.status,
-            "message": case.message,
-            "score": case.score,
-            "p_value": case.p_value,
-            "findings": None if case.findings is None else len(case.findings),
-            "truth": truth,
-            "size": None if measured is None else measured.size.get(case.name),
-            "dice": None if measured is None else measured.dice.get(case.name),
-            "pictures": case.name in self._abouts,
-            **self._abouts.get(case.name, {"slices": [], "steps": 0, "width": 1, "height": 1, "healthy": False}),
-            "first": self._abouts.get(case.name, {"first": 0})["first"],
-        }
+    def _entry(self, number: int, case: CaseResult, measured: Measured | None) -> dict[str, Any]:
+        entry = case_entry(number, case, self._side)
+        if case.name in self._first:
+            entry["first"] = self._first[case.name]
+        else:
+            entry |= NO_PICTURES
+        if measured is not None:
+            known = {"truth": measured.lesion_pixels, "size": measured.size, "dice": measured.dice}
+            entry |= {key: figures.get(case.name) for key, figures in known.items()}
+        return entry
 
-    @staticmethod
-    def _about_pictures(pictures: Sequence[Pictures], side: int) -> dict[str, Any]:
-        height, width = reduced_shape(pictures[0].anomaly_map.shape, side)
-        peaks = [float(one.anomaly_map.max()) for one in pictures]
-        return {
-            "slices": [one.label for one in pictures],
-            "first": int(np.argmax(peaks)),
-            "steps": max(len(one.steps) for one in pictures),
-            "width": width,
-            "height": height,
-            "healthy": any(one.pseudo_healthy is not None for one in pictures),
-        }
-
-    def _coded(self, case: CaseResult, one: Pictures, side: int) -> dict[str, Any]:
-        """A picture as the page's script takes it."""
-        shape: tuple[int, int] = (one.anomaly_map.shape[0], one.anomaly_map.shape[1])
-        height, width = reduced_shape(shape, side)
-        row = None if one.label else self._rows.get(case.name)
-        truth = truth_of(row, shape) if row is not None and row.mask is not None else None
-        return {
-            "label": one.label,
-            "width": width,
-            "height": height,
-            "shrink": max(shape) / max(height, width),
-            **coded_map(reduced(one.anomaly_map, side)),
-            "scan": grey_png(one.scan, side),
-            "healthy": grey_png(one.pseudo_healthy, side),
-            "overlay": None if one.scan is not None else png_text(reduced_colours(one.overlay, (width, height))),
-            "mask": None if one.mask is None else mask_png(one.mask, side),
-            "truth": None if truth is None else mask_png(truth, side),
-            "steps": [
-                {
-                    "t": step.timestep,
-                    "clean": grey_png(step.clean, side),
-                    **({} if step.anomaly_map is None else coded_map(reduced(step.anomaly_map, side))),
-                }
-                for step in one.steps
-            ],
-        }
+    def _encoded(self, case: CaseResult, picture: Pictures, side: int) -> dict[str, Any]:
+        row = self._rows.get(case.name) if picture.slice_index is None else None
+        truth = truth_of(row, picture.shape) if row is not None and row.mask is not None else None
+        return encode_picture(picture, side, truth)
 
 
 # --------------------------------------------------------------------------------------------------- what was run

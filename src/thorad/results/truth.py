@@ -82,7 +82,7 @@ def measure(folder: ResultFolder, rows: Mapping[str, Labelled], *, bootstrap: in
         if case.status != "ok" or case.name not in rows:
             continue
         pictures = read_pictures(case)
-        if pictures[0].label:
+        if pictures[0].slice_index is not None:
             continue
         found = pictures[0].anomaly_map
         maps[case.name] = found
