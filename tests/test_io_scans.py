@@ -56,13 +56,13 @@ def test_nothing_tells_the_patient_unless_asked(tmp_path: Path) -> None:
     files = write_series(tmp_path / "Mustermann_PAT-4711")
     ((name, scan),) = find_scans([tmp_path]).items()
     assert scan.source == f"DICOM series {name}, 6 files"
-    told = scan.told(f"{files[2]}: damaged, as {files[2].name} often is")
+    told = scan.redacted(f"{files[2]}: damaged, as {files[2].name} often is")
     assert not any(word in text for word in PATIENT for text in (name, scan.source, told))
     assert "damaged" in told
     ((same, scan),) = find_scans([tmp_path], keep_identity=True).items()
     assert same == name, "the name seeds the noise"
     assert scan.source == str(tmp_path / "Mustermann_PAT-4711")
-    assert str(files[2]) in scan.told(f"{files[2]}: damaged")
+    assert str(files[2]) in scan.redacted(f"{files[2]}: damaged")
 
 
 def test_a_series_is_one_case_wherever_its_files_are_named(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_damaged_dicom_file_is_a_case_that_fails(tmp_path: Path) -> None:
     (bad,) = (scan for name, scan in scans.items() if name != "good")
     with pytest.raises(ThoradError, match=r"Mustermann\.dcm") as raised:
         bad.read()
-    assert "Mustermann" not in bad.told(str(raised.value)) + bad.name + bad.source
+    assert "Mustermann" not in bad.redacted(str(raised.value)) + bad.name + bad.source
 
 
 def test_inputs_that_hold_nothing(tmp_path: Path) -> None:

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.findings import findings_in
-from thorad.io.images import Image
-from thorad.io.intensity import scale
 from thorad.io.registration import Registration, register
-from thorad.io.template import MNI_2009A, cut_axial, paste_axial
+from thorad.io.slices import axial_images
+from thorad.io.template import MNI_2009A, paste_axial
 from thorad.io.volumes import Volume
 from thorad.recipe import VolumeSection
 from thorad.records import VolumeDetection, format_indices
@@ -51,8 +50,7 @@ def detect_volume(
     section = detector.model.recipe.volume
     chosen = checked_indices(section, indices, detector.model_name)
     registration = registration or register(volume, skull=section.skull)
-    pictures = cut_axial(registration.volume, registration.to_template, chosen)  # (n, H, W)
-    slices = [_slice_image(volume, index, pixels) for index, pixels in zip(chosen, pictures, strict=True)]
+    slices = axial_images(registration.volume, registration.to_template, chosen)
     detections = tuple(detector.detect_batch(slices, keep_steps=keep_steps))
     anomaly_map = _pasted([one.anomaly_map for one in detections], chosen, volume, registration)
     score = max(one.score for one in detections)
@@ -115,16 +113,6 @@ def _warnings(section: VolumeSection, chosen: Sequence[int], registration: Regis
             "what is normal there may light up."
         )
     return tuple(warnings)
-
-
-def _slice_image(volume: Volume, index: int, pixels: NDArray[np.float32]) -> Image:
-    """Under the name that the slice has as a file of `thorad prepare`, so that both get the same noise."""
-    source = f"{volume.source}, slice {index} of the template"
-    try:
-        scale(pixels)
-    except ThoradError as error:
-        raise ThoradError(f"{source}: {error}") from error
-    return Image(pixels=pixels, source=source, name=f"{volume.name}__slice_{index:03d}", spacing=(1.0, 1.0))
 
 
 def _pasted(

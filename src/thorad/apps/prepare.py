@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import multiprocessing
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,6 +33,7 @@ from thorad.io.atomic import write_atomic
 from thorad.io.images import write_png8, write_png16
 from thorad.io.registration import Registration, register, template_brain
 from thorad.io.scans import Scan
+from thorad.io.slices import slice_name
 from thorad.io.template import MNI_2009A, cut_axial, paste_axial
 from thorad.io.volumes import Volume
 from thorad.recipe import VolumeSection, load_recipe
@@ -264,7 +264,7 @@ def _try_one(scan: Scan, out: Path, options: dict[str, Any]) -> str | None:
     try:
         _prepare_one(scan, out / scan.name, options)
     except ThoradError as error:
-        return scan.told(str(error))
+        return scan.redacted(str(error))
     return None
 
 
@@ -281,7 +281,7 @@ def _prepare_one(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
         raise ThoradError(f"{scan.path}: the slices {indices} are empty. Is this a head, and does it reach so far?")
     files = {}
     for index, pixels in zip(indices, slices, strict=True):
-        files[index] = f"slice_{index:03d}.png"
+        files[index] = f"{slice_name(index)}.png"
         # One scale for the volume, so that its slices compare.
         write_png16(folder / files[index], pixels / slices.max())
     middle = indices[len(indices) // 2]
@@ -289,7 +289,7 @@ def _prepare_one(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
     content = {
         "name": scan.name,
         "source": scan.source,
-        "subject": _subject(scan),
+        "subject": scan.subject,
         "to_template": registration.to_template.tolist(),
         "shape": volume.voxels.shape,
         "affine": volume.affine.tolist(),
@@ -301,15 +301,6 @@ def _prepare_one(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
         "versions": {"thorad": __version__, **{name: version(name) for name in ("simpleitk", "numpy", "scipy")}},
     }
     write_atomic(folder / "prepared.json", (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _subject(scan: Scan) -> str:
-    """Its BIDS entity, also of a folder; else the case's name: many patients' files are called T1.nii.gz."""
-    if scan.series is None:
-        for part in reversed(scan.path.parts):
-            if found := re.match(r"sub-[A-Za-z0-9]+", part):
-                return found[0]
-    return scan.name
 
 
 def _refuse_another(scan: Scan, folder: Path) -> None:

@@ -183,7 +183,7 @@ class _Tally:
 
     def fail(self, scan: Scan, message: str) -> None:
         """Record why a case can't be done."""
-        told = scan.told(message)
+        told = scan.redacted(message)
         self._failed[scan.name] = told
         self.results.fail(scan.name, scan.source, told)
         self._report(len(self.done) + len(self._failed), self._total)

@@ -78,6 +78,8 @@ class Registration:
     """What makes the result doubtful or the image strange to the model; None: nothing found."""
     volume: Volume
     """Bias corrected, on the native grid; without the skull where that was asked for."""
+    doubtful: bool = False
+    """Whether it failed by its figures, or the image doesn't show the whole brain."""
 
 
 def register(volume: Volume, *, skull: bool = True) -> Registration:
@@ -118,6 +120,7 @@ def register(volume: Volume, *, skull: bool = True) -> Registration:
         overlap=look.overlap,
         similarity=look.similarity,
         warning=_warning(look, skull),
+        doubtful=look.is_doubtful,
         volume=replace(volume, voxels=np.ascontiguousarray(sitk.GetArrayViewFromImage(corrected).T)),
     )
 
@@ -335,6 +338,11 @@ class _Look:
     seen: float
     """Share of the template's brain that lies in the image."""
     has_skull: bool
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether one of the figures is below what registered heads reach."""
+        return self.seen < LEAST_SEEN or self.similarity < LEAST_SIMILARITY or self.overlap < LEAST_OVERLAP
 
 
 def _look(image: Any, transform: Any, template: Any) -> _Look:

@@ -1,11 +1,12 @@
 """What a user's files and folders hold: pictures, volumes and DICOM series, each a case with a name.
 
-A DICOM file tells who was scanned, and so, often, do the names of its folders. A series is therefore named by its
+A DICOM file says who was scanned, and so, often, do the names of its folders. A series is therefore named by its
 modality and a hash of its UID, and results keep neither path nor description of it, unless that is asked for.
 """
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ class Scan:
 
     @property
     def is_volume(self) -> bool:
-        """Whether it has slices, told by the file's name or the series' headers."""
+        """Whether it has slices, by the file's name or the series' headers."""
         if self.series is not None:
             return self.series.is_volume
         return self.path.name.lower().endswith(VOLUME_SUFFIXES)
@@ -50,8 +51,18 @@ class Scan:
         """Whether a result's source is this scan; a path may be written in several ways."""
         return source == self.source or os.path.realpath(source) == os.path.realpath(self.source)
 
-    def told(self, message: str) -> str:
-        """A message about it as results may keep it."""
+    @property
+    def subject(self) -> str:
+        """Whom it shows: the BIDS entity `sub-XXXX` of its file or of a folder that it is in; else the case's name.
+
+        Not the file's name alone: many patients' files are called T1.nii.gz.
+        """
+        entities = (re.match(r"sub-[A-Za-z0-9]+", part) for part in reversed(self.path.parts))
+        found = next(filter(None, entities), None) if self.series is None and self.problem is None else None
+        return found[0] if found else self.name
+
+    def redacted(self, message: str) -> str:
+        """A message about it as results may keep it: without what may identify the patient, unless that is kept."""
         if self.source == str(self.path) or str(self.path.parent) == self.source:
             return message
         if self.series is not None:
@@ -82,51 +93,40 @@ def find_scans(
 
     A folder stands for the pictures, volumes and DICOM series in it and below, without hidden files and without
     following linked folders; a CSV for its column `image`, relative to the CSV; any other file for itself. DICOM files
-    are told by their content and sorted into series wherever they lie. What is DICOM but no picture (reports,
+    are recognised by their content and sorted into series wherever they lie. What is DICOM but no picture (reports,
     segmentations, thorad's own results) is passed over.
 
     Args:
         inputs: files, folders and CSV tables. A file reached twice counts once.
-        leave_out: a folder that is passed over where it lies in an input folder: that of the results.
+        leave_out: a folder that is passed over where it lies in an input folder: that of the results, whose pictures
+            would be the next run's inputs.
         keep_identity: keep the paths of DICOM files as their sources. Names stay: they seed the noise.
 
     Returns:
-        {case name: scan}: pictures and volumes in the order of the inputs, then series. Files that should be DICOM but
-        can't be read are cases with a `problem`.
+        {case name: scan}: pictures and volumes in the order of the inputs, then series. A name comes from the path
+        below the given folder: `a/b.png` is `a__b`. Files that should be DICOM but can't be read are cases with a
+        `problem`.
 
     Raises:
         ThoradError: an input is missing or unreadable, a folder holds nothing to look at or is `leave_out` itself, a
             CSV names missing files.
     """
-    files: list[Path] = []
-    folders: list[Path] = []
-    dicom: dict[Path, Path] = {}  # file: the folder that its name is relative to
+    folders: dict[Path, Path] = {}  # file: the folder that its name is relative to
+    dicom: list[Path] = []
     seen: set[str] = set()
     for given in inputs:
-        found, folder = files_of(given, leave_out)
-        some = False
-        for path in found:
-            as_dicom = _is_dicom_file(path)
-            if not (as_dicom or _has_known_suffix(path)) and given.is_dir():
-                continue
-            some = True
+        files, folder = _scan_files(given, leave_out)
+        for path, as_dicom in files.items():
             real = os.path.realpath(path)
-            if real in seen:
-                continue
-            seen.add(real)
-            if as_dicom:
-                dicom[path] = folder
-            else:
-                files.append(path)
-                folders.append(folder)
-        if not some:
-            raise ThoradError(
-                f"{given}: no image in this folder or below. Expected DICOM files, or files that end in "
-                f"{', '.join((*SUFFIXES, *VOLUME_SUFFIXES))}."
-            )
-    scans = [Scan(name, path, str(path)) for name, path in zip(case_names(files, folders), files, strict=True)]
+            if real not in seen:
+                seen.add(real)
+                folders[path] = folder
+                dicom += [path] if as_dicom else []
+    plain = [path for path in folders if path not in set(dicom)]
+    names = case_names(plain, [folders[path] for path in plain])
+    scans = [Scan(name, path, str(path)) for name, path in zip(names, plain, strict=True)]
     if dicom:
-        scans += _dicom_scans(dicom, keep_identity)
+        scans += _dicom_scans(dicom, folders, keep_identity)
     if not scans:
         raise ThoradError(
             f"{inputs[0]}: only DICOM objects without a picture of their own, such as reports and segmentations. "
@@ -140,6 +140,32 @@ def scans_of(named: Mapping[str, Path]) -> dict[str, Scan]:
     return {name: Scan(name, path, str(path)) for name, path in named.items()}
 
 
+def read_picture(path: Path, name: str | None = None) -> Image:
+    """Read one picture of any kind, as a table of cases names it: PNG, JPEG, TIFF, NPY or a DICOM file.
+
+    Raises:
+        ThoradError: see `thorad.io.images.read_image` and `thorad.io.dicom.read_radiograph`.
+    """
+    return read_radiograph(path, name) if _is_dicom_file(path) else read_image(path, name)
+
+
+def _scan_files(given: Path, leave_out: Path | None) -> tuple[dict[Path, bool], Path]:
+    """{file: whether it is DICOM} of one input, and the folder that names are relative to.
+
+    Of a folder only what looks like a scan; what a user names one by one is taken as it is.
+    """
+    files, folder = files_of(given, leave_out)
+    kinds = {path: _is_dicom_file(path) for path in files}
+    if folder == given:
+        kinds = {path: as_dicom for path, as_dicom in kinds.items() if as_dicom or _has_known_suffix(path)}
+    if not kinds:
+        raise ThoradError(
+            f"{given}: no image in this folder or below. Expected DICOM files, or files that end in "
+            f"{', '.join((*SUFFIXES, *VOLUME_SUFFIXES))}."
+        )
+    return kinds, folder
+
+
 def _has_known_suffix(path: Path) -> bool:
     return path.name.lower().endswith((*SUFFIXES, *VOLUME_SUFFIXES))
 
@@ -148,8 +174,8 @@ def _is_dicom_file(path: Path) -> bool:
     return path.name.lower().endswith(DICOM_SUFFIXES) or (not _has_known_suffix(path) and is_dicom(path))
 
 
-def _dicom_scans(files: dict[Path, Path], keep_identity: bool) -> list[Scan]:
-    found = find_series(list(files))
+def _dicom_scans(files: Sequence[Path], folders: Mapping[Path, Path], keep_identity: bool) -> list[Scan]:
+    found = find_series(files)
     scans: list[Scan] = []
     for series in found.series:
         first = series.files[0]
@@ -158,7 +184,7 @@ def _dicom_scans(files: dict[Path, Path], keep_identity: bool) -> list[Scan]:
         hidden = f"DICOM series {series.name}, {len(series.files)} {'file' if len(series.files) == 1 else 'files'}"
         scans.append(Scan(series.name, first, str(where) if keep_identity else hidden, series))
     for path, problem in found.problems.items():
-        relative = path.relative_to(files[path]) if path.is_relative_to(files[path]) else path
+        relative = path.relative_to(folders[path]) if path.is_relative_to(folders[path]) else path
         name = f"dicom-{hashlib.sha256(os.fsencode(relative)).hexdigest()[:8]}"
         scans.append(Scan(name, path, str(path) if keep_identity else f"DICOM file {name}", problem=problem))
     return scans

@@ -156,7 +156,7 @@ class _Worker:
         for name in summary.done:
             if order.scans[name].is_volume:
                 _write_planes(order.scans[name], order.out)
-        failures = {name: order.scans[name].told(message) for name, message in summary.failed.items()}
+        failures = {name: order.scans[name].redacted(message) for name, message in summary.failed.items()}
         self._send(("done", len(summary.done), failures))
 
 
