@@ -718,14 +718,14 @@ def test_demo(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thorad.apps import speed as benchmark
+    from thorad.apps import speed
 
-    figures = benchmark.Figures(
+    measured = speed.Speed(
         "a machine", "cpu", 2, "float32", {"float32": 100.0},
-        [benchmark.NetworkSpeed("compact", 4_640_000, 10.1, 0.1, 101, 0.9)],
-        [benchmark.Detecting("compact", "default", 9, 0.8, 1.4, None)], 6.0, 1.5,
+        [speed.NetworkSpeed("compact", 4_640_000, 10.1, 0.1, 101, 0.9)],
+        [speed.DetectionSpeed("compact", "default", 9, 0.8, 1.4, None)], 6.0, 1.5,
     )  # fmt: skip
-    monkeypatch.setattr(benchmark, "run_bench", lambda model, device, on_progress: figures)
+    monkeypatch.setattr(speed, "measure_speed", lambda model, device, on_progress: measured)
     result = thorad_command("bench", "--json", tmp_path / "b.json")
     assert result.exit_code == 0
     assert re.search(r"^compact, default +9 +0\.80 +1\.40 +500\.0 +39\.0 +12\.8", result.stdout, flags=re.MULTILINE)

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     },
     "apps": {
         *("results", "training", "evaluation", "implant", "datasets", "volume_detection", "detector", "calibration"),
-        *("records", "pictures", "model", "diffusion", "maps", "io", "recipe", "errors", "__init__"),
+        *("records", "pictures", "table", "model", "diffusion", "maps", "io", "recipe", "errors", "__init__"),
     },
     "volume_detection": {"detector", "records", "findings", "io", "recipe", "errors"},
     "training": {"diffusion", "datasets", "io", "model", "recipe", "errors", "__init__"},

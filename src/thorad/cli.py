@@ -814,19 +814,21 @@ def bench(
 ) -> None:
     """Measure the speed of detection and training on this machine."""
     with _one_line_each(STARTS_ANEW):
-        from thorad.apps.speed import run_bench
+        from thorad.apps.speed import measure_speed
 
         with _progress("bench") as report:
-            figures = run_bench(model, device=device, on_progress=report)
-        for title, headings, rows in figures.tables():
-            _print(title, style="bold")
-            table = _table(*headings)
-            for row in rows:
+            speed = measure_speed(model, device=device, on_progress=report)
+        for measured in speed.tables():
+            _print(measured.title, style="bold")
+            table = _table(*measured.columns)
+            for row in measured.rows:
                 table.add_row(*row)
             out_console.print(table)
+            for note in measured.notes:
+                _print(note)
             _print()
         if json is not None:
-            figures.write(json)
+            speed.write(json)
             _print(f"Figures: {json}")
 
 

@@ -11,20 +11,22 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from thorad.detector import Detector
 from thorad.diffusion.network import Denoiser, fast_precision
-from thorad.diffusion.noise import case_generator, simplex_noise
 from thorad.io.atomic import write_atomic
 from thorad.model import build_network, save_model
 from thorad.recipe import Recipe, load_recipe
+from thorad.table import Table
 
 PUBLISHED_CPU_SECONDS = (700.0, 810.0)
 """Of one slice by the published code (github ci-ber/THOR_DDPM, February 2026), measured by this project on 2 cores:
@@ -44,16 +46,7 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What a piece of work took."""
-
-    seconds: float
-    cpu_seconds: float
-    """Of all threads together."""
-
-
-@dataclass(frozen=True)
-class Detecting:
+class DetectionSpeed:
     """One slice by THOR with simplex noise."""
 
     network: str
@@ -61,18 +54,23 @@ class Detecting:
     network_calls: int
     seconds: float
     cpu_seconds: float
+    """Of all threads together."""
     estimated_from_calls: int | None
-    """None: measured in full. Else the time of so many calls was multiplied."""
+    """None: measured in full. Otherwise the time of so many calls was multiplied."""
 
-    @property
-    def times_fewer_cpu_seconds(self) -> float:
-        """Than the published code, by the lower of its figures."""
-        return PUBLISHED_CPU_SECONDS[0] / self.cpu_seconds
-
-    @property
-    def times_fewer_calls(self) -> float:
-        """Than the published code."""
-        return PUBLISHED_CALLS / self.network_calls
+    def row(self) -> list[str]:
+        """Its cells in the table, with what is saved against the lower of the published figures."""
+        saved = PUBLISHED_CPU_SECONDS[0] / self.cpu_seconds
+        by_fewer_calls = PUBLISHED_CALLS / self.network_calls
+        return [
+            f"{self.network}, {self.steps}" + ("" if self.estimated_from_calls is None else " *"),
+            str(self.network_calls),
+            f"{self.seconds:.2f}",
+            f"{self.cpu_seconds:.2f}",
+            f"{saved:.1f}",
+            f"{by_fewer_calls:.1f}",
+            f"{saved / by_fewer_calls:.1f}",
+        ]
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,20 @@ class NetworkSpeed:
     share_of_peak: float
     """Of the machine's matrix product in the same precision."""
 
+    def row(self) -> list[str]:
+        """Its cells in the table."""
+        return [
+            self.network,
+            f"{self.parameters / 1e6:.1f}",
+            f"{self.gflop_a_call:.1f}",
+            f"{self.seconds_a_call:.3f}",
+            f"{self.gflops:.0f}",
+            f"{100 * self.share_of_peak:.0f} %",
+        ]
+
 
 @dataclass(frozen=True)
-class Figures:
+class Speed:
     """All that was measured."""
 
     machine: str
@@ -100,64 +109,46 @@ class Figures:
     matrix_product_gflops: dict[str, float]
     """{precision: 10^9 operations a second}."""
     networks: list[NetworkSpeed]
-    detecting: list[Detecting]
+    detecting: list[DetectionSpeed]
     training_images_a_second: float
     """The compact recipe: noise, forward, backward and optimiser."""
     peak_memory_gb: float
-    """Of this process, the benchmark of both networks and the training together."""
+    """Of this process, the measurement of both networks and the training together."""
 
-    def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        """Titles, headings and rows, for people."""
+    def tables(self) -> list[Table]:
+        """One slice, one call of the network, and the machine."""
         low, high = PUBLISHED_CPU_SECONDS
         peaks = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in self.matrix_product_gflops.items())
-        detecting = [
-            [
-                f"{one.network}, {one.steps}" + ("" if one.estimated_from_calls is None else " *"),
-                str(one.network_calls),
-                f"{one.seconds:.2f}",
-                f"{one.cpu_seconds:.2f}",
-                f"{one.times_fewer_cpu_seconds:.1f}",
-                f"{one.times_fewer_calls:.1f}",
-                f"{one.times_fewer_cpu_seconds / one.times_fewer_calls:.1f}",
-            ]
-            for one in self.detecting
-        ]
-        networks = [
-            [
-                one.network,
-                f"{one.parameters / 1e6:.1f}",
-                f"{one.gflop_a_call:.1f}",
-                f"{one.seconds_a_call:.3f}",
-                f"{one.gflops:.0f}",
-                f"{100 * one.share_of_peak:.0f} %",
-            ]
-            for one in self.networks
-        ]
         return [
-            (
-                f"One slice by THOR. The published code takes {low:.0f} to {high:.0f} CPU-seconds and "
-                f"{PUBLISHED_CALLS} calls.\nSaved: {low:.0f} / CPU s here, by fewer calls times by cheaper calls. "
-                f"* estimated from {PAPER_CALLS} calls",
+            Table(
                 ["network, steps", "calls", "s", "CPU s", "saved", "by fewer", "by cheaper"],
-                detecting,
+                [speed.row() for speed in self.detecting],
+                notes=[
+                    f"The published code takes {low:.0f} to {high:.0f} CPU-seconds and {PUBLISHED_CALLS} calls.",
+                    f"Saved: {low:.0f} / CPU s here, by fewer calls times by cheaper calls. "
+                    f"* estimated from {PAPER_CALLS} calls",
+                ],
+                title="One slice by THOR",
             ),
-            (
-                f"One call of the network on {self.device}, {self.precision}; matrix product here: {peaks}",
+            Table(
                 ["network", "M params", "GFLOP", "s", "GFLOP/s", "of peak"],
-                networks,
+                [speed.row() for speed in self.networks],
+                notes=[f"On {self.device}, {self.precision}; matrix product here: {peaks}."],
+                title="One call of the network",
             ),
-            (
-                f"This machine: {self.machine}, {self.threads} threads",
-                ["", ""],
+            Table(
+                ["what", "value"],
                 [
                     ["training, compact recipe, images/s", f"{self.training_images_a_second:.1f}"],
-                    ["peak memory of this benchmark, GB", f"{self.peak_memory_gb:.2f}"],
+                    ["peak memory of this measurement, GB", f"{self.peak_memory_gb:.2f}"],
                 ],
+                notes=[f"{self.machine}, {self.threads} threads."],
+                title="This machine",
             ),
         ]
 
     def write(self, path: Path) -> None:
-        """The same as JSON, for machines.
+        """Write the figures as JSON.
 
         Raises:
             ThoradError: the file can't be written.
@@ -166,9 +157,9 @@ class Figures:
         write_atomic(path, (json.dumps({**asdict(self), "published": published}, indent=2) + "\n").encode())
 
 
-def run_bench(
+def measure_speed(
     model: str | Path = COMPACT_RECIPE, *, device: str = "auto", on_progress: Progress | None = None
-) -> Figures:
+) -> Speed:
     """Measure this machine; about 2 minutes on 2 cores.
 
     Args:
@@ -187,63 +178,63 @@ def run_bench(
 
     report(0)
     compact = Detector(model, device=device)
-    peaks = {
-        name: matrix_product_gflops(dtype, compact.device)
-        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-    }
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    peaks = {name: matrix_product_gflops(dtype, compact.device) for name, dtype in dtypes.items()}
     report(1)
-    _detecting("compact", compact, slices=1)  # not kept: the first is slower by what every library prepares once
-    networks = [_network_speed("compact", compact, peaks)]
-    detecting = [_detecting("compact", compact, SLICES)]
+    _detection_speed("compact", compact, slices=1)  # warms up: not kept
+    compact_network = _network_speed("compact", compact, peaks)
+    default_steps = _detection_speed("compact", compact, SLICES)
     report(2)
-    detecting.append(_detecting("compact", Detector(model, device=device, steps="all"), slices=1))
+    all_steps = _detection_speed("compact", Detector(model, device=device, steps="all"), slices=1)
     report(3)
-    with tempfile.TemporaryDirectory() as folder:
-        _save_random_model(load_recipe(PAPER_RECIPE), Path(folder))
-        paper = Detector(Path(folder), device=device)
-        networks.append(_network_speed("paper-size", paper, peaks))
-        default = _detecting("paper-size", paper, slices=1)
-        detecting.append(default)
-        all_calls = Detector(Path(folder), device=device, steps="all").network_calls
-    a_call = _step_time(paper, PAPER_CALLS)
-    more = all_calls - default.network_calls
-    detecting.append(
-        Detecting(
-            network="paper-size",
-            steps="all",
-            network_calls=all_calls,
-            seconds=default.seconds + more * a_call.seconds,
-            cpu_seconds=default.cpu_seconds + more * a_call.cpu_seconds,
-            estimated_from_calls=PAPER_CALLS,
-        )
-    )
+    paper_network, *paper_steps = _paper_size(device, peaks)
     report(4)
     rate = training_rate(load_recipe(COMPACT_RECIPE), {"cuda": "gpu"}.get(compact.device.type, compact.device.type))
     report(5)
-    return Figures(
+    return Speed(
         machine=f"{platform.machine()}, {os.cpu_count()} processors, {platform.system()}, torch {torch.__version__}",
         device=str(compact.device),
         threads=torch.get_num_threads(),
         precision=compact.precision,
         matrix_product_gflops=peaks,
-        networks=networks,
-        detecting=detecting,
+        networks=[compact_network, paper_network],
+        detecting=[default_steps, all_steps, *paper_steps],
         training_images_a_second=rate,
         peak_memory_gb=_peak_memory_gb(),
     )
 
 
+def _paper_size(device: str, peaks: Mapping[str, float]) -> tuple[NetworkSpeed, DetectionSpeed, DetectionSpeed]:
+    """The paper-size network with random weights: a call, a slice by default steps, and an estimate for all steps."""
+    recipe = load_recipe(PAPER_RECIPE)
+    size = recipe.image.size
+    zeros = torch.zeros(1, size, size)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_model(folder, recipe, build_network(recipe).state_dict(), zeros, zeros + 1, "Random weights.")
+        detector = Detector(folder, device=device)
+        # Its steps are those of THOR's chain that aren't harmonised: a network call and fresh noise.
+        unguided = Detector(folder, method="anoddpm", device=device, steps=PAPER_CALLS)
+        all_calls = Detector(folder, device=device, steps="all").network_calls
+    network = _network_speed("paper-size", detector, peaks)
+    default = _detection_speed("paper-size", detector, slices=1)
+    few = _detection_speed("paper-size", unguided, slices=1)
+    times = (all_calls - default.network_calls) / few.network_calls
+    estimate = DetectionSpeed(
+        network="paper-size",
+        steps="all",
+        network_calls=all_calls,
+        seconds=default.seconds + times * few.seconds,
+        cpu_seconds=default.cpu_seconds + times * few.cpu_seconds,
+        estimated_from_calls=few.network_calls,
+    )
+    return network, default, estimate
+
+
 def matrix_product_gflops(dtype: torch.dtype, device: torch.device, size: int = MATRIX) -> float:
     """The best of a few products of two (size, size) matrices, 10^9 operations a second."""
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
-    product = torch.empty_like(a)
-
-    def multiply() -> None:
-        torch.mm(a, b, out=product)
-        _wait(device)
-
-    multiply()
-    return 2 * size**3 / min(timed(multiply).seconds for _ in range(4)) / 1e9
+    return 2 * size**3 / _fastest(lambda: torch.mm(a, b)) / 1e9
 
 
 def flops(network: Denoiser, size: int) -> int:
@@ -256,11 +247,17 @@ def flops(network: Denoiser, size: int) -> int:
     return int(counter.get_total_flops())
 
 
-def timed(work: Callable[[], object]) -> Spent:
-    """What `work` takes."""
-    clock, processor = time.perf_counter(), time.process_time()
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """What `work` takes, once: seconds, and CPU-seconds of all threads together."""
+    clock, processor = timer(), time.process_time()
     work()
-    return Spent(time.perf_counter() - clock, time.process_time() - processor)
+    return timer() - clock, time.process_time() - processor
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of several calls, after calls to warm up, on all of torch's threads."""
+    measured = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return min(measured.blocked_autorange(min_run_time=1.0).times)
 
 
 def training_rate(recipe: Recipe, accelerator: str, steps: int = TRAINING_STEPS) -> float:
@@ -275,7 +272,7 @@ def training_rate(recipe: Recipe, accelerator: str, steps: int = TRAINING_STEPS)
         def on_train_batch_end(self, *_: object) -> None:
             ends.append(time.perf_counter())
 
-    # A benchmark needs no list of what Lightning leaves out for it.
+    # Nobody needs Lightning's list of what it leaves out here.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     ends: list[float] = []
     images = torch.rand(recipe.training.batch_size, 1, recipe.image.size, recipe.image.size)
@@ -295,13 +292,9 @@ def training_rate(recipe: Recipe, accelerator: str, steps: int = TRAINING_STEPS)
     return recipe.training.batch_size * steps / (ends[-1] - ends[0])
 
 
-def _network_speed(name: str, detector: Detector, peaks: dict[str, float]) -> NetworkSpeed:
-    network = detector.model.network
-    size = detector.model_size
-    gflop = flops(network, size) / 1e9
-    call = _call(detector)
-    call()
-    seconds = min(timed(call).seconds for _ in range(3))
+def _network_speed(name: str, detector: Detector, peaks: Mapping[str, float]) -> NetworkSpeed:
+    gflop = flops(detector.model.network, detector.model_size) / 1e9
+    seconds = _fastest(_network_call(detector))
     return NetworkSpeed(
         network=name,
         parameters=detector.model.parameters,
@@ -312,46 +305,16 @@ def _network_speed(name: str, detector: Detector, peaks: dict[str, float]) -> Ne
     )
 
 
-def _detecting(name: str, detector: Detector, slices: int) -> Detecting:
+def _detection_speed(name: str, detector: Detector, slices: int) -> DetectionSpeed:
+    """The mean of several slices of noise, detected in one call."""
     images = torch.rand(slices, 1, detector.model_size, detector.model_size, generator=torch.Generator().manual_seed(0))
-    names = [str(index) for index in range(slices)]
-    spent = timed(lambda: detector.model_maps(images, names))
-    return Detecting(
-        network=name,
-        steps="all" if detector.steps == "all" else "default",
-        network_calls=detector.network_calls,
-        seconds=spent.seconds / slices,
-        cpu_seconds=spent.cpu_seconds / slices,
-        estimated_from_calls=None,
-    )
+    seconds, cpu_seconds = timed(lambda: detector.model_maps(images, [str(index) for index in range(slices)]))
+    steps = "all" if detector.steps == "all" else "default"
+    return DetectionSpeed(name, steps, detector.network_calls, seconds / slices, cpu_seconds / slices, None)
 
 
-def _step_time(detector: Detector, calls: int) -> Spent:
-    """One step of the chain that isn't harmonised: a network call and fresh noise; the mean of `calls`.
-
-    On a CPU on one thread, as `Detector` works on an image there.
-    """
-    generators = [case_generator(0, "bench")]
-    call = _call(detector)
-
-    def steps() -> None:
-        for _ in range(calls):
-            call()
-            simplex_noise(generators, detector.model_size, detector.model_size, detector.device)
-        _wait(detector.device)
-
-    threads = torch.get_num_threads()
-    if detector.device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        spent = timed(steps)
-    finally:
-        torch.set_num_threads(threads)
-    return Spent(spent.seconds / calls, spent.cpu_seconds / calls)
-
-
-def _call(detector: Detector) -> Callable[[], None]:
-    """One call of a detector's network on one slice."""
+def _network_call(detector: Detector) -> Callable[[], None]:
+    """A call of a detector's network on one slice, in the precision that is fast on its device."""
     device, network = detector.device, detector.model.network
     x = torch.zeros(1, 1, detector.model_size, detector.model_size, device=device)
     t = torch.full((1,), 100, device=device)
@@ -362,22 +325,8 @@ def _call(detector: Detector) -> Callable[[], None]:
     def call() -> None:
         with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
             network(x, t, kind)
-        _wait(device)
 
     return call
-
-
-def _save_random_model(recipe: Recipe, folder: Path) -> None:
-    size = recipe.image.size
-    zeros = torch.zeros(1, size, size)
-    save_model(folder, recipe, build_network(recipe).state_dict(), zeros, zeros + 1, "Random weights.")
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _peak_memory_gb() -> float:
