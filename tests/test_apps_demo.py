@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from thorad.apps.demo import METHODS, OUTLINE, montage, outlined, run_demo
+from thorad.apps.demo import METHODS, OUTLINE, outlined, run_demo, titled_grid
 from thorad.io.images import read_image, read_mask
 
 CASES = ["healthy", "dark-lesion", "bright-lesion"]
@@ -77,10 +77,10 @@ def test_the_outline_is_just_outside() -> None:
     assert (picture[~marked] == 128).all()
 
 
-def test_a_montage_holds_its_pictures() -> None:
+def test_a_grid_holds_its_pictures() -> None:
     rng = np.random.default_rng(0)
     pictures = [[rng.integers(0, 256, (20, 30, 3), dtype=np.uint8) for _ in range(2)] for _ in range(3)]
-    made = montage(pictures, ["a", "b", "c"], ["left", "right"])
+    made = titled_grid(pictures, ["a", "b", "c"], ["left", "right"])
     large = np.asarray(PIL.Image.fromarray(pictures[2][1]).resize((60, 40), PIL.Image.Resampling.BICUBIC))
     windows = np.lib.stride_tricks.sliding_window_view(made, (40, 60, 3))[:, :, 0]
     places = [tuple(place) for place in np.argwhere((windows[..., 0, 0, :] == large[0, 0]).all(-1))]

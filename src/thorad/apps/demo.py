@@ -12,22 +12,23 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 from numpy.typing import NDArray
-from PIL import Image as Picture
-from PIL import ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation
 
 from thorad.apps.run import open_results
 from thorad.detector import Detector
 from thorad.implant.lesions import implant
-from thorad.io.images import read_image, write_png8
+from thorad.io.images import Image, read_image, write_png8
 from thorad.io.intensity import scale
 from thorad.io.preprocess import place, to_input_grid
 from thorad.pictures import overlay
@@ -44,7 +45,8 @@ LESIONS: tuple[tuple[str, Literal["dark", "bright"], float, float, int], ...] = 
 """Case, kind, radius in px (mm), strength on the [0, 1] scale, seed of place and shape."""
 
 OUTLINE = (80, 220, 120)
-ZOOM, MARGIN, TITLE = 2, 12, 34  # of the montage: a scan's pixels a side, px between the pictures, px for a title
+ZOOM = 2  # px of the montage a side for one of a scan
+MARGIN, ROW_TITLE, COLUMN_TITLE = 12, 120, 34  # px of the montage: between its pictures, and for the titles
 
 
 @dataclass(frozen=True)
@@ -81,44 +83,46 @@ def run_demo(
     detectors = [Detector(model, method=method, device=device) for method in METHODS]
     truths = _make_inputs(out, detectors[0])
     images = [read_image(out / "input" / f"{name}.png", name) for name in truths]
-    found: list[DemoCase] = []
-    pictures: dict[str, list[Detection]] = {}
+    cases: list[DemoCase] = []
+    detections: dict[tuple[str, str], Detection] = {}  # of (method, case)
     for detector in detectors:
-        began = time.perf_counter()
-        folder = out / "results" / detector.method
-        if (folder / "run.json").is_file():
-            shutil.rmtree(folder)  # of an earlier demonstration, maybe with an earlier model
-        results = open_results(detector, folder)
-        pictures[detector.method] = []
-        for detection in detector.detect_batch(images):
-            results.write(detection)
-            pictures[detector.method].append(detection)
+        for detection, folder in _detect(detector, images, out / "results" / detector.method):
+            detections[detector.method, detection.name] = detection
             truth = truths[detection.name]
-            found.append(
+            cases.append(
                 DemoCase(
                     name=detection.name,
                     method=detector.method,
                     score=detection.score,
                     peak_in_lesion=bool(truth.flat[detection.anomaly_map.argmax()]) if truth.any() else None,
-                    overlay=results.case_folder(detection.name) / OVERLAY,
+                    overlay=folder / OVERLAY,
                     seconds=detection.seconds,
                 )
             )
             if on_progress:
-                on_progress(len(found), len(METHODS) * len(images))
-        results.close(time.perf_counter() - began)
-    rows = [
-        [
-            grey(thor.image),
-            grey(thor.pseudo_healthy),
-            overlay(thor.image, thor.anomaly_map, detectors[0].overlay_maximum),
-            overlay(zscore.image, zscore.anomaly_map, detectors[1].overlay_maximum),
-            outlined(thor.image, truths[thor.name]),
+                on_progress(len(cases), len(METHODS) * len(images))
+    rows = []
+    for name, truth in truths.items():
+        thor = detections["thor", name]
+        overlays = [
+            overlay(thor.image, detections[detector.method, name].anomaly_map, detector.overlay_maximum)
+            for detector in detectors
         ]
-        for thor, zscore in zip(pictures["thor"], pictures["zscore"], strict=True)
-    ]
-    write_png8(out / "montage.png", montage(rows, [TITLES[name] for name in truths], COLUMNS))
-    return found
+        rows.append([grey(thor.image), grey(thor.pseudo_healthy), *overlays, outlined(thor.image, truth)])
+    write_png8(out / "montage.png", titled_grid(rows, [TITLES[name] for name in truths], COLUMNS))
+    return cases
+
+
+def _detect(detector: Detector, images: Sequence[Image], out: Path) -> Iterator[tuple[Detection, Path]]:
+    """Each image's detection and the folder where its files were written."""
+    began = time.perf_counter()
+    if (out / "run.json").is_file():
+        shutil.rmtree(out)  # of an earlier demonstration, maybe with an earlier model
+    results = open_results(detector, out)
+    for detection in detector.detect_batch(images):
+        results.write(detection)
+        yield detection, results.case_folder(detection.name)
+    results.close(time.perf_counter() - began)
 
 
 def _make_inputs(out: Path, detector: Detector) -> dict[str, NDArray[np.bool_]]:
@@ -140,8 +144,7 @@ def _make_inputs(out: Path, detector: Detector) -> dict[str, NDArray[np.bool_]]:
 
 def grey(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """(H, W) in [0, 1] to (H, W, 3) uint8."""
-    levels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    return np.repeat(levels[..., None], 3, axis=2)
+    return overlay(pixels, np.zeros_like(pixels), maximum=1.0)
 
 
 def outlined(pixels: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -151,25 +154,22 @@ def outlined(pixels: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.uint8]
     return picture
 
 
-def montage(
+def titled_grid(
     rows: Sequence[Sequence[NDArray[np.uint8]]], row_titles: Sequence[str], column_titles: Sequence[str]
 ) -> NDArray[np.uint8]:
     """Pictures of one size (H, W, 3), in a grid with titles, as one (H', W', 3) picture."""
     height, width = (ZOOM * side for side in rows[0][0].shape[:2])
-    left = 120
-    canvas = Picture.new(
-        "RGB",
-        (left + len(column_titles) * (width + MARGIN), TITLE + len(rows) * (height + MARGIN)),
-        (255, 255, 255),
-    )
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=20)
-    for column, title in enumerate(column_titles):
-        draw.text((left + column * (width + MARGIN) + width / 2, TITLE / 2), title, (0, 0, 0), font, anchor="mm")
+    size = (ROW_TITLE + len(column_titles) * (width + MARGIN), COLUMN_TITLE + len(rows) * (height + MARGIN))
+    canvas = PIL.Image.new("RGB", size, "white")
+    draw = PIL.ImageDraw.Draw(canvas)
+    font = PIL.ImageFont.load_default(size=20)
+    lefts = [ROW_TITLE + column * (width + MARGIN) for column in range(len(column_titles))]
+    for left, title in zip(lefts, column_titles, strict=True):
+        draw.text((left + width / 2, COLUMN_TITLE / 2), title, "black", font, anchor="mm")
     for row, (pictures, title) in enumerate(zip(rows, row_titles, strict=True)):
-        top = TITLE + row * (height + MARGIN)
-        draw.text((MARGIN, top + height / 2), title, (0, 0, 0), font, anchor="lm")
-        for column, pixels in enumerate(pictures):
-            picture = Picture.fromarray(pixels).resize((width, height), Picture.Resampling.BICUBIC)
-            canvas.paste(picture, (left + column * (width + MARGIN), top))
+        top = COLUMN_TITLE + row * (height + MARGIN)
+        draw.text((MARGIN, top + height / 2), title, "black", font, anchor="lm")
+        for left, pixels in zip(lefts, pictures, strict=True):
+            picture = PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BICUBIC)
+            canvas.paste(picture, (left, top))
     return np.asarray(canvas)
