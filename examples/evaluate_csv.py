@@ -10,7 +10,8 @@ from pathlib import Path
 
 from thorad import Detector
 from thorad.datasets.cases import read_cases
-from thorad.evaluation.evaluate import evaluate, honest_floor_warning, markdown_table
+from thorad.evaluation.evaluate import evaluate, honest_floor_warning
+from thorad.evaluation.tables import table_of
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("cases", type=Path)
@@ -20,5 +21,5 @@ arguments = parser.parse_args()
 
 detectors = [Detector(arguments.model, method=method) for method in ("thor", "zscore")]
 results = evaluate(read_cases(arguments.cases), [], detectors, arguments.out)
-print(markdown_table(results))
+print(table_of(results).markdown())
 print(honest_floor_warning(results) or "THOR is above the z-score here.")

@@ -12,7 +12,8 @@ import torch
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics
-from thorad.evaluation.evaluate import evaluate, honest_floor_warning, markdown_table
+from thorad.evaluation.evaluate import evaluate, honest_floor_warning
+from thorad.evaluation.tables import table_of
 
 SIZE = 64  # px: a quarter of the area of 128x128, so the size limits are 0.75, 17.75 and 142.5 px
 LESION_SIDES = {"sub-1_a": 3, "sub-1_b": 8, "sub-2_a": 4, "sub-2_b": 14, "sub-3_a": 10}  # 9, 64, 16, 196, 100 px
@@ -204,7 +205,8 @@ def test_cases_csv_has_one_row_for_each_case_and_method(bench: Bench) -> None:
 def test_table_states_where_thresholds_come_from(bench: Bench) -> None:
     results = evaluate(bench.cases, bench.healthy, [FakeDetector(bench.blurry)] * 2, bench.folder / "out", bootstrap=10)
     table = (bench.folder / "out" / "table.md").read_text()
-    assert table == markdown_table(results)
+    assert table == table_of(results).markdown()
+    assert table == table_of(json.loads((bench.folder / "out" / "metrics.json").read_text())).markdown()
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
@@ -457,3 +459,43 @@ def test_user_is_told_when_the_z_score_is_at_or_above_a_network_method() -> None
     assert warning is not None
     assert "zscore-two-sided needs no network and reaches 45.0 %" in warning
     assert "thor (simplex) (45.0 %), ddpm (gaussian) (8.0 %)" in warning
+
+
+def test_tables_of_results_of_an_earlier_version(bench: Bench) -> None:
+    """What an earlier version did not write yet leaves cells empty; what can't be computed is a dash."""
+    detectors = [FakeDetector(bench.blurry), FakeDetector(bench.random, method="zscore", noise=None, network_calls=0)]
+    evaluate(bench.cases, [], detectors, bench.folder / "out", bootstrap=0)
+    results = json.loads((bench.folder / "out" / "metrics.json").read_text())
+    table = table_of(results)
+    assert dict(zip(table.columns, table.rows[0], strict=True))["Dice @ 1 % FP"] == "-"
+    for result in results:
+        del result["versus"], result["auroc"], result["intervals"], result["counts"]["no_size_group"]
+    table = table_of(results)
+    assert dict(zip(table.columns, table.rows[0], strict=True))["AUROC"] == ""
+    assert "- too small for a group" in table.notes[0]
+    with pytest.raises(ThoradError, match="unknown protocol, 'tarot'"):
+        table_of([results[0] | {"protocol": "tarot"}])
+
+
+def test_brief_table_is_for_a_terminal(bench: Bench) -> None:
+    detectors = [FakeDetector(bench.blurry), FakeDetector(bench.random, method="zscore", noise=None, network_calls=0)]
+    results = evaluate(bench.cases, bench.healthy, detectors, bench.folder / "out", bootstrap=20)
+    table = table_of(results, brief=True)
+    assert table.columns[:3] == ["best Dice, %", "calls", "small"]
+    assert [row[0] for row in table.rows] == ["thor simplex", "zscore"]
+    average = next(entry for entry in results[1]["versus"] if entry["metric"] == "average")
+    shown = dict(zip(table.columns, table.rows[1], strict=True))
+    assert shown["diff."] == f"{average['difference']:+.1f}"
+    assert shown["p"] == f"{average['p_value']:.4f}"
+    assert table.notes[-1] == "diff. of avg.: to thor simplex; p: permutation test within subjects."
+
+
+def test_methods_at_an_asked_noise_level_are_compared_too(bench: Bench) -> None:
+    @dataclass
+    class Asked(FakeDetector):
+        noise_level: int = 200
+
+    detectors = [Asked(bench.blurry), Asked(bench.random, method="ddpm", noise="gaussian")]
+    results = evaluate(bench.cases, bench.healthy, detectors, bench.folder / "out", bootstrap=20)
+    difference = results[1]["versus"][0]["difference"]
+    assert f"| {difference:+.1f} [" in (bench.folder / "out" / "table.md").read_text()

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     },
     "results": {"evaluation", "records", "pictures", "datasets", "io", "errors", "__init__"},
     "calibration": {"evaluation", "io", "errors"},
-    "evaluation": {"datasets", "io", "errors"},
+    "evaluation": {"datasets", "io", "table", "errors"},
     "implant": {"datasets", "io", "errors"},
     "datasets": {"io", "errors"},
     "model": {"diffusion", "io", "recipe", "errors", "__init__"},

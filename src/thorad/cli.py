@@ -468,8 +468,7 @@ def _title(result: dict[str, Any]) -> str:
 
 def _against(found: list[dict[str, Any]], metric: str, decimals: int) -> tuple[list[str], list[list[str]], str]:
     """What a table says of each method against the first reference: two columns, each method's cells, a note."""
-    from thorad.evaluation.bench import ABOUT
-    from thorad.evaluation.statistics import references
+    from thorad.evaluation.statistics import ABOUT, references
 
     if len(found) < 2:
         return [], [[] for _ in found], ""
@@ -885,11 +884,11 @@ def reproduce(
                 raise typer.Exit(1)
             return
         if not quiet:
-            table = _table(*found.columns)
-            for row in found.rows:
+            table = _table(*found.table.columns)
+            for row in found.table.rows:
                 table.add_row(*row)
             out_console.print(table)
-            for note in found.notes:
+            for note in found.table.notes:
                 _print(note)
             _print(f"Results: {out} (report.md first)")
         for name, reason in found.failures.items():

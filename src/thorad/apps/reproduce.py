@@ -13,7 +13,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -22,12 +22,15 @@ from thorad.datasets import atlas, wrist
 from thorad.datasets.cases import Case, read_cases
 from thorad.detector import DEFAULT_STEPS, Detector, comparison
 from thorad.errors import ThoradError
-from thorad.evaluation.bench import title
 from thorad.evaluation.evaluate import evaluate, honest_floor_warning
+from thorad.evaluation.sizes import SIZE_GROUPS
+from thorad.evaluation.statistics import title
+from thorad.evaluation.tables import Figure, lay_out
 from thorad.io.atomic import write_atomic
 from thorad.io.images import find_images
 from thorad.io.tables import listing
 from thorad.model import load_recipe_of
+from thorad.table import Table
 
 Target = Literal["table1", "table2", "fig4"]
 Progress = Callable[[int, int, str], None]
@@ -50,6 +53,28 @@ CURVES: Final = (("ddpm", "gaussian"), ("anoddpm", "simplex"), ("thor", "gaussia
 """(method, noise) of figure 4; AnoDDPM is DDPM with simplex noise."""
 
 FLOOR: Final = "zscore"
+
+TABLE_1: Final = (
+    Figure("Method", "title"),
+    Figure("Avg.", "best_dice/average", ".1f"),
+    Figure("Mix", "best_dice/paper_mix", ".1f"),
+    *(Figure(group.capitalize(), f"best_dice/{group}", ".1f") for group in SIZE_GROUPS),
+    Figure("Published avg/S/M/L", "published"),
+)
+TABLE_2: Final = (
+    Figure("Method", "title"),
+    Figure("Kind", "kind"),
+    Figure("Boxes", "boxes"),
+    Figure("Recall", "recall", ".3f"),
+    Figure("F1", "f1", ".3f"),
+)
+FIGURE_4: Final = (
+    Figure("Method", "title"),
+    Figure("Level", "noise_level"),
+    Figure("Calls", "network_calls"),
+    Figure("Average [95 %]", "best_dice/average", ".1f", interval=True),
+    Figure("Paper mix [95 %]", "best_dice/paper_mix", ".1f", interval=True),
+)
 
 PREPARED_BRAIN: Final = "cases.csv with the columns image, mask and subject, and where there are some healthy/*.png"
 PREPARED_WRIST: Final = "cases.csv with the columns image, boxes, elsewhere and subject, and healthy/*.png"
@@ -80,10 +105,8 @@ class Reproduced:
 
     results: list[dict[str, Any]]
     """As in metrics.json."""
-    columns: list[str]
-    rows: list[list[str]]
-    notes: list[str]
-    """What a reader has to know of the figures."""
+    table: Table
+    """The figures and what a reader has to know of them."""
     failures: Mapping[str, str]
     """{case: why it was left out}."""
 
@@ -182,16 +205,16 @@ def _table_1(
     results = _evaluate(
         "brain-lesions", _thinned(brain.cases, settings), brain.healthy, detectors, out, settings, on_progress
     )
-    columns = ["Method", "Avg.", "Mix", "Small", "Medium", "Large", "Published avg/S/M/L"]
-    rows = [
-        [title(result)]
-        + [_number(result["best_dice"][group], 1) for group in ("average", "paper_mix", "small", "medium", "large")]
-        + [_published(result["method"], result["noise"])]
-        for result in results
-    ]
     measured = {(result["method"], result["noise"]) for result in results}
-    for method, noise in (key for key in PUBLISHED_TABLE_1 if key not in measured):
-        rows.append([title({"method": method, "noise": noise}), *("-" * 5), _published(method, noise)])
+    missing = [
+        {"method": method, "noise": noise, "best_dice": dict.fromkeys(results[0]["best_dice"])}
+        for method, noise in PUBLISHED_TABLE_1
+        if (method, noise) not in measured
+    ]
+    rows = [
+        {**row, "title": title(row), "published": _published(row["method"], row["noise"])}
+        for row in (*results, *missing)
+    ]
     counts = results[0]["counts"]
     notes = [
         *brain.told,
@@ -207,7 +230,8 @@ def _table_1(
         _told_models(results),
         honest_floor_warning(results) or "",
     ]
-    return _reported("Table 1: best Dice by lesion size", out, results, columns, rows, notes, brain.failures)
+    table = lay_out(TABLE_1, rows, _said(notes))
+    return _reported("Table 1: best Dice by lesion size", out, results, table, brain.failures)
 
 
 def _table_2(
@@ -217,7 +241,7 @@ def _table_2(
     bench = _wrist(data, out, on_progress)
     results = _evaluate("boxes", _thinned(bench.cases, settings), bench.healthy, detectors, out, settings, on_progress)
     rows = [
-        [title(result), kind, str(figures["boxes"]), _number(figures["recall"], 3), _number(figures["f1"], 3)]
+        {"title": title(result), "kind": kind, **figures}
         for result in results
         for kind, figures in result["kinds"].items()
     ]
@@ -235,8 +259,8 @@ def _table_2(
         _told_models(results),
         honest_floor_warning(results) or "",
     ]
-    columns = ["Method", "Kind", "Boxes", "Recall", "F1"]
-    return _reported("Table 2: recall and F1 by kind", out, results, columns, rows, notes, bench.failures)
+    table = lay_out(TABLE_2, rows, _said(notes))
+    return _reported("Table 2: recall and F1 by kind", out, results, table, bench.failures)
 
 
 def _figure_4(
@@ -274,13 +298,6 @@ def _figure_4(
     write_atomic(out / "figure4.png", figure["png"])
     write_atomic(out / "figure4.svg", figure["svg"])
     write_atomic(out / "sweep.csv", _sweep_csv(results))
-    rows = [
-        [
-            *(title(result), str(result["noise_level"] or "-"), str(result["network_calls"])),
-            *(_with_interval(result, "average"), _with_interval(result, "paper_mix")),
-        ]
-        for result in results
-    ]
     counts = results[0]["counts"]
     missing = [f"{method} ({noise})" for method, noise in CURVES if (method, noise) not in asked]
     untrained = [
@@ -301,10 +318,10 @@ def _figure_4(
         f"Left out, no model for it: {', '.join(missing)}." if missing else "",
         f"Left out: {'; '.join(untrained)}." if untrained else "",
     ]
-    columns = ["Method", "Level", "Calls", "Average [95 %]", "Paper mix [95 %]"]
     write_atomic(out / "metrics.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     picture = "![best Dice against the noise level](figure4.png)"
-    return _reported("Figure 4: noise levels", out, results, columns, rows, [picture, *notes], brain.failures)
+    table = lay_out(FIGURE_4, [{"title": title(result), **result} for result in results], _said(notes))
+    return _reported("Figure 4: noise levels", out, results, table, brain.failures, picture)
 
 
 def every_nth(cases: Sequence[Case], every: int) -> list[Case]:
@@ -591,27 +608,28 @@ def _told_every(settings: Settings) -> str:
     return f"Every {settings.every}-th case only." if settings.every > 1 else ""
 
 
+def _said(notes: Sequence[str]) -> list[str]:
+    return [note for note in notes if note]
+
+
 def _reported(
     heading: str,
     out: Path,
     results: list[dict[str, Any]],
-    columns: list[str],
-    rows: list[list[str]],
-    notes: Sequence[str],
+    table: Table,
     failures: Mapping[str, str],
+    picture: str | None = None,
 ) -> Reproduced:
-    """Write report.md."""
+    """Write report.md, in which the picture stands between the table and its notes."""
     all_failures = {
         **failures,
         **{failure["name"]: failure["reason"] for result in results for failure in result["failures"]},
     }
-    kept = [note for note in notes if note]
     left_out = [f"Left out: {name}: {reason}" for name, reason in all_failures.items()]
-    rule = "|" + "".join("---|" if column in ("Method", "Kind") else "---:|" for column in columns)
-    table = [f"| {' | '.join(cells)} |" for cells in [columns, *rows]]
-    text = "\n\n".join([f"# {heading}", "\n".join([table[0], rule, *table[1:]]), *kept, *left_out])
-    write_atomic(out / "report.md", (text + "\n").encode())
-    return Reproduced(results, columns, rows, [note for note in kept if not note.startswith("![")], all_failures)
+    pictures = [] if picture is None else [picture]
+    report = replace(table, notes=[*pictures, *table.notes, *left_out])
+    write_atomic(out / "report.md", f"# {heading}\n\n{report.markdown()}".encode())
+    return Reproduced(results, table, all_failures)
 
 
 def _sweep_csv(results: Sequence[Mapping[str, Any]]) -> bytes:
@@ -629,18 +647,9 @@ def _sweep_csv(results: Sequence[Mapping[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _with_interval(result: Mapping[str, Any], figure: str) -> str:
-    value, ends = result["best_dice"][figure], result["intervals"]["best_dice"][figure]
-    return _number(value, 1) + (f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends is not None else "")
-
-
 def _published(method: str, noise: str | None) -> str:
     figures = PUBLISHED_TABLE_1.get((method, noise or ""))
     return "-" if figures is None else "/".join(f"{figure:.2f}" for figure in figures)
-
-
-def _number(value: float | None, decimals: int) -> str:
-    return "-" if value is None else f"{value:.{decimals}f}"
 
 
 def _part(on_progress: Progress | None, title: str) -> Callable[[int, int], None] | None:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from thorad.datasets.cases import Case, subject_of
 from thorad.errors import ThoradError
+from thorad.evaluation.statistics import ABOUT, ASKED, title
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, read_image, read_mask
 from thorad.io.preprocess import mask_to_model_grid, to_model_input
@@ -28,12 +29,6 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Failure = dict[str, str]
 """`name`, `image` and `reason` of a case that can't be used."""
-
-ABOUT = ("method", "noise", "steps", "model")
-"""What tells one detector's results from another's."""
-
-ASKED = ("preset", "noise_level")
-"""What a result also says where a user asked for it."""
 
 Progress = Callable[[int, int, str], None]
 """Called with (images done, images in all, method) after every batch, summed over the detectors."""
@@ -137,11 +132,6 @@ class Found(Generic[CaseType, TruthType]):
         values = (detector.method, detector.noise, detector.steps, detector.model_name)
         asked = {name: getattr(detector, name, None) for name in ASKED}
         return dict(zip(ABOUT, values, strict=True)) | {name: one for name, one in asked.items() if one is not None}
-
-
-def title(result: Mapping[str, Any]) -> str:
-    """`thor (simplex)`, or the method alone where it draws no noise."""
-    return str(result["method"]) if result["noise"] is None else f"{result['method']} ({result['noise']})"
 
 
 def find_all(

@@ -19,9 +19,10 @@ import numpy as np
 
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
-from thorad.evaluation.bench import MapDetector, Progress, title
+from thorad.evaluation.bench import MapDetector, Progress
 from thorad.evaluation.protocols import DEFAULT_PROTOCOL, PROTOCOLS, Protocol
-from thorad.evaluation.statistics import PERMUTATIONS
+from thorad.evaluation.statistics import PERMUTATIONS, title
+from thorad.evaluation.tables import table_of
 from thorad.io.atomic import write_atomic
 
 
@@ -87,14 +88,9 @@ def evaluate(
     )
     results = [_without_nan({"protocol": protocol, **result}) for result in results]
     write_atomic(out / "cases.csv", _csv_text(rows).encode())
-    write_atomic(out / "table.md", markdown_table(results).encode())
+    write_atomic(out / "table.md", table_of(results).markdown().encode())
     write_atomic(out / "metrics.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     return results
-
-
-def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Write results as one Markdown table, with where every threshold comes from below it."""
-    return _protocol(results[0]["protocol"]).table(results)
 
 
 def honest_floor_warning(results: Sequence[Mapping[str, Any]]) -> str | None:

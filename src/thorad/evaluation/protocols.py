@@ -1,4 +1,4 @@
-"""What the field reports: a table of protocols, each a named function with the table that it prints."""
+"""What the field reports: a table of protocols, each a named function; the table that it gives is in `tables`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from typing import Any, Final
 from thorad.datasets.cases import Case, read_cases
 from thorad.evaluation.boxes import boxes
 from thorad.evaluation.lesions import brain_lesions
-from thorad.evaluation.tables import box_table, lesion_table, volume_table
 from thorad.evaluation.volumes import brain_volumes
 
 Rows = list[dict[str, Any]]
@@ -24,8 +23,6 @@ class Protocol:
     """Reads the user's table of cases."""
     measure: Callable[..., tuple[Rows, Rows]]
     """Turns (cases, healthy, detectors) into the results and the rows of `cases.csv`."""
-    table: Callable[[Sequence[Mapping[str, Any]]], str]
-    """Turns the results into a Markdown table."""
     headline: Callable[[Mapping[str, Any]], float | None]
     """The one figure by which a result is judged, in percent."""
     headline_name: str
@@ -38,14 +35,12 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = MappingProxyType(
         "brain-lesions": Protocol(
             read=read_cases,
             measure=brain_lesions,
-            table=lesion_table,
             headline=lambda result: result["best_dice"]["average"],
             headline_name="average best Dice",
         ),
         "brain-volumes": Protocol(
             read=read_cases,
             measure=brain_volumes,
-            table=volume_table,
             headline=lambda result: _percent(result["mean_dice"]),
             headline_name="mean Dice",
             validated=True,
@@ -53,7 +48,6 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = MappingProxyType(
         "boxes": Protocol(
             read=partial(read_cases, truth="boxes"),
             measure=boxes,
-            table=box_table,
             headline=lambda result: _percent(result["kinds"]["all"]["f1"]),
             headline_name="F1",
         ),

@@ -28,6 +28,12 @@ from thorad.evaluation.metrics import Floats, ThresholdCounts, percentile_interv
 PERMUTATIONS: Final = 2000
 """Of the test; all of them are enumerated where there are no more. The smallest p-value is about 1 / 2001."""
 
+ABOUT: Final = ("method", "noise", "steps", "model")
+"""What tells one detector's results from another's."""
+
+ASKED: Final = ("preset", "noise_level")
+"""What a result also says where a user asked for it."""
+
 REFERENCE: Final = "thor"
 """The method that the others are compared with, where it is among them."""
 
@@ -39,6 +45,11 @@ _ROUNDING: Final = 1e-9
 
 Figures = Callable[[Floats], Mapping[str, Floats]]
 """Turns (R, 2N) weights into the (R,) values of each figure."""
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """`thor (simplex)`, or the method alone where it draws no noise."""
+    return str(result["method"]) if result["noise"] is None else f"{result['method']} ({result['noise']})"
 
 
 class Swaps(NamedTuple):

@@ -1,48 +1,179 @@
-"""Results as Markdown tables, one kind for each protocol, with where every threshold comes from below them."""
+"""Results as tables, one layout for each protocol: in full for table.md and reports, in brief for a terminal.
 
-from collections.abc import Mapping, Sequence
+All of it works on what `evaluate` returns and, just as well, on what a metrics.json holds, of an earlier version too:
+entries that it did not have yet leave their cells empty.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
-from thorad.evaluation.bench import ABOUT, ASKED, title
+from thorad.errors import ThoradError
 from thorad.evaluation.sizes import SIZE_GROUPS
-from thorad.evaluation.statistics import references
+from thorad.evaluation.statistics import ABOUT, ASKED, references, title
+from thorad.table import Table
 
 Result = Mapping[str, Any]
 
-TEXT_COLUMNS: Final = ("Method", "Noise", "Kind", "Model")
-"""Columns that are no numbers."""
+TEXT_COLUMNS: Final = frozenset(("Method", "Noise", "Kind", "Model", "kind"))
+"""Columns that hold words."""
 
 
-def lesion_table(results: Sequence[Result]) -> str:
-    """The table of `brain-lesions`."""
-    reference = _reference(results)
-    columns = [
-        *_method_columns(results),
-        *("Small", "Medium", "Large", "Average [95 %]", "Paper mix"),
-        *_versus_columns("Mix", reference),
-        *("Pooled", "AP", "AUROC", "Dice @ 1 % FP", "Dice @ 5 % FP", "Image AUROC", "CPU s/case"),
-    ]
-    rows = [
-        [
-            *_method_cells(result, results),
-            *(_cell(result["best_dice"][group], 1) for group in SIZE_GROUPS),
-            _with_interval(result["best_dice"]["average"], result["intervals"]["best_dice"]["average"], 1),
-            _cell(result["best_dice"]["paper_mix"], 1),
-            *_versus_cells(result, "paper_mix", reference, 1),
-            _cell(result["best_dice"]["pooled"], 1),
-            _cell(result["auprc"], 3),
-            _cell(result["auroc"], 3),
-            _cell(result["dice_at_fpr"]["0.01"], 3),
-            _cell(result["dice_at_fpr"]["0.05"], 3),
-            _cell(result["image_auroc"], 3),
-            _cell(result["cpu_seconds_per_case"], 2),
-        ]
-        for result in results
-    ]
-    counts = results[0]["counts"]
-    return _markdown(
-        columns,
-        rows,
+@dataclass(frozen=True)
+class Figure:
+    """A column that shows one entry of every result."""
+
+    heading: str
+    """In the full table; empty: the column isn't in it."""
+    path: str
+    """Where a result holds the entry, such as `best_dice/average`."""
+    form: str = ""
+    """Format of the number, such as `.3f`."""
+    brief: str = ""
+    """Heading in the brief table; empty: the column isn't in it."""
+    interval: bool = False
+    """Whether the full table shows the figure's 95 % interval."""
+
+    def headings(self, reference: Result | None, brief: bool) -> list[str]:
+        """The headings of the column: one, or none where the table leaves it out."""
+        heading = self.brief if brief else self.heading
+        return [heading] if heading else []
+
+    def cells(self, row: Result, reference: Result | None, brief: bool) -> list[str]:
+        """What the column shows of a row: a dash for what is null, nothing for what the row doesn't have."""
+        if not self.headings(reference, brief):
+            return []
+        found, value = _entry(row, self.path)
+        if not found:
+            return [""]
+        interval = _entry(row, f"intervals/{self.path}")[1] if self.interval and not brief else None
+        return [_number(value, self.form) + _bracketed(interval, self.form)]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two columns: by how much a figure differs from that of the reference method, and the p-value."""
+
+    heading: str
+    """The figure's name in the full table; empty: the columns aren't in it."""
+    metric: str
+    """As the results' `versus` names it."""
+    form: str
+    """Format of the number, such as `.3f`."""
+    brief: str = ""
+    """The figure's name in the brief table; empty: the columns aren't in it."""
+
+    def headings(self, reference: Result | None, brief: bool) -> list[str]:
+        """The headings of the two columns; none without a reference."""
+        if reference is None or not (self.brief if brief else self.heading):
+            return []
+        return ["diff." if brief else f"{self.heading} - {title(reference)} [95 %]", "p"]
+
+    def cells(self, row: Result, reference: Result | None, brief: bool) -> list[str]:
+        """What the two columns show of a row: nothing where it isn't compared with the reference."""
+        if not self.headings(reference, brief):
+            return []
+        for entry in _compared(row, reference):
+            if entry["metric"] == self.metric:
+                form = f"+{self.form}"
+                interval = "" if brief else _bracketed(entry["interval"], form)
+                return [_number(entry["difference"], form) + interval, _number(entry["p_value"], ".4f")]
+        return ["", ""]
+
+
+Column = Figure | Difference
+
+METHOD: Final = (Figure("Method", "method"), Figure("Noise", "noise"))
+MODEL: Final = Figure("Model", "model")
+STEPS: Final = Figure("Steps", "steps")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the tables of one protocol show."""
+
+    columns: Sequence[Column]
+    """Behind method and noise."""
+    floor_columns: Sequence[Difference]
+    """Of the second table, which compares the methods with the z-score."""
+    label: str
+    """Heading of the brief table's first column, which names the methods."""
+    notes: Callable[[Result, str], Sequence[str]]
+    """Paragraphs below the full table, given the first result and what is to be said of intervals and p-values."""
+    brief_notes: Callable[[Result], Sequence[str]]
+    rows: Callable[[Result], Sequence[Result]] = lambda result: [result]
+    """The rows of one result."""
+
+
+def table_of(results: Sequence[Result], *, brief: bool = False) -> Table:
+    """Turn the results of one evaluation into a table.
+
+    Args:
+        results: what `evaluate` returned, or the content of a metrics.json.
+        brief: for a terminal: fewer columns, no intervals, short notes and no second table.
+
+    Raises:
+        ThoradError: the results are of a protocol that is not known here.
+    """
+    protocol = results[0]["protocol"]
+    if protocol not in LAYOUTS:
+        raise ThoradError(
+            f"The results are of the protocol {protocol!r}, which is not known: {', '.join(LAYOUTS)} are."
+        )
+    layout = LAYOUTS[protocol]
+    compared_with = _references(results)
+    reference = compared_with[0] if compared_with else None
+    models = [MODEL] if len({result["model"] for result in results}) > 1 else []
+    rows = [row for result in results for row in layout.rows(result)]
+    if brief:
+        label = Figure("", "label", brief=layout.label)
+        labelled = [{"label": _label(row), **row} for row in rows]
+        notes = [*layout.brief_notes(results[0]), *_brief_comparison(layout, reference)]
+        return lay_out([label, *layout.columns], labelled, notes, reference=reference, brief=True)
+    notes = [*layout.notes(results[0], _on_comparison(results[0], reference))]
+    final = _final_notes(results)
+    columns = [*METHOD, *models, STEPS, *layout.columns]
+    if len(compared_with) < 2:
+        return lay_out(columns, rows, [*notes, *final], reference=reference)
+    floor = compared_with[1]
+    below = [result for result in results if _compared(result, floor)]
+    second = lay_out([*METHOD, *models, *layout.floor_columns], below, final, reference=floor)
+    return lay_out(columns, rows, notes, reference=reference, more=[second])
+
+
+def lay_out(
+    columns: Sequence[Column],
+    rows: Sequence[Result],
+    notes: Sequence[str],
+    *,
+    reference: Result | None = None,
+    brief: bool = False,
+    more: Sequence[Table] = (),
+) -> Table:
+    """Make a table of results, or of parts of them.
+
+    Args:
+        columns: what to show of every row.
+        rows: results, with whatever else the columns ask for.
+        notes: paragraphs below the table.
+        reference: the method, as `versus` names it, that the columns `Difference` compare with.
+        brief: whether to show the columns as the brief table does.
+        more: tables to follow.
+    """
+    return Table(
+        columns=[heading for column in columns for heading in column.headings(reference, brief)],
+        rows=[[cell for column in columns for cell in column.cells(row, reference, brief)] for row in rows],
+        notes=notes,
+        text_columns=TEXT_COLUMNS,
+        more=more,
+    )
+
+
+def _lesion_notes(first: Result, comparison: str) -> list[str]:
+    counts = _counts(first)
+    return [
         f"{counts['lesion_cases']} lesion cases ({counts['small']} small, {counts['medium']} medium, {counts['large']} "
         f"large, {counts['no_size_group']} too small for a group) and {counts['healthy_cases']} healthy scans of "
         f"{counts['subjects']} subjects.",
@@ -54,208 +185,194 @@ def lesion_table(results: Sequence[Result]) -> str:
         f"or 5 % of the pixels exceed in the {counts['healthy_cases']} healthy scans of this evaluation; no lesion "
         "label is used. AP and AUROC (0 to 1) need no threshold; they pool the pixels inside the model's region. Dice "
         f"also counts the {counts['lesion_pixels_outside_region']} of {counts['lesion_pixels']} lesion pixels outside "
-        f"it, as missed. {_intervals(counts)}{_p_values(reference)} CPU seconds are summed over all threads; a dash is "
-        "a value that can't be computed here.",
-        *_floor_table(results, {"paper_mix": ("Mix", 1), "average": ("Average", 1), "auprc": ("AP", 3)}),
-        *_asked_and_left_out(results),
-    )
+        f"it, as missed. {comparison} CPU seconds are summed over all threads; a dash is a value that can't be "
+        "computed here.",
+    ]
 
 
-def volume_table(results: Sequence[Result]) -> str:
-    """The table of `brain-volumes`."""
-    reference = _reference(results)
-    columns = [
-        *_method_columns(results),
-        *("Dice [95 %]", "SD"),
-        *_versus_columns("Dice", reference),
-        *("AUPRC [95 %]", "SD", "Threshold", "CPU s/slice"),
+def _brief_lesion_notes(first: Result) -> list[str]:
+    return [
+        "Best Dice takes its threshold from the test labels: an upper bound. 1% FP: Dice (0 to 1) at the threshold "
+        "that 1 % of the pixels of healthy scans exceed. images: AUROC of diseased against healthy images. CPU s: of "
+        "one case.",
     ]
-    rows = [
-        [
-            *_method_cells(result, results),
-            _with_interval(result["mean_dice"], result["intervals"]["mean_dice"], 3),
-            _cell(result["standard_deviation"]["mean_dice"], 3),
-            *_versus_cells(result, "mean_dice", reference, 3),
-            _with_interval(result["mean_auprc"], result["intervals"]["mean_auprc"], 3),
-            _cell(result["standard_deviation"]["mean_auprc"], 3),
-            f"{result['thresholds']['mean_dice']:.3g}",
-            _cell(result["cpu_seconds_per_case"], 2),
-        ]
-        for result in results
-    ]
-    counts = results[0]["counts"]
-    return _markdown(
-        columns,
-        rows,
+
+
+def _volume_notes(first: Result, comparison: str) -> list[str]:
+    counts = _counts(first)
+    return [
         f"{counts['lesion_volumes']} volumes with lesions and {counts['healthy_volumes']} healthy ones, "
         f"{counts['slices']} slices of {counts['subjects']} subjects.",
-        f"Dice and AUPRC (0 to 1): means and standard deviations (SD) over the volumes with lesions. Maps are "
+        "Dice and AUPRC (0 to 1): means and standard deviations (SD) over the volumes with lesions. Maps are "
         "median-filtered and cut to the eroded brain mask; components under 7 voxels are dropped before the Dice. "
-        f"Threshold: {results[0]['thresholds']['mean_dice_source']}; no test label is used.",
-        f"{_intervals(counts)}{_p_values(reference)} CPU seconds are summed over all threads.",
-        *_floor_table(results, {"mean_dice": ("Dice", 3), "mean_auprc": ("AUPRC", 3)}),
-        *_asked_and_left_out(results),
-    )
-
-
-def box_table(results: Sequence[Result]) -> str:
-    """The table of `boxes`: one row for each method and kind."""
-    reference = _reference(results)
-    columns = [
-        *_method_columns(results),
-        *("Kind", "Boxes", "Recall [95 %]", "F1 [95 %]"),
-        *_versus_columns("F1", reference),
-        *("FROC", "FROC (IoU)", "Image AUROC", "CPU s/case"),
+        f"Threshold: {first['thresholds']['mean_dice_source']}; no test label is used.",
+        f"{comparison} CPU seconds are summed over all threads.",
     ]
-    rows: list[list[str]] = []
-    for result in results:
-        for kind, figures in result["kinds"].items():
-            all_kinds = kind == "all"
-            intervals = result["intervals"] if all_kinds else {"recall": None, "f1": None}
-            rows.append(
-                [
-                    *_method_cells(result, results),
-                    kind,
-                    str(figures["boxes"]),
-                    _with_interval(figures["recall"], intervals["recall"], 3),
-                    _with_interval(figures["f1"], intervals["f1"], 3),
-                    *_versus_cells(result if all_kinds else {"versus": []}, "f1", reference, 3),
-                    _cell(figures["froc"]["mean"], 3),
-                    _cell(figures["froc_iou"]["mean"], 3),
-                    _cell(result["image_auroc"], 3) if all_kinds else "",
-                    _cell(result["cpu_seconds_per_case"], 2) if all_kinds else "",
-                ]
-            )
-    counts = results[0]["counts"]
-    return _markdown(
-        columns,
-        rows,
+
+
+def _brief_volume_notes(first: Result) -> list[str]:
+    return [f"Threshold: {first['thresholds']['mean_dice_source']}."]
+
+
+def _box_notes(first: Result, comparison: str) -> list[str]:
+    counts = _counts(first)
+    return [
         f"{counts['boxes']} boxes in {counts['images_with_boxes']} images, and {counts['healthy_images']} healthy "
         f"images, of {counts['subjects']} subjects.",
-        f"Threshold: {results[0]['thresholds']['boxes_source']} exceed it; no box is used. Recall and F1 (0 to 1) by "
+        f"Threshold: {first['thresholds']['boxes_source']} exceed it; no box is used. Recall and F1 (0 to 1) by "
         "the rules of THOR's wrist experiment, means over the boxes: found is a box of which more than 10 % of the "
         "pixels exceed the threshold. FROC: mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives an image; "
         "a candidate hits a box with its peak, or (IoU) by an overlap of 0.1 or more.",
-        f"{_intervals(counts)}{_p_values(reference)} CPU seconds are summed over all threads.",
-        *_floor_table(results, {"recall": ("Recall", 3), "f1": ("F1", 3)}),
-        *_asked_and_left_out(results),
-    )
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], *paragraphs: str) -> str:
-    return "\n\n".join([_rows(columns, rows), *paragraphs]) + "\n"
-
-
-def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    aligned = "".join("---|" if column in TEXT_COLUMNS else "---:|" for column in columns)
-    lines = ["| " + " | ".join(columns) + " |", "|" + aligned]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def _method_columns(results: Sequence[Result]) -> list[str]:
-    return ["Method", "Noise", *(["Model"] if _several_models(results) else []), "Steps", "Calls"]
-
-
-def _method_cells(result: Result, results: Sequence[Result]) -> list[str]:
-    return [
-        str(result["method"]),
-        "-" if result["noise"] is None else str(result["noise"]),
-        *([str(result["model"])] if _several_models(results) else []),
-        "-" if result["steps"] is None else str(result["steps"]),
-        str(result["network_calls"]),
+        f"{comparison} CPU seconds are summed over all threads.",
     ]
 
 
-def _several_models(results: Sequence[Result]) -> bool:
-    return len({result["model"] for result in results}) > 1
+def _brief_box_notes(first: Result) -> list[str]:
+    return [
+        f"Threshold: {first['thresholds']['boxes_source']} exceed it.",
+        "FROC: mean sensitivity at 1/8 to 8 false positives an image. images: AUROC.",
+    ]
+
+
+def _kind_rows(result: Result) -> list[Result]:
+    """One row for each kind of box; what is of the whole method stands in the first, that of all kinds."""
+    of_kind = {key: value for key, value in result.items() if key not in ("image_auroc", "cpu_seconds_per_case")}
+    of_kind |= {"label": "", "intervals": {}, "versus": []}
+    return [
+        {**(result if kind == "all" else of_kind), **figures, "kind": kind} for kind, figures in result["kinds"].items()
+    ]
+
+
+LAYOUTS: Final[Mapping[str, Layout]] = MappingProxyType(
+    {
+        "brain-lesions": Layout(
+            label="best Dice, %",
+            columns=(
+                Figure("Calls", "network_calls", brief="calls"),
+                *(Figure(group.capitalize(), f"best_dice/{group}", ".1f", brief=group) for group in SIZE_GROUPS),
+                Figure("Average [95 %]", "best_dice/average", ".1f", brief="avg.", interval=True),
+                Difference("", "average", ".1f", brief="avg."),
+                Figure("Paper mix", "best_dice/paper_mix", ".1f"),
+                Difference("Mix", "paper_mix", ".1f"),
+                Figure("Pooled", "best_dice/pooled", ".1f"),
+                Figure("AP", "auprc", ".3f", brief="AP"),
+                Figure("AUROC", "auroc", ".3f"),
+                Figure("Dice @ 1 % FP", "dice_at_fpr/0.01", ".3f", brief="1% FP"),
+                Figure("Dice @ 5 % FP", "dice_at_fpr/0.05", ".3f"),
+                Figure("Image AUROC", "image_auroc", ".3f", brief="images"),
+                Figure("CPU s/case", "cpu_seconds_per_case", ".2f", brief="CPU s"),
+            ),
+            floor_columns=(
+                Difference("Mix", "paper_mix", ".1f"),
+                Difference("Average", "average", ".1f"),
+                Difference("AP", "auprc", ".3f"),
+            ),
+            notes=_lesion_notes,
+            brief_notes=_brief_lesion_notes,
+        ),
+        "brain-volumes": Layout(
+            label="means over volumes",
+            columns=(
+                Figure("Calls", "network_calls", brief="calls"),
+                Figure("Dice [95 %]", "mean_dice", ".3f", brief="Dice", interval=True),
+                Figure("SD", "standard_deviation/mean_dice", ".3f"),
+                Difference("Dice", "mean_dice", ".3f", brief="Dice"),
+                Figure("AUPRC [95 %]", "mean_auprc", ".3f", brief="AUPRC", interval=True),
+                Figure("SD", "standard_deviation/mean_auprc", ".3f"),
+                Figure("Threshold", "thresholds/mean_dice", ".3g", brief="threshold"),
+                Figure("CPU s/slice", "cpu_seconds_per_case", ".2f", brief="CPU s"),
+            ),
+            floor_columns=(Difference("Dice", "mean_dice", ".3f"), Difference("AUPRC", "mean_auprc", ".3f")),
+            notes=_volume_notes,
+            brief_notes=_brief_volume_notes,
+        ),
+        "boxes": Layout(
+            label="method",
+            rows=_kind_rows,
+            columns=(
+                Figure("Calls", "network_calls"),
+                Figure("Kind", "kind", brief="kind"),
+                Figure("Boxes", "boxes", brief="boxes"),
+                Figure("Recall [95 %]", "recall", ".3f", brief="recall", interval=True),
+                Figure("F1 [95 %]", "f1", ".3f", brief="F1", interval=True),
+                Difference("F1", "f1", ".3f", brief="F1"),
+                Figure("FROC", "froc/mean", ".3f", brief="FROC"),
+                Figure("FROC (IoU)", "froc_iou/mean", ".3f"),
+                Figure("Image AUROC", "image_auroc", ".3f", brief="images"),
+                Figure("CPU s/case", "cpu_seconds_per_case", ".2f", brief="CPU s"),
+            ),
+            floor_columns=(Difference("Recall", "recall", ".3f"), Difference("F1", "f1", ".3f")),
+            notes=_box_notes,
+            brief_notes=_brief_box_notes,
+        ),
+    }
+)
+"""Protocol -> what its tables show."""
 
 
 def _references(results: Sequence[Result]) -> list[Result]:
-    """The methods that others are compared with, as they stand in `versus`; none where there is only one method."""
+    """The methods that others are compared with, as `versus` names them; none where there is only one method."""
     if len(results) < 2:
         return []
-    return [{key: results[index][key] for key in ABOUT} for index in references(results)]
+    return [{key: results[index].get(key) for key in ABOUT} for index in references(results)]
 
 
-def _reference(results: Sequence[Result]) -> Result | None:
-    """The first of the references."""
-    return next(iter(_references(results)), None)
-
-
-def _floor_table(results: Sequence[Result], metrics: Mapping[str, tuple[str, int]]) -> list[str]:
-    """A second table: the methods against the second reference, the z-score.
-
-    Args:
-        results: of all methods.
-        metrics: metric -> its column and decimals.
-    """
-    if len(_references(results)) < 2:
-        return []
-    floor = _references(results)[1]
-    columns = _method_columns(results)[:-2]
-    for column, _ in metrics.values():
-        columns += _versus_columns(column, floor)
-    rows = [
-        [
-            *_method_cells(result, results)[:-2],
-            *(
-                cell
-                for metric, (_, decimals) in metrics.items()
-                for cell in _versus_cells(result, metric, floor, decimals)
-            ),
-        ]
-        for result in results
-        if any(entry["reference"] == floor for entry in result["versus"])
-    ]
-    return [_rows(columns, rows)]
-
-
-def _versus_columns(figure: str, reference: Result | None) -> list[str]:
-    return [] if reference is None else [f"{figure} - {title(reference)} [95 %]", "p"]
-
-
-def _versus_cells(result: Result, metric: str, reference: Result | None, decimals: int) -> list[str]:
+def _on_comparison(first: Result, reference: Result | None) -> str:
+    """What is to be said of the intervals and, where methods are compared, of the p-values."""
+    resamples = _counts(first)["bootstrap_resamples"]
+    intervals = f"Intervals: 95 % percentile bootstrap over subjects, {resamples} resamples."
     if reference is None:
-        return []
-    for entry in result["versus"]:
-        if entry["metric"] == metric and entry["reference"] == reference:
-            difference = entry["difference"]
-            signed = "-" if difference is None else f"{difference:+.{decimals}f}"
-            return [_bracketed(signed, entry["interval"], decimals, "+"), _cell(entry["p_value"], 4)]
-    return ["", ""]
-
-
-def _with_interval(value: float | None, interval: Sequence[float] | None, decimals: int) -> str:
-    return _bracketed(_cell(value, decimals), interval, decimals)
-
-
-def _bracketed(text: str, interval: Sequence[float] | None, decimals: int, sign: str = "") -> str:
-    if interval is None:
-        return text
-    return f"{text} [{interval[0]:{sign}.{decimals}f}, {interval[1]:{sign}.{decimals}f}]"
-
-
-def _cell(value: float | None, decimals: int) -> str:
-    return "-" if value is None else f"{value:.{decimals}f}"
-
-
-def _intervals(counts: Result) -> str:
-    return f"Intervals: 95 % percentile bootstrap over subjects, {counts['bootstrap_resamples']} resamples."
-
-
-def _p_values(reference: Result | None) -> str:
-    if reference is None:
-        return ""
+        return intervals
     return (
-        f" Differences from {title(reference)}: the same resamples for both; p is two-sided, from a permutation test "
-        "that swaps the two methods' results within subjects, and not corrected for the number of comparisons."
+        f"{intervals} Differences from {title(reference)}: the same resamples for both; p is two-sided, from a "
+        "permutation test that swaps the two methods' results within subjects, and not corrected for the number of "
+        "comparisons."
     )
 
 
-def _asked_and_left_out(results: Sequence[Result]) -> list[str]:
+def _brief_comparison(layout: Layout, reference: Result | None) -> list[str]:
+    figures = [column.brief for column in layout.columns if isinstance(column, Difference) and column.brief]
+    if reference is None:
+        return []
+    return [f"diff. of {figures[0]}: to {_label(reference)}; p: permutation test within subjects."]
+
+
+def _final_notes(results: Sequence[Result]) -> list[str]:
     """What a user asked for that no column says, and the cases that could not be used."""
-    asked = {(name, one[name]) for one in results for name in ASKED if name in one}
-    told = [f"{name.replace('_', ' ').capitalize()}: {value}." for name, value in sorted(asked)]
-    failures = results[0]["failures"]
-    names = ", ".join(failure["name"] for failure in failures)
-    return told + ([f"Left out, because they could not be used: {names}."] if failures else [])
+    asked = sorted({(name, result[name]) for result in results for name in ASKED if name in result})
+    notes = [f"{name.replace('_', ' ').capitalize()}: {value}." for name, value in asked]
+    names = ", ".join(failure["name"] for failure in results[0]["failures"])
+    return [*notes, f"Left out, because they could not be used: {names}."] if names else notes
+
+
+def _compared(row: Result, reference: Result | None) -> list[Result]:
+    """A row's comparisons with a reference, which may also say what a user asked for."""
+    entries = row.get("versus", [])
+    return [entry for entry in entries if reference is not None and reference.items() <= entry["reference"].items()]
+
+
+def _label(result: Result) -> str:
+    return " ".join(filter(None, (result["method"], result["noise"])))
+
+
+def _entry(row: Result, path: str) -> tuple[bool, Any]:
+    """Whether a row has an entry, and the entry."""
+    value: Any = row
+    for key in path.split("/"):
+        if not isinstance(value, Mapping) or key not in value:
+            return False, None
+        value = value[key]
+    return True, value
+
+
+def _counts(first: Result) -> Mapping[str, Any]:
+    """The counts of a result; a dash for each that an earlier version did not write."""
+    return defaultdict(lambda: "-", first["counts"])
+
+
+def _number(value: Any, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _bracketed(interval: Sequence[float] | None, form: str) -> str:
+    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
