@@ -1,6 +1,6 @@
 """What the field reports: a table of protocols, each a named function; the table that it gives is in `tables`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
