@@ -10,8 +10,6 @@ Every file is there whole or not at all, so a run that was killed goes on where 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import multiprocessing
 import time
@@ -34,6 +32,7 @@ from thorad.io.images import write_png8, write_png16
 from thorad.io.registration import Registration, register, template_brain
 from thorad.io.scans import Scan
 from thorad.io.slices import slice_name
+from thorad.io.tables import write_table
 from thorad.io.template import MNI_2009A, cut_axial, paste_axial
 from thorad.io.volumes import Volume
 from thorad.recipe import VolumeSection, load_recipe
@@ -339,11 +338,10 @@ def _clear(folder: Path) -> None:
 
 def _write_table(out: Path) -> None:
     """Of all volumes in the folder, those of other calls too."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "subject", "volume", "slice"])
-    for record in sorted(out.glob("*/prepared.json")):
-        prepared = load_prepared(record.parent)
-        for index, file in prepared.slices.items():
-            writer.writerow([file.relative_to(out).as_posix(), prepared.subject, prepared.name, index])
-    write_atomic(out / "slices.csv", text.getvalue().encode())
+    volumes = [load_prepared(record.parent) for record in sorted(out.glob("*/prepared.json"))]
+    rows = [
+        {"image": file.relative_to(out).as_posix(), "subject": each.subject, "volume": each.name, "slice": index}
+        for each in volumes
+        for index, file in each.slices.items()
+    ]
+    write_table(out / "slices.csv", ["image", "subject", "volume", "slice"], rows)

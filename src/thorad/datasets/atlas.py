@@ -7,8 +7,6 @@ registered to MNI152NLin2009aSym, and lie in folders as BIDS has them:
     .../sub-r001s001/ses-1/anat/sub-r001s001_ses-1_space-MNI152NLin2009aSym_label-L_desc-T1lesion_mask.nii.gz
 """
 
-import csv
-import io
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +18,8 @@ from numpy.typing import NDArray
 
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
-from thorad.io.atomic import write_atomic
 from thorad.io.images import write_png8, write_png16
+from thorad.io.tables import write_table
 from thorad.io.template import MNI_2009A, Grid
 from thorad.io.volume_header import import_nibabel, times
 
@@ -133,11 +131,7 @@ def cut_slices(
         raise ThoradError(
             f"None of the {len(cases)} scans gives a slice k = {grid.axial_slice} with a lesion. The first: {why}"
         )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["image", "mask", "subject"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(out / "cases.csv", text.getvalue().encode())
+    write_table(out / "cases.csv", ["image", "mask", "subject"], rows)
     return Slices(out / "cases.csv", len(rows), without_lesion, left_out)
 
 

@@ -6,9 +6,7 @@ hash itself would move none, but a tenth of 20 subjects would be now 0, now 5.) 
 cut separately, so that each part has its share of both.
 """
 
-import csv
 import hashlib
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ from thorad.datasets.check import Contents, same_content
 from thorad.datasets.layouts import PARTS, DataSet
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.io.tables import listing
+from thorad.io.tables import listing, table_content
 
 PATIENTS_ONLY = ("atlas", "bids", "brats")
 """Kinds in which an image without a lesion mask, where others have one, is not healthy: its lesions are unknown."""
@@ -159,10 +157,10 @@ def _table(cases: Sequence[Case], columns: Sequence[str], out: Path) -> bytes:
         # Links stay as they are named, but `..` from a linked folder leads elsewhere.
         return "" if path is None else Path(os.path.relpath(path.absolute(), os.path.realpath(out))).as_posix()
 
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for case in cases:
-        row = {"image": cell(case.image), "mask": cell(case.mask), "boxes": cell(case.boxes), "subject": case.subject}
-        writer.writerow(row)
-    return text.getvalue().encode()
+    return table_content(
+        columns,
+        [
+            {"image": cell(case.image), "mask": cell(case.mask), "boxes": cell(case.boxes), "subject": case.subject}
+            for case in cases
+        ],
+    )

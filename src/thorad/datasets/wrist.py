@@ -14,9 +14,7 @@ The paper's own split is not published. The choice here:
   training. All diseased images are for the test. No patient is on both sides.
 """
 
-import csv
 import hashlib
-import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ import PIL.Image
 from thorad.datasets.boxes import Box, WristImage, read_boxes, read_dataset_table, voc_xml
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
+from thorad.io.tables import write_table
 
 LAYOUT: Final = (
     "dataset.csv or dataset.csv.gz, images_part1/*.png ... images_part4/*.png or images/*.png, and "
@@ -182,8 +181,8 @@ def write_wrist_cases(cases: WristCases, out: Path) -> Path:
         row = {"image": str(case.image.resolve()), "boxes": boxes, "elsewhere": ""}
         rows.append(row | {"subject": case.subject, "kind": kind})
     training = [{"image": str(case.image.resolve()), "subject": case.subject} for case in cases.healthy_training]
-    write_atomic(out / "train.csv", _csv(["image", "subject"], training))
-    write_atomic(out / "cases.csv", _csv(["image", "boxes", "elsewhere", "subject", "kind"], rows))
+    write_table(out / "train.csv", ["image", "subject"], training)
+    write_table(out / "cases.csv", ["image", "boxes", "elsewhere", "subject", "kind"], rows)
     return out / "cases.csv"
 
 
@@ -214,11 +213,3 @@ def _boxes(annotation: Path, height: int, width: int) -> list[Box]:
     if empty or (annotation.suffix.lower() == ".txt" and not content.strip()):
         return []
     return read_boxes(annotation, height, width)
-
-
-def _csv(columns: list[str], rows: list[dict[str, str]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()

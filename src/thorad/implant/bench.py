@@ -4,8 +4,6 @@ It says whether a method sees what was put there, where nobody has drawn labels.
 on patients: places and looks are simulated.
 """
 
-import csv
-import io
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -34,7 +32,7 @@ from thorad.implant.lesions import (
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, read_image, write_png8
 from thorad.io.intensity import scale
-from thorad.io.tables import listing
+from thorad.io.tables import listing, write_table
 
 XRAY_KINDS = ("pins", "plate", "fracture", "foreign-body", "swelling")
 LESION_KINDS = ("dark", "bright")
@@ -339,8 +337,7 @@ def _make(
         if not any(counts[kind] for kind in kinds):
             reason = next(iter(left_out.values()), "no image was given")
             raise ThoradError(f"Nothing could be implanted in the {len(images)} images. The first: {reason}")
-        table = _table([*columns, "subject", "kind"], [rows[name] for name in sorted(rows)])
-        write_atomic(part / "cases.csv", table)
+        write_table(part / "cases.csv", [*columns, "subject", "kind"], [rows[name] for name in sorted(rows)])
         write_atomic(part / "README.md", _readme(columns, counts, left_out, seed, what).encode())
         try:
             os.replace(part, out)
@@ -396,14 +393,6 @@ def _write_case(folder: Path, name: str, kind: str, files: Files) -> dict[str, s
             write_png8(folder / relative, content.astype(np.float32))
         row[column] = relative
     return row
-
-
-def _table(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 def _readme(columns: Sequence[str], counts: dict[str, int], left_out: dict[Path, str], seed: int, what: str) -> str:

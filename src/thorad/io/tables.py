@@ -1,11 +1,13 @@
-"""CSV tables that a user gives: read with errors that say which line of which file to mend."""
+"""CSV tables: those that a user gives, read with errors that say which line of which file to mend; and all of ours."""
 
 import csv
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from thorad.errors import ThoradError
+from thorad.io.atomic import write_atomic
 
 SHOWN = 5
 """How many offending entries an error message lists before it only counts the rest."""
@@ -60,6 +62,29 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
     if not rows:
         raise ThoradError(f"{path}: the table has a header but no row. Add one row for each image.")
     return rows
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a comma-separated UTF-8 table with a header line, whole or not at all.
+
+    Args:
+        path: the CSV file.
+        columns: its columns, in order.
+        rows: {column: cell}. What is missing or None is an empty cell; what is no column is left out.
+
+    Raises:
+        ThoradError: the disk or the permissions don't allow it.
+    """
+    write_atomic(path, table_content(columns, rows))
+
+
+def table_content(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
+    """What `write_table` writes."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode(errors="backslashreplace")  # paths may hold bytes that are no UTF-8
 
 
 def files_in_column(table: Path, rows: Sequence[Row], column: str) -> list[Path]:

@@ -31,7 +31,6 @@ Every file is there whole or not at all, so a run that was killed goes on where 
 into one folder at the same time, each the cases of its own shard.
 """
 
-import csv
 import io
 import json
 import os
@@ -50,7 +49,7 @@ from thorad.io.atomic import write_atomic
 from thorad.io.dicom import Series, without_identity
 from thorad.io.images import write_npy, write_png8
 from thorad.io.shards import Shard
-from thorad.io.tables import listing
+from thorad.io.tables import listing, write_table
 from thorad.io.volumes import Volume, write_nifti
 from thorad.pictures import montage, overlay
 
@@ -405,16 +404,13 @@ class ResultWriter:
             self._write_table(set(asked))
 
     def _write_table(self, missing: set[str]) -> None:
-        table = io.StringIO()
-        rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(COLUMNS)
+        rows: list[dict[str, object]] = []
         counts = {"ok": 0, "failed": 0}
         for case in self.cases():
-            rows.writerow(getattr(case, column) for column in COLUMNS)
+            rows.append({column: getattr(case, column) for column in COLUMNS})
             counts[case.status] += 1
             missing.discard(case.name)
-        # A source may hold bytes that are no UTF-8; it is still to be told.
-        write_atomic(self._out / "cases.csv", table.getvalue().encode(errors="backslashreplace"))
+        write_table(self._out / "cases.csv", COLUMNS, rows)
         self._write_run(status="running" if missing else "finished", cases=counts)
 
     def _refuse_other_options(self) -> None:
