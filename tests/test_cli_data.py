@@ -50,7 +50,7 @@ def test_check_of_wrong_arguments(tmp_path: Path) -> None:
     for arguments, message in (
         ((tmp_path / "none",), "none: no such folder"),
         ((tmp_path,), "no image or volume in this folder or below"),
-        ((tmp_path, "--kind", "brain"), "the kind of data set is 'brain', expected one of grazpedwri, ixi, atlas"),
+        ((tmp_path, "--kind", "brain"), "unknown kind of data set 'brain'. Known: grazpedwri, ixi, atlas"),
     ):
         result = thorad_command("data", "check", *arguments)
         assert result.exit_code == 2

@@ -1,4 +1,3 @@
-import gzip
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ from thorad.datasets.boxes import (
     Box,
     boxes_to_model_grid,
     read_boxes,
-    read_dataset_table,
     voc_xml,
 )
 from thorad.errors import ThoradError
@@ -23,13 +21,6 @@ VOC = """<?xml version="1.0" encoding="utf-8"?>
  </name><bndbox><xmax> 30 </xmax><xmin>10</xmin><ymax>60.5</ymax><ymin>20</ymin></bndbox></object>
  <object><name>metal</name><bndbox><xmin>0</xmin><ymin>0</ymin><xmax>80</xmax><ymax>100</ymax></bndbox></object>
 </annotation>"""
-
-TABLE = (
-    "filestem,patient_id,study_number,timehash,gender,age,laterality,projection,initial_exam,ao_classification,cast,"
-    "diagnosis_uncertain,osteopenia,fracture_visible,metal,pixel_spacing,device_manufacturer\n"
-    "0001_a,1,1,12,M,14.1,L,1,1,23r-M/2.1,,,,,,0.144,Siemens\n"
-    "0001_b,1,2,13,F,,R,3,,,1,1,1,1,1,,Agfa\n"
-)
 
 
 def saved(folder: Path, name: str, content: str | bytes) -> Path:
@@ -161,47 +152,6 @@ def test_boxes_move_as_pixels_do(height: int, width: int, size: int, rng: np.ran
         area = (right - left) * (bottom - top) * (size / max(height, width)) ** 2
         assert share.sum() == pytest.approx(area)
         assert moved.label == "a"
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_dataset_table(tmp_path: Path, packed: bool) -> None:
-    content = TABLE.encode("utf-8-sig")
-    name, content = ("dataset.csv.gz", gzip.compress(content)) if packed else ("dataset.csv", content)
-    first, second = read_dataset_table(saved(tmp_path, name, content))
-    assert (first.name, first.subject, first.study, first.age, first.sex) == ("0001_a", "1", 1, 14.1, "M")
-    assert (first.laterality, first.projection, first.ao_classification) == ("L", 1, "23r-M/2.1")
-    assert (first.initial_exam, first.fracture_visible, first.metal, first.pixel_spacing) == (True, False, False, 0.144)
-    assert (second.subject, second.age, second.pixel_spacing, second.projection) == ("1", None, None, 3)
-    assert (second.cast, second.osteopenia, second.diagnosis_uncertain) == (True, True, True)
-    assert (second.initial_exam, second.fracture_visible, second.metal) == (False, True, True)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (TABLE.replace("patient_id", "patient"), "no column patient_id in the first line"),
-        (TABLE.replace("0001_b", "0001_a"), "0001_a stands in lines 2 and 3"),
-        (TABLE.replace("0001_b,1", "0001_b,"), "line 3: filestem or patient_id is empty"),
-        (TABLE.replace("14.1", "old"), "line 2: age is 'old'; expected a number or nothing"),
-        (TABLE.replace(",R,3", ",R,4"), "line 3: projection is '4'; expected 1 or 2 or 3"),
-        (TABLE.replace(",R,3", ",X,3"), "laterality is 'X'"),
-        (TABLE.replace("0001_b,1,2", "0001_b,1,two"), "study_number is 'two'"),
-        (TABLE.replace("1,1,1,1,1,,Agfa", "1,1,1,yes,1,,Agfa"), "fracture_visible is 'yes'; expected 1, 0 or nothing"),
-    ],
-)
-@pytest.mark.parametrize("packed", [False, True])
-def test_dataset_tables_that_are_refused(tmp_path: Path, content: str, message: str, packed: bool) -> None:
-    name = "dataset.csv.gz" if packed else "dataset.csv"
-    path = saved(tmp_path, name, gzip.compress(content.encode()) if packed else content)
-    with pytest.raises(ThoradError, match=message) as caught:
-        read_dataset_table(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(TABLE.encode())[:-20], b""])
-def test_damaged_archive(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(ThoradError, match=r"dataset\.csv\.gz: "):
-        read_dataset_table(saved(tmp_path, "dataset.csv.gz", content))
 
 
 def test_classes_are_the_data_sets_nine() -> None:

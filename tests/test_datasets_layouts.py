@@ -18,8 +18,9 @@ import SimpleITK
 from thorad.datasets import check as set_check
 from thorad.datasets.cases import Case, read_cases, training_images
 from thorad.datasets.check import Contents, check_data_set, same_content
-from thorad.datasets.layouts import DataSet, find_data_set, part_of
+from thorad.datasets.layouts import DataSet, find_data_set
 from thorad.datasets.split import parse_fractions, split_data_set, write_split
+from thorad.datasets.tables import part_of
 from thorad.errors import ThoradError
 from thorad.io.images import find_images
 
@@ -365,7 +366,9 @@ def test_volumes_that_have_no_place(tmp_path: Path) -> None:
     touched(tmp_path, [*IXI, "IXI002-Guys-0828-T1_brain.nii.gz", "other/head.nii", "IXI002-Guys-0828-PD.nii.gz"])
     found = find_data_set(tmp_path)
     assert len(found.cases) == 3
-    assert found.odd == ["IXI002-Guys-0828-T1_brain.nii.gz: one of 2 volumes whose names say nothing to ixi"]
+    assert found.odd == [
+        "IXI002-Guys-0828-T1_brain.nii.gz: one of 2 volumes whose names mean nothing in the layout ixi"
+    ]
 
 
 def test_links(tmp_path: Path) -> None:
@@ -402,7 +405,7 @@ def test_a_name_that_no_table_can_hold(tmp_path: Path) -> None:
         (
             lambda root: pictures(root, ["a.png"]),
             "IXI",
-            "the kind of data set is 'IXI', expected one of grazpedwri, ixi",
+            "unknown kind of data set 'IXI'. Known: grazpedwri, ixi",
         ),
     ],
 )

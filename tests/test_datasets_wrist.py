@@ -92,7 +92,7 @@ def test_sorts_images(tree: Path) -> None:
     assert len(files.with_both) == 9
     found = sort_wrist_images(files)
     assert [case.name for case in found.diseased] == ["0001_fracture"]
-    assert {box.label for box in found.diseased[0].boxes} == {"fracture", "metal"}
+    assert {box.label for box in found.findings["0001_fracture"]} == {"fracture", "metal"}
     assert [case.name for case in found.healthy_test] == ["0004_healthy"]
     assert [case.name for case in found.healthy_training] == ["0005_healthy"]
     assert found.unclear == ["0001_other_side", "0002_says_the_table", "0003_fracture_in_the_lateral_one"]
@@ -114,7 +114,7 @@ def test_yolo_says_the_same(tree: Path) -> None:
     shutil.rmtree(tree / "folder_structure" / "pascalvoc")
     after = sort_wrist_images(find_wrist_files(tree))
     assert [case.name for case in after.diseased] == ["0001_fracture"]
-    for ours, theirs in zip(after.diseased[0].boxes, before.diseased[0].boxes, strict=True):
+    for ours, theirs in zip(after.findings["0001_fracture"], before.findings["0001_fracture"], strict=True):
         assert ours.label == theirs.label
         np.testing.assert_allclose(
             (ours.left, ours.top, ours.right, ours.bottom),
@@ -163,7 +163,7 @@ def test_the_real_table_and_images(shared_data: Path) -> None:
     assert len(files.rows_without_image) == 20_324
     assert len(files.images_without_row) == 4
     found = sort_wrist_images(files)
-    assert [(case.subject, [box.label for box in case.boxes]) for case in found.diseased] == [
+    assert [(case.subject, [box.label for box in found.findings[case.name]]) for case in found.diseased] == [
         ("3", ["fracture", "fracture"]),
         ("5791", ["fracture", "fracture"]),
     ]

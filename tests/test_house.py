@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "calibration": {"evaluation", "io", "errors"},
     "evaluation": {"datasets", "io", "table", "errors"},
     "implant": {"datasets", "io", "errors"},
-    "datasets": {"io", "errors"},
+    "datasets": {"io", "registry", "errors"},
     "model": {"diffusion", "io", "recipe", "errors", "__init__"},
     "methods": {"diffusion", "maps", "errors"},
     "diffusion": {"errors"},

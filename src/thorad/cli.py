@@ -922,11 +922,11 @@ def check_data(
     Reads names and the heads of images. Exit code 1 where something is wrong.
     """
     with _one_line_each(STARTS_ANEW):
+        from thorad.datasets import DATASETS
         from thorad.datasets.check import check_data_set
-        from thorad.datasets.layouts import LAYOUTS
 
         report = check_data_set(folder, kind)
-        _print(f"{folder} is laid out as {LAYOUTS[report.kind][1]}.")
+        _print(f"{folder} is laid out as {DATASETS[report.kind].description}.")
         table = _table("found", "")
         for name, count in report.counts.items():
             table.add_row(name, str(count))

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 from thorad.apps.run import write_evaluation_run
 from thorad.datasets import atlas, wrist
 from thorad.datasets.cases import Case, read_cases
+from thorad.datasets.grazpedwri import dataset_table
 from thorad.detector import DEFAULT_STEPS, Detector, comparison
 from thorad.errors import ThoradError
 from thorad.evaluation.evaluate import evaluate, honest_floor_warning
@@ -534,16 +535,16 @@ def _atlas_files(data: Path) -> atlas.AtlasFiles:
         raise ThoradError(
             f"{data}: found {len(found.without_mask)} T1w volumes without a mask, {len(found.without_image)} masks "
             f"without a volume, and no cases.csv; at the top {_contents(data)}. Expected a prepared bench "
-            f"({PREPARED_BRAIN}), or ATLAS v2.0 as published, unpacked ({atlas.LAYOUT})."
+            f"({PREPARED_BRAIN}), or ATLAS v2.0 as published, unpacked ({atlas.EXPECTED})."
         )
     return found
 
 
 def _wrist_files(data: Path) -> wrist.WristFiles:
-    if wrist.dataset_table(data) is None:
+    if dataset_table(data) is None:
         raise ThoradError(
             f"{data}: no cases.csv and no dataset.csv; at the top {_contents(data)}. Expected a prepared bench "
-            f"({PREPARED_WRIST}), or GRAZPEDWRI-DX as published, unpacked ({wrist.LAYOUT})."
+            f"({PREPARED_WRIST}), or GRAZPEDWRI-DX as published, unpacked ({wrist.EXPECTED})."
         )
     return wrist.find_wrist_files(data)
 

@@ -16,15 +16,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from thorad.datasets.bids import is_of_bids
 from thorad.datasets.cases import Case
+from thorad.datasets.contract import Holdings, Layout
+from thorad.datasets.names import shown
 from thorad.errors import ThoradError
 from thorad.io.images import write_png8, write_png16
 from thorad.io.tables import write_table
 from thorad.io.template import MNI_2009A, Grid
 from thorad.io.volume_header import import_nibabel, times
 
-LAYOUT: Final = "**/sub-*/ses-*/anat/*_T1w.nii.gz, each with its *_mask.nii.gz beside it"
-
+EXPECTED: Final = "**/sub-*/ses-*/anat/*_T1w.nii.gz, each with its *_mask.nii.gz beside it"
 
 ORIGIN_TOLERANCE: Final = 2.0
 """mm: conventions differ by up to a voxel; what is off by more is another space."""
@@ -70,6 +72,21 @@ def find_atlas(root: Path) -> AtlasFiles:
     cases = [case for case in volumes if case.masks]
     without_mask = [case for case in volumes if not case.masks]
     return AtlasFiles(cases, without_mask, sorted(mask for left in masks.values() for mask in left))
+
+
+def find_layout(folder: Path, files: Sequence[Path]) -> Holdings | None:
+    """`find_atlas`, where masks have the names that only this data set gives them."""
+    if not any("_desc-t1lesion" in path.name.lower() for path in files):
+        return None
+    found = find_atlas(folder)
+    if not found.cases:
+        return None
+    missing = [
+        f"{shown(case.image, folder)}: no lesion mask (the data set keeps those of its test part back)"
+        for case in found.without_mask
+    ]
+    missing += [f"{shown(mask, folder)}: no T1w volume beside it" for mask in found.without_image]
+    return Holdings(sorted([*found.cases, *found.without_mask], key=lambda case: case.image.parts), missing)
 
 
 def check_headers(case: Case, grid: Grid = MNI_2009A) -> None:
@@ -183,3 +200,11 @@ def _scaled(pixels: NDArray[Any], path: Path) -> NDArray[np.float64]:
     if not bright.max() > bright.min():
         raise ThoradError(f"{path}: the slice is empty. Copy the file again from where it came from.")
     return np.asarray(bright / bright.max())
+
+
+LAYOUT: Final = Layout(
+    description="ATLAS v2.0: sub-*/ses-*/anat/*_T1w.nii.gz with *_desc-T1lesion_mask.nii.gz",
+    find=find_layout,
+    recognises=is_of_bids,
+    patients_only=True,
+)

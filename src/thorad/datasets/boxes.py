@@ -1,21 +1,16 @@
-"""Boxes around findings in X-rays: Pascal VOC XML, YOLO and plain text, and GRAZPEDWRI-DX's own table.
+"""Boxes around findings in X-rays: Pascal VOC XML, YOLO and plain text.
 
 Coordinates are in px of the image's own grid: pixel i reaches from i to i + 1, so that right and bottom are exclusive.
-GRAZPEDWRI-DX: Nagy et al., A pediatric wrist trauma X-ray dataset, Scientific Data 2022.
 """
 
-import gzip
 import math
-import tempfile
 import xml.etree.ElementTree as ET
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thorad.errors import ThoradError
-from thorad.io.tables import Row, read_table
 
 if TYPE_CHECKING:
     from thorad.io.preprocess import Placement
@@ -31,13 +26,10 @@ GRAZPEDWRI_CLASSES = (
     "softtissue",
     "text",
 )
-"""What the numbers 0 to 8 stand for in the data set's YOLO files."""
+"""What the numbers 0 to 8 stand for in the YOLO files of GRAZPEDWRI-DX (Nagy et al., Scientific Data 2022)."""
 
 LARGEST_ANNOTATION = 2**20
 """bytes; thousands of boxes."""
-
-LARGEST_TABLE = 2**28
-"""bytes, unpacked; the data set's own table has 2 MB."""
 
 BEYOND = 1.0
 """px that a box may reach beyond the image, and is cut to it: rounding, and VOC files that count pixels from 1."""
@@ -52,45 +44,6 @@ class Box:
     top: float
     right: float
     bottom: float
-
-
-@dataclass(frozen=True)
-class WristImage:
-    """One row of GRAZPEDWRI-DX's own table."""
-
-    name: str
-    """The image's file name without its suffix (column filestem)."""
-
-    subject: str
-    """Patient (column patient_id): one patient has up to 30 images, so splits go by it."""
-
-    study: int
-    """Which of the patient's examinations (column study_number), from 1."""
-
-    age: float | None
-    """Years."""
-
-    sex: str
-    """F, M or O (column gender)."""
-
-    laterality: str
-    """L or R."""
-
-    projection: int
-    """1 posteroanterior, 2 lateral, 3 oblique."""
-
-    ao_classification: str
-    """Of the fractures, separated by semicolons; empty for none."""
-
-    fracture_visible: bool
-    metal: bool
-    cast: bool
-    osteopenia: bool
-    diagnosis_uncertain: bool
-    initial_exam: bool
-
-    pixel_spacing: float | None
-    """mm."""
 
 
 def read_boxes(
@@ -119,51 +72,6 @@ def read_boxes(
     if not boxes:
         raise ThoradError(f"{path}: no box; expected at least one. Leave the column empty for a healthy image.")
     return [_inside(path, number, box, image_height, image_width) for number, box in enumerate(boxes, start=1)]
-
-
-def read_dataset_table(path: Path) -> list[WristImage]:
-    """Read GRAZPEDWRI-DX's own table, `dataset.csv` or `dataset.csv.gz`.
-
-    Raises:
-        ThoradError: it can't be read, lacks a column, holds a value that can't be, or names an image twice.
-    """
-    flags = ("fracture_visible", "metal", "cast", "osteopenia", "diagnosis_uncertain", "initial_exam")
-    columns = ("filestem", "patient_id", "study_number", "age", "gender", "laterality", "projection")
-    rows = _read_packed_table(path, [*columns, "ao_classification", *flags, "pixel_spacing"])
-    images: list[WristImage] = []
-    first_line: dict[str, int] = {}
-    for line, row in rows:
-        if not row["filestem"] or not row["patient_id"]:
-            raise ThoradError(f"{path}, line {line}: filestem or patient_id is empty. Name the image and its patient.")
-        first = first_line.setdefault(row["filestem"], line)
-        if first != line:
-            raise ThoradError(f"{path}: {row['filestem']} stands in lines {first} and {line}. Keep one of them.")
-        for column in flags:
-            _expect(path, line, column, row[column], row[column] in ("", "0", "1"), "1, 0 or nothing")
-        for column, allowed in {"projection": ("1", "2", "3"), "laterality": ("L", "R")}.items():
-            _expect(path, line, column, row[column], row[column] in allowed, " or ".join(allowed))
-        study = row["study_number"]
-        _expect(path, line, "study_number", study, study.isascii() and study.isdigit(), "a whole number")
-        images.append(
-            WristImage(
-                name=row["filestem"],
-                subject=row["patient_id"],
-                study=int(study),
-                age=_number_or_nothing(path, line, "age", row["age"]),
-                sex=row["gender"],
-                laterality=row["laterality"],
-                projection=int(row["projection"]),
-                ao_classification=row["ao_classification"],
-                fracture_visible=row["fracture_visible"] == "1",
-                metal=row["metal"] == "1",
-                cast=row["cast"] == "1",
-                osteopenia=row["osteopenia"] == "1",
-                diagnosis_uncertain=row["diagnosis_uncertain"] == "1",
-                initial_exam=row["initial_exam"] == "1",
-                pixel_spacing=_number_or_nothing(path, line, "pixel_spacing", row["pixel_spacing"]),
-            )
-        )
-    return images
 
 
 def boxes_to_model_grid(boxes: Sequence[Box], placement: "Placement") -> list[Box]:
@@ -307,39 +215,9 @@ def _inside(path: Path, number: int, box: Box, height: int, width: int) -> Box:
     return cut
 
 
-def _read_packed_table(path: Path, columns: Sequence[str]) -> list[Row]:
-    if path.suffix.lower() != ".gz":
-        return read_table(path, columns)
-    try:
-        with gzip.open(path) as file:
-            content = file.read(LARGEST_TABLE + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ThoradError(f"{path}: can't be unpacked ({error}). Copy it again from where it came from.") from error
-    if len(content) > LARGEST_TABLE:
-        raise ThoradError(f"{path}: more than {LARGEST_TABLE >> 20} MiB unpacked. Check that it is the right file.")
-    with tempfile.TemporaryDirectory() as folder:
-        unpacked = Path(folder) / "dataset.csv"
-        unpacked.write_bytes(content)
-        try:
-            return read_table(unpacked, columns)
-        except ThoradError as error:
-            raise ThoradError(str(error).replace(str(unpacked), str(path))) from error
-
-
 def _number(text: str) -> float | None:
     try:
         value = float(text)
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _number_or_nothing(path: Path, line: int, column: str, cell: str) -> float | None:
-    value = _number(cell) if cell else None
-    _expect(path, line, column, cell, not cell or (value is not None and value >= 0), "a number or nothing")
-    return value
-
-
-def _expect(path: Path, line: int, column: str, found: str, allowed: bool, expected: str) -> None:
-    if not allowed:
-        raise ThoradError(f"{path}, line {line}: {column} is {found!r}; expected {expected}. Mend the cell.")

@@ -23,7 +23,9 @@ import numpy as np
 import PIL.Image
 
 from thorad.datasets.cases import Case, cases_on_disk
-from thorad.datasets.layouts import find_data_set, part_of, split_tables
+from thorad.datasets.layouts import find_data_set
+from thorad.datasets.names import shown
+from thorad.datasets.tables import part_of, split_tables
 from thorad.io.atomic import write_atomic
 from thorad.io.decode import check_sides
 from thorad.io.volume_header import HEADER_BYTES, import_nibabel, is_nrrd, metaimage_header, nrrd_header
@@ -48,7 +50,7 @@ class Report:
 
     folder: str
     kind: str
-    """A key of `sets.LAYOUTS`."""
+    """A name in `DATASETS`."""
     subjects: int
     sessions: int
     """Visits of subjects; a subject without named ones has one."""
@@ -107,10 +109,10 @@ def check_data_set(folder: Path, kind: str | None = None) -> Report:
 
     Args:
         folder: where it lies.
-        kind: as `sets.find_data_set` takes it.
+        kind: as `find_data_set` takes it.
 
     Raises:
-        ThoradError: as `sets.find_data_set`; volumes without the library that reads their heads.
+        ThoradError: as `find_data_set`; volumes without the library that reads their heads.
     """
     found = find_data_set(folder, kind)
     cases = found.cases
@@ -125,7 +127,7 @@ def check_data_set(folder: Path, kind: str | None = None) -> Report:
     duplicates: list[str] = []
     leaks = _shared_subjects(parts, folder)
     for group in groups:
-        told = " = ".join(_told(case.image, folder) for case in group)
+        told = " = ".join(shown(case.image, folder) for case in group)
         standing = [part for part, names in part_names.items() if any(str(case.image) in names for case in group)]
         subjects = sorted({case.subject for case in group})
         if len(standing) > 1:
@@ -141,7 +143,7 @@ def check_data_set(folder: Path, kind: str | None = None) -> Report:
     for name, group in by_name.items():
         images = {str(case.image) for case in group}
         if len(images) > 1 and not any(images <= known for known in same):
-            told = " and ".join(_told(case.image, folder) for case in group)
+            told = " and ".join(shown(case.image, folder) for case in group)
             duplicates.append(f"{told}: both are called {name}, with different content")
     return Report(
         folder=str(folder),
@@ -277,7 +279,7 @@ def _shared_subjects(parts: dict[str, list[Case]], folder: Path) -> list[str]:
             first.setdefault(case.subject, {}).setdefault(part, case)
     return [
         f"{subject}: in "
-        + " and in ".join(f"{part} ({_told(case.image, folder)})" for part, case in of_subject.items())
+        + " and in ".join(f"{part} ({shown(case.image, folder)})" for part, case in of_subject.items())
         for subject, of_subject in first.items()
         if len(of_subject) > 1
     ]
@@ -297,7 +299,7 @@ def _check_heads(cases: Iterable[Case], contents: Contents, folder: Path) -> tup
         for mask in case.masks:
             of_mask = _shape(mask, None, contents, folder, unusable)
             if shape is not None and of_mask is not None and of_mask != shape:
-                unusable.append(f"{_told(mask, folder)}: a mask of {_times(of_mask)}, its image has {_times(shape)}")
+                unusable.append(f"{shown(mask, folder)}: a mask of {_times(of_mask)}, its image has {_times(shape)}")
     return unusable, whole
 
 
@@ -322,7 +324,7 @@ def _shape(
         reason = "not an image"
     except Exception as error:  # decoders raise nearly anything on damaged files
         reason = (str(error) or type(error).__name__).splitlines()[-1].removeprefix(f"{path}: ")
-    unusable.append(f"{_told(path, folder)}: {reason}")
+    unusable.append(f"{shown(path, folder)}: {reason}")
     return None
 
 
@@ -389,10 +391,6 @@ def _need_libraries(cases: Iterable[Case]) -> None:
     """Refuse volumes whose heads nothing here can read, before anything is read."""
     if any(path.name.lower().endswith(NIFTI) for case in cases for path in (case.image, *case.masks)):
         import_nibabel()
-
-
-def _told(path: Path, folder: Path) -> str:
-    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _times(shape: Iterable[int]) -> str:

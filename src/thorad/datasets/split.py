@@ -13,15 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from thorad.datasets import DATASETS
 from thorad.datasets.cases import Case
 from thorad.datasets.check import Contents, same_content
-from thorad.datasets.layouts import PARTS, DataSet
+from thorad.datasets.layouts import DataSet
+from thorad.datasets.tables import PARTS
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import listing, table_content
-
-PATIENTS_ONLY = ("atlas", "bids", "brats")
-"""Kinds in which an image without a lesion mask, where others have one, is not healthy: its lesions are unknown."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def write_split(found: DataSet, out: Path, fractions: tuple[float, float, float]
         raise ThoradError(
             f"{packed[0]}: images in an archive can't be named in a table. Unpack it: tar -xf {packed[0].name}"
         )
-    only_labelled = found.kind in PATIENTS_ONLY and any(case.masks for case in found.cases)
+    only_labelled = DATASETS[found.kind].patients_only and any(case.masks for case in found.cases)
     left_out = [case for case in found.cases if only_labelled and not case.masks]
     cases = [case for case in found.cases if case.masks or not only_labelled]
     several = [case.name for case in cases if len(case.masks) > 1]
@@ -145,7 +144,7 @@ def _refuse_leaks(parts: dict[str, list[Case]]) -> None:
 
 def _columns(found: DataSet) -> list[str]:
     """Those beside image and subject."""
-    if found.kind == "grazpedwri":
+    if not DATASETS[found.kind].annotations_are_findings:
         return []
     boxes = any(case.boxes for case in found.cases)
     masks = any(case.masks for case in found.cases) or not boxes

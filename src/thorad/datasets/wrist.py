@@ -1,8 +1,8 @@
-"""GRAZPEDWRI-DX as it is published: find its files, check them, and make the cases of the paper's wrist experiment.
+"""The cases of the paper's wrist experiment, from GRAZPEDWRI-DX as it is published.
 
-GRAZPEDWRI-DX: Nagy et al., A pediatric wrist trauma X-ray dataset, Scientific Data 2022. The layout: `dataset.csv` (or
-.csv.gz), images in `images_part1/` to `images_part4/` or `images/`, annotations in `folder_structure/pascalvoc/*.xml`
-or `folder_structure/yolov5/labels/*.txt`. Images and annotations are found by their stems, wherever below the folder.
+The data set (`thorad.datasets.grazpedwri`) has a table, `dataset.csv` or `dataset.csv.gz`, images in `images_part1/` to
+`images_part4/` or `images/`, and annotations in `folder_structure/pascalvoc/*.xml` or
+`folder_structure/yolov5/labels/*.txt`. Images and annotations are found by their stems, wherever below the folder.
 
 The paper's own split is not published. The choice here:
 
@@ -22,17 +22,17 @@ from typing import Final
 
 import PIL.Image
 
-from thorad.datasets.boxes import Box, WristImage, read_boxes, read_dataset_table, voc_xml
+from thorad.datasets.boxes import Box, read_boxes, voc_xml
+from thorad.datasets.cases import Case
+from thorad.datasets.grazpedwri import TABLES, WristImage, dataset_table, read_dataset_table
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import write_table
 
-LAYOUT: Final = (
+EXPECTED: Final = (
     "dataset.csv or dataset.csv.gz, images_part1/*.png ... images_part4/*.png or images/*.png, and "
     "folder_structure/pascalvoc/*.xml or folder_structure/yolov5/labels/*.txt"
 )
-
-TABLES: Final = ("dataset.csv", "dataset.csv.gz")
 
 MARKER: Final = "text"
 """The label of the letters that tell the side: no finding."""
@@ -58,33 +58,18 @@ class WristFiles:
 
 
 @dataclass(frozen=True)
-class WristImageCase:
-    """One image that is diseased, with boxes, or healthy, without."""
-
-    name: str
-    subject: str
-    image: Path
-    height: int
-    width: int
-    boxes: tuple[Box, ...]
-
-
-@dataclass(frozen=True)
 class WristCases:
     """The posteroanterior images, each on one side."""
 
-    diseased: list[WristImageCase]
-    healthy_test: list[WristImageCase]
-    healthy_training: list[WristImageCase]
+    diseased: list[Case]
+    healthy_test: list[Case]
+    healthy_training: list[Case]
+    findings: dict[str, list[Box]]
+    """{name: the boxes of a diseased image but for the letters}; px of its own grid."""
     unclear: list[str]
     """Without boxes, but of patients with boxes, a fracture or metal in other images or rows."""
     left_out: dict[str, str]
     """{stem: why it can't be read}."""
-
-
-def dataset_table(root: Path) -> Path | None:
-    """The data set's own table, None where it isn't there."""
-    return next((root / name for name in TABLES if (root / name).is_file()), None)
 
 
 def find_wrist_files(root: Path) -> WristFiles:
@@ -95,7 +80,7 @@ def find_wrist_files(root: Path) -> WristFiles:
     """
     table = dataset_table(root)
     if table is None:
-        raise ThoradError(f"{root}: no {' or '.join(TABLES)} in this folder. Expected {LAYOUT}.")
+        raise ThoradError(f"{root}: no {' or '.join(TABLES)} in this folder. Expected {EXPECTED}.")
     rows = {row.name: row for row in read_dataset_table(table)}
     images = _by_stem(root.rglob("*.png"))
     # The data set gives the same boxes twice; VOC has px, YOLO six digits of a share.
@@ -111,7 +96,7 @@ def find_wrist_files(root: Path) -> WristFiles:
     if not files.with_both:
         raise ThoradError(
             f"{root}: {len(rows)} rows, {len(images)} PNG images, of which {len(known)} have a row, and none of these "
-            f"an annotation of the same stem. Expected {LAYOUT}."
+            f"an annotation of the same stem. Expected {EXPECTED}."
         )
     return files
 
@@ -124,27 +109,28 @@ def sort_wrist_images(files: WristFiles, on_progress: Callable[[int, int], None]
         on_progress: called with (images done, images in all).
     """
     chosen = {name: found for name, found in files.with_both.items() if found[0].projection == POSTEROANTERIOR}
-    diseased: list[WristImageCase] = []
-    without_boxes: list[WristImageCase] = []
+    findings: dict[str, list[Box]] = {}
+    cases: list[Case] = []
     left_out: dict[str, str] = {}
     for done, (name, (row, image, annotation)) in enumerate(chosen.items(), start=1):
         try:
-            height, width = _size(image)
-            boxes = tuple(box for box in _boxes(annotation, height, width) if box.label != MARKER)
-            case = WristImageCase(name, row.subject, image, height, width, boxes)
-            (diseased if boxes else without_boxes).append(case)
+            boxes = [box for box in _boxes(annotation, *_size(image)) if box.label != MARKER]
         except ThoradError as error:
             left_out[name] = str(error)
+        else:
+            cases.append(Case(image, None, row.subject, name, boxes=annotation if boxes else None))
+            findings |= {name: boxes} if boxes else {}
         if on_progress is not None:
             on_progress(done, len(chosen))
-    ill = {case.subject for case in diseased}
-    ill |= {row.subject for row in files.rows.values() if row.fracture_visible or row.metal}
-    healthy = [case for case in without_boxes if case.subject not in ill]
+    patients = {case.subject for case in cases if case.has_finding}
+    patients |= {row.subject for row in files.rows.values() if row.fracture_visible or row.metal}
+    healthy = [case for case in cases if case.subject not in patients]
     return WristCases(
-        diseased=diseased,
+        diseased=[case for case in cases if case.has_finding],
         healthy_test=[case for case in healthy if is_test_patient(case.subject)],
         healthy_training=[case for case in healthy if not is_test_patient(case.subject)],
-        unclear=[case.name for case in without_boxes if case.subject in ill],
+        findings=findings,
+        unclear=[case.name for case in cases if not case.has_finding and case.subject in patients],
         left_out=left_out,
     )
 
@@ -174,10 +160,11 @@ def write_wrist_cases(cases: WristCases, out: Path) -> Path:
         )
     rows: list[dict[str, str]] = []
     for case in [*cases.diseased, *cases.healthy_test]:
-        boxes = f"boxes/{case.name}.xml" if case.boxes else ""
-        if boxes:
-            write_atomic(out / boxes, voc_xml(case.boxes, case.height, case.width))
-        kind = ";".join(sorted({box.label for box in case.boxes})) or "healthy"
+        findings = cases.findings.get(case.name, [])
+        boxes = f"boxes/{case.name}.xml" if findings else ""
+        if findings:
+            write_atomic(out / boxes, voc_xml(findings, *_size(case.image)))
+        kind = ";".join(sorted({box.label for box in findings})) or "healthy"
         row = {"image": str(case.image.resolve()), "boxes": boxes, "elsewhere": ""}
         rows.append(row | {"subject": case.subject, "kind": kind})
     training = [{"image": str(case.image.resolve()), "subject": case.subject} for case in cases.healthy_training]
