@@ -238,16 +238,15 @@ def test_a_shard_that_ends_while_another_one_writes_the_table(tmp_path: Path, mo
     """The one that has read the cases first is the last to write cases.csv: it must see what it has missed."""
     slow, quick = (writer(tmp_path, shard=Shard(index, 2)) for index in (1, 2))
     slow.write(finding("a"))
-    write_atomic = module.write_atomic
+    write_table = module.write_table
 
-    def held_up(path: Path, content: bytes) -> None:
-        if path.name == "cases.csv":
-            monkeypatch.setattr(module, "write_atomic", write_atomic)
-            quick.write(finding("bb"))
-            quick.close(2.0, ["a", "bb"])
-        write_atomic(path, content)
+    def held_up(path: Path, *content: Any) -> None:
+        monkeypatch.setattr(module, "write_table", write_table)
+        quick.write(finding("bb"))
+        quick.close(2.0, ["a", "bb"])
+        write_table(path, *content)
 
-    monkeypatch.setattr(module, "write_atomic", held_up)
+    monkeypatch.setattr(module, "write_table", held_up)
     slow.close(1.0, ["a", "bb"])
     assert [row["name"] for row in table(tmp_path)] == ["a", "bb"]
     run = json.loads((tmp_path / "run.json").read_text())
