@@ -28,7 +28,7 @@ from test_io_dicom import (
 from thorad.errors import ThoradError
 from thorad.io.dicom import Series, find_series, read_series, slice_order
 from thorad.results.dicom import (
-    Making,
+    DerivationInfo,
     overlay_pictures,
     write_parametric_map,
     write_secondary_capture,
@@ -37,7 +37,7 @@ from thorad.results.dicom import (
 
 highdicom = pytest.importorskip("highdicom")
 
-MAKING = Making(
+DERIVATION = DerivationInfo(
     description="thorad anomaly map; research use only",
     algorithm="thor, brain-t1-compact",
     version="0.3.0",
@@ -99,7 +99,7 @@ def sources_of(segmentation: Any, frame: int) -> pydicom.Dataset:
 
 def test_segmentation_frames_lie_on_their_source_slices(tmp_path: Path, series: Series, mask: np.ndarray) -> None:
     path = tmp_path / "anomaly.seg.dcm"
-    write_segmentation(path, mask, series, MAKING)
+    write_segmentation(path, mask, series, DERIVATION)
     assert errors_in(path) == []
     segmentation = highdicom.seg.segread(path)
     assert segmentation.NumberOfFrames == 2  # slices without a pixel are left out
@@ -125,14 +125,14 @@ def test_segmentation_frames_lie_on_their_source_slices(tmp_path: Path, series: 
 
 def test_segmentation_says_what_it_is_and_whose(tmp_path: Path, series: Series, mask: np.ndarray) -> None:
     path = tmp_path / "anomaly.seg.dcm"
-    write_segmentation(path, mask, series, MAKING)
+    write_segmentation(path, mask, series, DERIVATION)
     segmentation, source = highdicom.seg.segread(path), pydicom.dcmread(series.files[0])
     (description,) = segmentation.SegmentSequence
     assert description.SegmentLabel == "Anomaly"
     assert description.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "49755003"
     assert description.SegmentedPropertyTypeCodeSequence[0].CodeValue == "52988006"
     assert segmentation.SegmentationType == "BINARY"
-    assert segmentation.SeriesDescription == MAKING.description
+    assert segmentation.SeriesDescription == DERIVATION.description
     for keyword in (*IDENTITY, "StudyInstanceUID", "FrameOfReferenceUID", "StudyDate"):
         assert segmentation[keyword].value == source[keyword].value
     assert segmentation.SeriesInstanceUID != source.SeriesInstanceUID
@@ -142,7 +142,7 @@ def test_segmentation_says_what_it_is_and_whose(tmp_path: Path, series: Series, 
 
 def test_empty_mask_is_a_segmentation_too(tmp_path: Path, series: Series, mask: np.ndarray) -> None:
     path = tmp_path / "anomaly.seg.dcm"
-    write_segmentation(path, np.zeros_like(mask), series, MAKING)
+    write_segmentation(path, np.zeros_like(mask), series, DERIVATION)
     assert errors_in(path) == []
     segmentation = highdicom.seg.segread(path)
     assert segmentation.NumberOfFrames == 6
@@ -153,7 +153,7 @@ def test_segmentation_of_an_enhanced_file(tmp_path: Path, mask: np.ndarray) -> N
     order = [3, 0, 5, 1, 4, 2]
     series = only([save(enhanced(blob(), turned(AXIAL), order), tmp_path / "scan")])
     path = tmp_path / "anomaly.seg.dcm"
-    write_segmentation(path, mask, series, MAKING)
+    write_segmentation(path, mask, series, DERIVATION)
     assert errors_in(path) == []
     segmentation = highdicom.seg.segread(path)
     found = {
@@ -164,7 +164,7 @@ def test_segmentation_of_an_enhanced_file(tmp_path: Path, mask: np.ndarray) -> N
     for k in (1, 4):
         np.testing.assert_array_equal(found[order.index(k) + 1], mask[:, :, k].T)
     pictures = {4: np.zeros((36, 34, 3), np.uint8)}
-    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, MAKING)
+    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION)
     assert errors_in(capture) == []
     shown = pydicom.dcmread(capture)
     assert shown.SourceImageSequence[0].ReferencedFrameNumber == order.index(4) + 1
@@ -180,13 +180,13 @@ def test_segmentation_and_capture_of_an_x_ray(tmp_path: Path, space: str | None)
     mask = np.zeros(pixels.shape, bool)
     mask[3:9, 20:22] = True
     path = tmp_path / "anomaly.seg.dcm"
-    write_segmentation(path, mask, series, MAKING)
+    write_segmentation(path, mask, series, DERIVATION)
     assert errors_in(path) == []
     segmentation = highdicom.seg.segread(path)
     np.testing.assert_array_equal(np.squeeze(segmentation.pixel_array), mask)
     assert sources_of(segmentation, 0).ReferencedSOPInstanceUID == dataset.SOPInstanceUID
     pictures = overlay_pictures(pixels / pixels.max(), mask.astype(np.float32), 1.0)
-    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, MAKING)
+    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION)
     assert errors_in(capture) == []
     shown = pydicom.dcmread(capture)
     np.testing.assert_array_equal(shown.pixel_array, pictures[0])
@@ -200,9 +200,9 @@ def test_one_slice_by_itself(tmp_path: Path) -> None:
     series = only(save_shuffled(slices(voxels, turned(AXIAL)), tmp_path / "scan"))
     assert not series.is_volume
     mask = voxels[:, :, 0].T > 300
-    write_segmentation(tmp_path / "x.dcm", mask, series, MAKING)
+    write_segmentation(tmp_path / "x.dcm", mask, series, DERIVATION)
     pictures = {0: np.zeros((36, 34, 3), np.uint8)}
-    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, MAKING)
+    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION)
     assert errors_in(tmp_path / "x.dcm") == []
     assert errors_in(capture) == []
     np.testing.assert_array_equal(np.squeeze(highdicom.seg.segread(tmp_path / "x.dcm").pixel_array), mask)
@@ -214,7 +214,7 @@ def test_captures_lie_on_their_slices(tmp_path: Path, series: Series, anomaly_ma
     voxels = read_series(series).voxels
     pictures = overlay_pictures(voxels / voxels.max(), anomaly_map, 1.0)
     assert pictures.keys() == {2, 3}
-    paths = write_secondary_capture(tmp_path / "sc", pictures, series, MAKING)
+    paths = write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION)
     assert [path.name for path in paths] == ["0001.dcm", "0002.dcm"]
     captures = [pydicom.dcmread(path) for path in paths]
     assert len({capture.SeriesInstanceUID for capture in captures}) == 1
@@ -237,7 +237,7 @@ def test_captures_lie_on_their_slices(tmp_path: Path, series: Series, anomaly_ma
 
 def test_parametric_map_holds_the_numbers(tmp_path: Path, series: Series, anomaly_map: np.ndarray) -> None:
     path = tmp_path / "anomaly.pm.dcm"
-    write_parametric_map(path, anomaly_map, series, MAKING)
+    write_parametric_map(path, anomaly_map, series, DERIVATION)
     assert errors_in(path) == []
     dataset = pydicom.dcmread(path)
     numbers = np.frombuffer(dataset.FloatPixelData, np.float32).reshape(2, 36, 34)
@@ -249,26 +249,28 @@ def test_parametric_map_holds_the_numbers(tmp_path: Path, series: Series, anomal
         place = dataset.PerFrameFunctionalGroupsSequence[frame].PlanePositionSequence[0]
         assert list(place.ImagePositionPatient) == list(source.ImagePositionPatient)
     with pytest.raises(ThoradError, match="covers no slice"):
-        write_parametric_map(path, np.full_like(anomaly_map, np.nan), series, MAKING)
+        write_parametric_map(path, np.full_like(anomaly_map, np.nan), series, DERIVATION)
 
 
-def written(folder: Path, series: Series, mask: np.ndarray, anomaly_map: np.ndarray, making: Making) -> list[Path]:
-    write_segmentation(folder / "anomaly.seg.dcm", mask, series, making)
-    write_parametric_map(folder / "anomaly.pm.dcm", anomaly_map, series, making)
+def written(
+    folder: Path, series: Series, mask: np.ndarray, anomaly_map: np.ndarray, derivation: DerivationInfo
+) -> list[Path]:
+    write_segmentation(folder / "anomaly.seg.dcm", mask, series, derivation)
+    write_parametric_map(folder / "anomaly.pm.dcm", anomaly_map, series, derivation)
     pictures = overlay_pictures(np.ones(mask.shape), anomaly_map, 1.0)
-    captures = write_secondary_capture(folder / "sc", pictures, series, making)
+    captures = write_secondary_capture(folder / "sc", pictures, series, derivation)
     return [folder / "anomaly.seg.dcm", folder / "anomaly.pm.dcm", *captures]
 
 
 def test_same_content_gives_the_same_bytes_and_other_content_other_uids(
     tmp_path: Path, series: Series, mask: np.ndarray, anomaly_map: np.ndarray
 ) -> None:
-    first = written(tmp_path / "a", series, mask, anomaly_map, MAKING)
-    second = written(tmp_path / "b", series, mask, anomaly_map, MAKING)
+    first = written(tmp_path / "a", series, mask, anomaly_map, DERIVATION)
+    second = written(tmp_path / "b", series, mask, anomaly_map, DERIVATION)
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     other = mask.copy()
     other[0, 0, 0] = True
-    third = written(tmp_path / "c", series, other, anomaly_map * 2, MAKING)
+    third = written(tmp_path / "c", series, other, anomaly_map * 2, DERIVATION)
     uids = [pydicom.dcmread(path).SOPInstanceUID for path in (*first, *third)]
     assert len(set(uids)) == 2 * len(first)
 
@@ -276,7 +278,7 @@ def test_same_content_gives_the_same_bytes_and_other_content_other_uids(
 def test_results_are_not_read_as_scans(
     tmp_path: Path, series: Series, mask: np.ndarray, anomaly_map: np.ndarray
 ) -> None:
-    paths = written(tmp_path / "out", series, mask, anomaly_map, MAKING)
+    paths = written(tmp_path / "out", series, mask, anomaly_map, DERIVATION)
     found = find_series([*series.files, *paths])
     assert found.series == [series]
     assert found.skipped.keys() == set(paths)
@@ -296,7 +298,7 @@ def test_identity_is_in_no_file_name_and_no_log(
     caplog.clear()
     series = only(paths)
     out = tmp_path / "out" / series.name
-    for path in written(out, series, anomaly_map > 0.3, anomaly_map, MAKING):
+    for path in written(out, series, anomaly_map > 0.3, anomaly_map, DERIVATION):
         assert pydicom.dcmread(path).PatientID == IDENTITY["PatientID"]
         for word in ("mustermann", "erika", "4711", "1970"):
             assert word not in str(path.relative_to(tmp_path)).lower()
@@ -312,7 +314,7 @@ def test_sources_that_can_not_be_referred_to_are_refused(tmp_path: Path, keyword
         change(dataset, **{keyword: None})
     series = only(save_shuffled(datasets, tmp_path / "scan"))
     with pytest.raises(ThoradError, match=keyword):
-        write_segmentation(tmp_path / "x.dcm", mask, series, MAKING)
+        write_segmentation(tmp_path / "x.dcm", mask, series, DERIVATION)
     assert not (tmp_path / "x.dcm").exists()
 
 
@@ -322,11 +324,11 @@ def test_bare_headers_are_completed(tmp_path: Path, mask: np.ndarray) -> None:
     datasets = slices(blob(), AXIAL, **gone, ReferringPhysicianName=None, SeriesNumber=None)
     series = only(save_shuffled(datasets, tmp_path / "scan"))
     path = tmp_path / "x.dcm"
-    write_segmentation(path, mask, series, MAKING)
+    write_segmentation(path, mask, series, DERIVATION)
     assert errors_in(path) == []
     assert highdicom.seg.segread(path).PatientName == ""
 
 
 def test_mask_of_another_grid_is_a_mistake(tmp_path: Path, series: Series, mask: np.ndarray) -> None:
     with pytest.raises(ValueError, match="frames of"):
-        write_segmentation(tmp_path / "x.dcm", mask.transpose(1, 0, 2), series, MAKING)
+        write_segmentation(tmp_path / "x.dcm", mask.transpose(1, 0, 2), series, DERIVATION)

@@ -18,8 +18,8 @@ from result_folders import disc, head, make_results
 from thorad.errors import ThoradError
 from thorad.results import charts
 from thorad.results.gallery import COLOUR_MAPS
+from thorad.results.layout import OVERLAY
 from thorad.results.report import markdown_html, write_report
-from thorad.results.writer import OVERLAY
 
 EVIL = "<script>alert(1)<&script>\"'x"
 

@@ -3,7 +3,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,70 +17,30 @@ from thorad.io.images import read_mask
 from thorad.io.shards import Shard
 from thorad.io.volumes import Volume
 from thorad.pictures import COLOURS, montage, overlay
+from thorad.records import Detection, Finding, StepPictures, VolumeDetection
 from thorad.results import writer as module
 from thorad.results.writer import ResultWriter
 
 RUN = {"options": {"method": "thor", "seed": 0, "inputs": ("a", "b")}, "versions": {"thorad": "0.1.0"}}
 
 
-@dataclass(frozen=True)
-class Place:
-    """A component of a mask."""
-
-    pixels: int
-    peak_position: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A step of a restoration."""
-
-    timestep: int
-    clean: np.ndarray
-    anomaly_map: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a detector returns."""
-
-    name: str
-    source: str
-    image: np.ndarray
-    anomaly_map: np.ndarray
-    pseudo_healthy: np.ndarray | None
-    score: float
-    network_calls: int = 9
-    seconds: float = 0.25
-    p_value: float | None = None
-    mask: np.ndarray | None = None
-    findings: tuple[Place, ...] | None = None
-    steps: tuple[Moment, ...] = ()
-
-
-@dataclass(frozen=True)
-class Whole(Finding):
-    """What a volume leaves."""
-
-    volume: Volume | None = None
-    indices: tuple[int, ...] = ()
-    slices: tuple[Finding, ...] = ()
-    where: str = "slice 7"
-    warnings: tuple[str, ...] = ("it fits badly", "out of range")
-    registration: Any = None
-
-
-def finding(name: str, pseudo_healthy: bool = True) -> Finding:
+def finding(name: str) -> Detection:
     generator = np.random.default_rng(len(name))
-    image, anomaly_map = generator.random((2, 23, 31))
-    return Finding(
+    image, anomaly_map = generator.random((2, 23, 31), np.float32)
+    return Detection(
         name=name,
         source=f"scans/{name}.png",
         image=image,
-        anomaly_map=anomaly_map.astype(np.float32),
-        pseudo_healthy=image / 2 if pseudo_healthy else None,
+        anomaly_map=anomaly_map,
+        pseudo_healthy=image / 2,
         score=float(anomaly_map.max()) / 3,
+        network_calls=9,
+        seconds=0.25,
     )
+
+
+def place(pixels: int, *position: int) -> Finding:
+    return Finding(pixels, None, None, peak=0.5, peak_position=position, mean=0.25)
 
 
 def writer(
@@ -105,16 +65,15 @@ def files(folder: Path) -> list[str]:
 def test_a_run(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     results = writer(out)
-    second, first = finding("b-case"), finding("a", pseudo_healthy=False)
+    second, first = finding("b-case"), finding("a")
     results.write(second)
     results.write(first)
     results.fail("c", "scans/c.png", 'it has "colours", two\nlines')
     results.close(seconds=12.5)
 
     assert files(out) == ["cases", "cases.csv", "run.json", "shards"]
-    assert files(out / "cases" / "a") == ["anomaly_map.npy", "case.json", "overlay.png", "scan.png"]
     every = ["anomaly_map.npy", "case.json", "overlay.png", "pseudo_healthy.png", "scan.png"]
-    assert files(out / "cases" / "b-case") == every
+    assert files(out / "cases" / "a") == files(out / "cases" / "b-case") == every
     assert files(out / "cases" / "c") == ["case.json"]
 
     stored = np.load(out / "cases" / "b-case" / "anomaly_map.npy")
@@ -155,7 +114,7 @@ def test_a_calibrated_case(tmp_path: Path) -> None:
     results = writer(tmp_path)
     mask = np.zeros((23, 31), bool)
     mask[2, 3:7] = True
-    places = (Place(4, (2, 5)), Place(1, (9, 9)))
+    places = (place(4, 2, 5), place(1, 9, 9))
     results.write(replace(finding("a"), p_value=0.25, mask=mask, findings=places))
     results.write(replace(finding("bb"), p_value=1.0, mask=mask & False, findings=()))
     results.write(finding("ccc"))
@@ -167,10 +126,14 @@ def test_a_calibrated_case(tmp_path: Path) -> None:
     assert not np.asarray(PIL.Image.open(tmp_path / "cases" / "bb" / "mask.png")).any()
     assert "mask.png" not in files(tmp_path / "cases" / "ccc")
     case = json.loads((tmp_path / "cases" / "a" / "case.json").read_text())
-    assert case["findings"] == [{"pixels": 4, "peak_position": [2, 5]}, {"pixels": 1, "peak_position": [9, 9]}]
+    unknown = {"area_mm2": None, "volume_mm3": None, "peak": 0.5, "mean": 0.25}
+    assert case["findings"] == [
+        {"pixels": 4, "peak_position": [2, 5], **unknown},
+        {"pixels": 1, "peak_position": [9, 9], **unknown},
+    ]
     rows = [(row["name"], row["p_value"], row["findings"]) for row in table(tmp_path)]
     assert rows == [("a", "0.25", "2"), ("bb", "1.0", "0"), ("ccc", "", ""), ("d", "", "")]
-    assert [(case.p_value, case.findings) for case in results.cases(["a", "bb"])] == [(0.25, 2), (1.0, 0)]
+    assert [(case.p_value, case.finding_count) for case in results.cases(["a", "bb"])] == [(0.25, 2), (1.0, 0)]
     assert whole_cases(writer(tmp_path)) == {"a", "bb", "ccc"}
     (tmp_path / "cases" / "a" / "mask.png").unlink()
     assert whole_cases(writer(tmp_path)) == {"bb", "ccc"}
@@ -178,7 +141,7 @@ def test_a_calibrated_case(tmp_path: Path) -> None:
     assert "mask.png" not in files(tmp_path / "cases" / "a")
 
 
-def test_interrupted_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+def test_interrupted_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
     whole = writer(tmp_path / "whole")
     for name in ("a", "bb", "ccc"):
         whole.write(finding(name))
@@ -341,9 +304,9 @@ def test_a_failure_leaves_nothing_of_an_earlier_try(tmp_path: Path) -> None:
     results.write(finding("a"))
     results.fail("a", "scans/a.png", "no")
     assert files(tmp_path / "cases" / "a") == ["case.json"]
+    results.write(replace(finding("a"), mask=np.ones((23, 31), bool), findings=()))
     results.write(finding("a"))
-    results.write(finding("a", pseudo_healthy=False))
-    assert "pseudo_healthy.png" not in files(tmp_path / "cases" / "a")
+    assert "mask.png" not in files(tmp_path / "cases" / "a")
 
 
 def test_other_options_need_another_folder(tmp_path: Path) -> None:
@@ -414,7 +377,7 @@ def test_one_colour_scale_for_all_cases() -> None:
 def test_steps_that_were_asked_for(tmp_path: Path) -> None:
     """Of a method with harmonised steps these only, of another one all."""
     clean = np.linspace(-0.1, 1, 16, dtype=np.float32).reshape(4, 4)
-    plain, harmonised = Moment(70, clean, None), Moment(50, clean / 2, 0.3 * clean)
+    plain, harmonised = StepPictures(70, clean, None), StepPictures(50, clean / 2, 0.3 * clean)
     writer(tmp_path).write(replace(finding("a"), steps=(plain, harmonised)))
     with np.load(tmp_path / "cases" / "a" / "steps.npz") as steps:
         assert steps["timesteps"].tolist() == [50]
@@ -431,14 +394,22 @@ def test_a_volume(tmp_path: Path) -> None:
     voxels = np.random.default_rng(0).random((9, 10, 11), np.float32)
     affine = np.array([[-2.0, 0, 0, 5], [0, 0, 3, 6], [0, 1, 0, 7], [0, 0, 0, 1]])
     anomaly_map = np.where(np.arange(11) < 4, voxels, np.nan)
-    whole = Whole(
-        **{**vars(finding("v")), "image": voxels, "anomaly_map": anomaly_map, "pseudo_healthy": anomaly_map / 2},
+    whole = VolumeDetection(
+        name="v",
+        source="v.nii",
         volume=Volume(voxels, affine, "v.nii", "v"),
+        registration=SimpleNamespace(to_template=np.eye(4), overlap=0.9, similarity=0.8, warning=None),
         indices=(7, 12),
         slices=(finding("x"), finding("y")),
-        registration=SimpleNamespace(to_template=np.eye(4), overlap=0.9, similarity=0.8, warning=None),
+        anomaly_map=anomaly_map,
+        pseudo_healthy=anomaly_map / 2,
+        score=0.3,
+        network_calls=18,
+        seconds=0.5,
+        warnings=("it fits badly", "out of range"),
+        mask=np.nan_to_num(anomaly_map) > 0.5,
+        findings=(place(3, 1, 2, 0),),
     )
-    whole = replace(whole, mask=np.nan_to_num(anomaly_map) > 0.5, findings=(Place(3, (1, 2)),))
     results = writer(tmp_path)
     results.write_volume(whole)
     folder = tmp_path / "cases" / "v"

@@ -33,7 +33,7 @@ from thorad.io.intensity import scale
 from thorad.io.preprocess import place, to_input_grid
 from thorad.pictures import overlay
 from thorad.records import Detection
-from thorad.results.writer import OVERLAY
+from thorad.results.layout import OVERLAY
 
 METHODS = ("thor", "zscore")
 COLUMNS = ("scan", "pseudo-healthy", "THOR", "z-score", "truth")

@@ -25,7 +25,8 @@ from thorad.io.tables import listing
 from thorad.io.volumes import Volume
 from thorad.records import Detection, VolumeDetection
 from thorad.results.dicom import import_highdicom
-from thorad.results.writer import STEPS, ResultWriter
+from thorad.results.layout import STEPS
+from thorad.results.writer import ResultWriter
 from thorad.volume_detection import detect_volume
 
 Progress = Callable[[int, int], None]
@@ -256,7 +257,7 @@ def _done_before(
         elif results.is_whole(case) and not results.is_stale(case.name, scan.files):
             done[case.name] = case.score
             if case.p_value is not None or case.findings is not None:
-                judged[case.name] = case.p_value, case.findings
+                judged[case.name] = case.p_value, case.finding_count
     if others:
         raise ThoradError(
             f"the folder holds results of other files under the same names: {listing(others)}. Choose another --out."

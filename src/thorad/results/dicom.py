@@ -39,8 +39,8 @@ logging.getLogger("highdicom").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
-class Making:
-    """How the results came to be; goes into each object."""
+class DerivationInfo:
+    """How the results were derived from the source; goes into each object."""
 
     description: str
     """Of the series, as viewers list it: 64 characters at most, with RESEARCH."""
@@ -52,7 +52,7 @@ class Making:
     """Of the run."""
 
 
-def write_segmentation(path: Path, mask: NDArray[np.bool_], series: Series, making: Making) -> None:
+def write_segmentation(path: Path, mask: NDArray[np.bool_], series: Series, derivation: DerivationInfo) -> None:
     """Write a mask as a binary DICOM Segmentation of one segment, `Anomaly`.
 
     Slices without a pixel of it are left out. A mask that is empty throughout is written too, with all its slices: that
@@ -62,48 +62,54 @@ def write_segmentation(path: Path, mask: NDArray[np.bool_], series: Series, maki
         path: the file.
         mask: (I, J, K) on the grid of `read_series`; (H, W) of a picture.
         series: the source.
-        making: how it came to be.
+        derivation: how it was made.
 
     Raises:
         ThoradError: the source lacks UIDs or was changed, highdicom is not installed, the disk doesn't allow it.
     """
     highdicom = import_highdicom()
-    from pydicom.sr.codedict import codes
-    from pydicom.sr.coding import Code
-
     sources = _Sources(series)
     frames = sources.in_stored_order(mask)
-    uid = _uids(series, "SEG", making, np.packbits(frames).tobytes(), str(mask.shape).encode())
+    uid = _uids(series, "SEG", derivation, np.packbits(frames).tobytes(), str(mask.shape).encode())
     with _writing(series):
-        segment = highdicom.seg.SegmentDescription(
-            segment_number=1,
-            segment_label="Anomaly",
-            segmented_property_category=Code("49755003", "SCT", "Morphologically Altered Structure"),
-            segmented_property_type=Code("52988006", "SCT", "Lesion"),
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-                name=making.algorithm[:64], family=codes.DCM.ArtificialIntelligence, version=making.version[:64]
-            ),
-            tracking_uid=uid("segment"),
-            tracking_id=f"thorad {series.name}",
-            display_color=highdicom.color.CIELabColor.from_rgb(*COLOUR),
-        )
         dataset = highdicom.seg.Segmentation(
             source_images=sources.datasets,
             pixel_array=frames,
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[segment],
+            segment_descriptions=[_segment_description(highdicom, series, derivation, uid)],
             omit_empty_frames=bool(mask.any()),
             content_label="ANOMALY",
-            **_for_highdicom(sources, making, uid, 1),
+            content_description=derivation.description[:64],
+            **_series_and_equipment(sources, derivation, uid("instance"), uid, place=1),
         )
         if not series.is_volume:
             dataset.PatientOrientation = sources.datasets[0].get("PatientOrientation") or ""
-        _fix(dataset, making, uid)
+        _make_reproducible(dataset, derivation, uid)
         _save(path, dataset)
 
 
-def write_parametric_map(path: Path, anomaly_map: NDArray[np.floating[Any]], series: Series, making: Making) -> None:
+def _segment_description(highdicom: Any, series: Series, derivation: DerivationInfo, uid: "_Uids") -> Any:
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
+
+    return highdicom.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="Anomaly",
+        segmented_property_category=Code("49755003", "SCT", "Morphologically Altered Structure"),
+        segmented_property_type=Code("52988006", "SCT", "Lesion"),
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name=derivation.algorithm[:64], family=codes.DCM.ArtificialIntelligence, version=derivation.version[:64]
+        ),
+        tracking_uid=uid("segment"),
+        tracking_id=f"thorad {series.name}",
+        display_color=highdicom.color.CIELabColor.from_rgb(*COLOUR),
+    )
+
+
+def write_parametric_map(
+    path: Path, anomaly_map: NDArray[np.floating[Any]], series: Series, derivation: DerivationInfo
+) -> None:
     """Write a map's own numbers as a DICOM Parametric Map of the slices that it covers.
 
     Args:
@@ -111,57 +117,60 @@ def write_parametric_map(path: Path, anomaly_map: NDArray[np.floating[Any]], ser
         anomaly_map: (I, J, K) on the grid of `read_series`, >= 0, NaN where nothing is known: slices of NaN only are
             left out, other NaN become 0.
         series: the source, a volume.
-        making: how it came to be.
+        derivation: how it was made.
 
     Raises:
         ThoradError: no slice is covered; as `write_segmentation`.
     """
-    highdicom = import_highdicom()
-    from pydicom.sr.codedict import codes
-    from pydicom.sr.coding import Code
-
     if not series.is_volume:
         raise ValueError("a parametric map needs a volume, whose slices have places")
+    highdicom = import_highdicom()
     sources = _Sources(series)
     frames = sources.in_stored_order(anomaly_map)
     covered = np.flatnonzero(np.isfinite(frames).any(axis=(1, 2)))
     if not covered.size:
         raise ThoradError(f"{path}: the map covers no slice of {series.name}, so there is nothing to write.")
-    numbers = np.nan_to_num(frames, nan=0.0).astype(np.float32)
-    # A file of many frames can only be referred to as a whole.
-    numbers = numbers if len(sources.datasets) == 1 else np.ascontiguousarray(numbers[covered])
-    datasets = sources.datasets if len(sources.datasets) == 1 else [sources.datasets[index] for index in covered]
-    highest = float(max(numbers.max(), np.finfo(np.float32).tiny))
-    uid = _uids(series, "PM", making, numbers.tobytes())
+    values, datasets = np.nan_to_num(frames, nan=0.0).astype(np.float32), sources.datasets
+    if len(datasets) > 1:  # a file of many frames can only be referred to as a whole
+        values, datasets = np.ascontiguousarray(values[covered]), [datasets[index] for index in covered]
+    highest = float(max(values.max(), np.finfo(np.float32).tiny))
+    uid = _uids(series, "PM", derivation, values.tobytes())
     with _writing(series):
         dataset = highdicom.pm.ParametricMap(
             source_images=datasets,
-            pixel_array=numbers,
+            pixel_array=values,
             contains_recognizable_visual_features=False,
-            real_world_value_mappings=[
-                highdicom.pm.RealWorldValueMapping(
-                    lut_label="anomaly",
-                    lut_explanation="Anomaly map of thorad",
-                    unit=codes.UCUM.NoUnits,
-                    value_range=(0.0, highest),
-                    slope=1,
-                    intercept=0,
-                    quantity_definition=Code("anomaly", "99THORAD", "Anomaly map"),
-                )
-            ],
+            real_world_value_mappings=[_map_units(highdicom, highest)],
             voi_lut_transformations=[
                 highdicom.VOILUTTransformation(highest / 2, highest, voi_lut_function="LINEAR_EXACT")
             ],
             content_label="ANOMALY_MAP",
-            **_for_highdicom(sources, making, uid, 3),
+            content_description=derivation.description[:64],
+            **_series_and_equipment(sources, derivation, uid("instance"), uid, place=3),
         )
-        _share(dataset, sources.datasets[0])
-        _fix(dataset, making, uid)
+        _copy_image_elements(dataset, sources.datasets[0])
+        _make_reproducible(dataset, derivation, uid)
         _save(path, dataset)
 
 
+def _map_units(highdicom: Any, highest: float) -> Any:
+    """That stored numbers are the map's own, from 0 to `highest`."""
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
+
+    return highdicom.pm.RealWorldValueMapping(
+        lut_label="anomaly",
+        lut_explanation="Anomaly map of thorad",
+        unit=codes.UCUM.NoUnits,
+        value_range=(0.0, highest),
+        slope=1,
+        intercept=0,
+        quantity_definition=Code("anomaly", "99THORAD", "Anomaly map"),
+    )
+
+
 def write_secondary_capture(
-    folder: Path, pictures: Mapping[int, NDArray[np.uint8]], series: Series, making: Making
+    folder: Path, pictures: Mapping[int, NDArray[np.uint8]], series: Series, derivation: DerivationInfo
 ) -> list[Path]:
     """Write pictures of slices as a series of Secondary Captures, which any viewer shows, at their slices' places.
 
@@ -170,7 +179,7 @@ def write_secondary_capture(
         pictures: {index k of the slice in the volume: (rows, columns, 3) RGB}, as of `overlay_pictures`; {0: ...} for a
             picture.
         series: the source.
-        making: how they came to be.
+        derivation: how they were made.
 
     Returns:
         The files, in the order of the slices.
@@ -180,24 +189,18 @@ def write_secondary_capture(
     """
     if not pictures:
         raise ValueError("there must be a picture to write")
-    pydicom = import_pydicom()
+    highdicom = import_highdicom()
     sources = _Sources(series)
     content = [pictures[index].tobytes() + str(index).encode() for index in sorted(pictures)]
-    uid = _uids(series, "SC", making, *content)
+    uid = _uids(series, "SC", derivation, *content)
     paths: list[Path] = []
     for number, index in enumerate(sorted(pictures), start=1):
         with _writing(series):
-            dataset = _secondary_capture(pydicom, pictures[index], sources, index)
-            dataset.SeriesInstanceUID = uid("series")
-            dataset.SOPInstanceUID = uid(f"instance {index}")
-            dataset.SeriesNumber = sources.series_number(2)
+            shared = _series_and_equipment(sources, derivation, uid(f"instance {index}"), uid, place=2)
+            dataset = _secondary_capture(highdicom, pictures[index], sources, index, shared)
             dataset.InstanceNumber = number
-            dataset.SeriesDescription = making.description[:64]
-            dataset.DerivationDescription = f"{making.algorithm} over the source image. {RESEARCH}."
-            dataset.SoftwareVersions = making.version[:64]
-            dataset.DateOfSecondaryCapture = making.time.strftime("%Y%m%d")
-            dataset.TimeOfSecondaryCapture = making.time.strftime("%H%M%S")
-            _fix(dataset, making, uid)
+            dataset.DerivationDescription = f"{derivation.algorithm} over the source image. {RESEARCH}."
+            _make_reproducible(dataset, derivation, uid)
             paths.append(folder / f"{number:04d}.dcm")
             _save(paths[-1], dataset)
     return paths
@@ -264,15 +267,9 @@ class _Sources:
         return int(number) * 100 + place if 0 <= number < 10_000_000 else place
 
 
-_STUDY: Final = (
-    *("SpecificCharacterSet", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
-    *("StudyDescription", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
-    *("PatientAge", "StudyInstanceUID", "StudyID", "FrameOfReferenceUID", "PositionReferenceIndicator"),
-)
-"""What an object shares with the others of its patient, study and space."""
-
 _IMAGE: Final = (
     *("BodyPartExamined", "Laterality", "ImageLaterality", "PatientPosition", "PatientOrientation"),
+    *("FrameOfReferenceUID", "PositionReferenceIndicator"),
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
 """What a picture shares with the one that it lies over."""
@@ -337,7 +334,7 @@ def _writing(series: Series) -> Iterator[None]:
 
 
 class _Uids:
-    """Names to UIDs, the same for the same source, making and content."""
+    """Names to UIDs, the same for the same source, derivation and content."""
 
     def __init__(self, digest: str) -> None:
         self._digest = digest
@@ -346,33 +343,34 @@ class _Uids:
         return str(import_pydicom().uid.generate_uid(entropy_srcs=[self._digest, name]))
 
 
-def _uids(series: Series, kind: str, making: Making, *content: bytes) -> _Uids:
+def _uids(series: Series, kind: str, derivation: DerivationInfo, *content: bytes) -> _Uids:
     digest = hashlib.sha256()
-    made = (making.description, making.algorithm, making.version, making.time.isoformat())
-    for part in (series.uid, series.name, kind, *made):
+    derived = (derivation.description, derivation.algorithm, derivation.version, derivation.time.isoformat())
+    for part in (series.uid, series.name, kind, *derived):
         digest.update(part.encode() + b"\0")
     for block in content:
         digest.update(hashlib.sha256(block).digest())
     return _Uids(digest.hexdigest())
 
 
-def _for_highdicom(sources: _Sources, making: Making, uid: _Uids, place: int) -> dict[str, Any]:
-    """What highdicom's constructors share."""
+def _series_and_equipment(
+    sources: _Sources, derivation: DerivationInfo, instance_uid: str, uid: _Uids, *, place: int
+) -> dict[str, Any]:
+    """What highdicom's constructors share; `place` is that of the series behind the source's own in a viewer's list."""
     return {
         "series_instance_uid": uid("series"),
         "series_number": sources.series_number(place),
-        "sop_instance_uid": uid("instance"),
+        "sop_instance_uid": instance_uid,
         "instance_number": 1,
         "manufacturer": MANUFACTURER,
-        "manufacturer_model_name": making.algorithm[:64],
-        "software_versions": making.version[:64],
+        "manufacturer_model_name": derivation.algorithm[:64],
+        "software_versions": derivation.version[:64],
         "device_serial_number": "none",
-        "content_description": making.description[:64],
-        "series_description": making.description[:64],
+        "series_description": derivation.description[:64],
     }
 
 
-def _share(dataset: Any, source: Any) -> None:
+def _copy_image_elements(dataset: Any, source: Any) -> None:
     """What a picture shares with the one that it lies over; empty where DICOM wants it to be there."""
     for keyword in _IMAGE:
         if keyword in source:
@@ -382,12 +380,15 @@ def _share(dataset: Any, source: Any) -> None:
             setattr(dataset, keyword, "")
 
 
-def _fix(dataset: Any, making: Making, uid: _Uids) -> None:
-    """The run's time for now, derived UIDs for random ones."""
-    date, time = making.time.strftime("%Y%m%d"), making.time.strftime("%H%M%S")
-    for kind in ("InstanceCreation", "Content", "Series"):
+def _make_reproducible(dataset: Any, derivation: DerivationInfo, uid: _Uids) -> None:
+    """The run's time in place of now, derived UIDs in place of random ones."""
+    kinds = ["InstanceCreation", "Content", "Series"]
+    date, time = derivation.time.strftime("%Y%m%d"), derivation.time.strftime("%H%M%S")
+    for kind in kinds:
         setattr(dataset, f"{kind}Date", date)
         setattr(dataset, f"{kind}Time", time)
+    if "DateOfSecondaryCapture" in dataset:
+        dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = date, time
     organisations = dataset.get("DimensionOrganizationSequence") or []
     indices = dataset.get("DimensionIndexSequence") or []
     for item in (*organisations, *indices):
@@ -396,61 +397,61 @@ def _fix(dataset: Any, making: Making, uid: _Uids) -> None:
         item.pop("ContributionDateTime", None)  # that of writing
 
 
-def _secondary_capture(pydicom: Any, picture: NDArray[np.uint8], sources: _Sources, index: int) -> Any:
-    """A Secondary Capture of one picture, but for what it shares with the others of its series."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-
+def _secondary_capture(
+    highdicom: Any, picture: NDArray[np.uint8], sources: _Sources, index: int, shared: Mapping[str, Any]
+) -> Any:
+    """A Secondary Capture of one picture (rows, columns, 3), at the place of its slice."""
     source, frame = sources.of_slice(index)
     path, _ = sources.places[index]
     if picture.shape != (*shape_of(source, path), 3) or picture.dtype != np.uint8:
         raise ValueError(f"a picture of {picture.shape} {picture.dtype} for a slice of {shape_of(source, path)}")
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dataset.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    for keyword in _STUDY:
-        if keyword in source:
-            dataset[keyword] = source[keyword]
-    _share(dataset, source)
-    if "ReferringPhysicianName" not in dataset:
-        dataset.ReferringPhysicianName = ""
+    dataset = highdicom.sc.SCImage.from_ref_dataset(
+        source,
+        pixel_array=picture,
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "P"),  # highdicom demands one; the source's, which may be unknown, follows
+        transfer_syntax_uid=import_pydicom().uid.ExplicitVRLittleEndian,
+        **shared,
+    )
+    del dataset.PatientOrientation
+    dataset.copy_patient_and_study_information(source)
+    _copy_image_elements(dataset, source)
     if "FrameOfReferenceUID" in dataset and "PositionReferenceIndicator" not in dataset:
         dataset.PositionReferenceIndicator = ""
-    dataset.Modality = "OT"
     dataset.ConversionType = "WSD"
-    dataset.Manufacturer = MANUFACTURER
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.BurnedInAnnotation = "NO"
-    dataset.SamplesPerPixel = 3
-    dataset.PhotometricInterpretation = "RGB"
-    dataset.PlanarConfiguration = 0
-    dataset.Rows, dataset.Columns = picture.shape[:2]
-    dataset.BitsAllocated = dataset.BitsStored = 8
-    dataset.HighBit = 7
-    dataset.PixelRepresentation = 0
-    dataset.PixelData = picture.tobytes() + b"\0" * (picture.size % 2)
     if sources.is_volume or "ImagePositionPatient" in source:
-        for keyword, value in _place_of(source, frame).items():
-            setattr(dataset, keyword, value)
+        _set(dataset, **_place_of(source, frame))
     elif "PixelSpacing" in source:
         dataset.PixelSpacing = source.PixelSpacing
-    reference = Dataset()
-    reference.ReferencedSOPClassUID = source.SOPClassUID
-    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
-    if len(sources.places) > len(sources.datasets):
-        reference.ReferencedFrameNumber = frame + 1
-    in_series = Dataset()
-    in_series.SeriesInstanceUID = source.SeriesInstanceUID
-    in_series.ReferencedInstanceSequence = [reference]
-    purpose = Dataset()
-    purpose.CodeValue = "121322"
-    purpose.CodingSchemeDesignator = "DCM"
-    purpose.CodeMeaning = "Source image for image processing operation"
-    derived_from = Dataset()
-    derived_from.update(reference)
-    derived_from.PurposeOfReferenceCodeSequence = [purpose]
-    dataset.ReferencedSeriesSequence = [in_series]
-    dataset.SourceImageSequence = [derived_from]
+    _refer_to(highdicom, dataset, source, frame if len(sources.places) > len(sources.datasets) else None)
+    return dataset
+
+
+def _refer_to(highdicom: Any, dataset: Any, source: Any, frame: int | None) -> None:
+    """Name the instance, and the frame in it, that a picture was made from."""
+    from pydicom.dataset import Dataset
+
+    reference = {"ReferencedSOPClassUID": source.SOPClassUID, "ReferencedSOPInstanceUID": source.SOPInstanceUID}
+    if frame is not None:
+        reference["ReferencedFrameNumber"] = frame + 1
+    purpose = highdicom.sr.CodedConcept("121322", "DCM", "Source image for image processing operation")
+    dataset.ReferencedSeriesSequence = [
+        _set(
+            Dataset(),
+            SeriesInstanceUID=source.SeriesInstanceUID,
+            ReferencedInstanceSequence=[_set(Dataset(), **reference)],
+        )
+    ]
+    dataset.SourceImageSequence = [_set(Dataset(), **reference, PurposeOfReferenceCodeSequence=[purpose])]
+
+
+def _set(dataset: Any, **elements: Any) -> Any:
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
     return dataset
 
 

@@ -15,8 +15,8 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from thorad.pictures import COLOURS, coded_map, grey_png, mask_png, png_text, reduced, reduced_colours, reduced_shape
-from thorad.results.reader import CaseResult, Pictures, ResultFolder, read_pictures, slice_label
-from thorad.results.writer import OVERLAY, PSEUDO_HEALTHY, SCAN, STEPS
+from thorad.results.layout import OVERLAY, PSEUDO_HEALTHY, SCAN, STEPS, CaseRecord
+from thorad.results.reader import Pictures, ResultFolder, read_pictures, slice_label
 
 COLOUR_MAPS: Final[Mapping[str, Sequence[tuple[int, ...]]]] = {
     "plasma (upper part)": [tuple(int(level) for level in colour) for colour in COLOURS],
@@ -44,11 +44,11 @@ NO_PICTURES: Final[Mapping[str, Any]] = {
 """What the index says of a case whose pictures can't be shown."""
 
 
-def by_score(cases: Iterable[CaseResult]) -> list[CaseResult]:
+def by_score(cases: Iterable[CaseRecord]) -> list[CaseRecord]:
     """The highest scores first, failed cases last."""
 
-    def place(case: CaseResult) -> tuple[bool, float, str]:
-        return case.status != "ok", np.inf if case.score is None else -case.score, case.name
+    def place(case: CaseRecord) -> tuple[bool, float, str]:
+        return not case.done, np.inf if case.score is None else -case.score, case.name
 
     return sorted(cases, key=place)
 
@@ -76,7 +76,7 @@ def gallery_index(
     }
 
 
-def case_entry(number: int, case: CaseResult, side: int) -> dict[str, Any]:
+def case_entry(number: int, case: CaseRecord, side: int) -> dict[str, Any]:
     """What the index says of one case, without a look at its pictures but for their size.
 
     Args:
@@ -91,18 +91,18 @@ def case_entry(number: int, case: CaseResult, side: int) -> dict[str, Any]:
         "message": case.message,
         "score": case.score,
         "p_value": case.p_value,
-        "findings": None if case.findings is None else len(case.findings),
+        "findings": case.finding_count,
         **{"truth": None, "size": None, "dice": None},
-        **(_about_pictures(case, side) if case.status == "ok" else NO_PICTURES),
+        **(_about_pictures(case, side) if case.done else NO_PICTURES),
     }
 
 
-def has_scan(case: CaseResult) -> bool:
+def has_scan(case: CaseRecord) -> bool:
     """Whether the scan was kept beside the map, which older versions did not do."""
     return (case.picture_folders[0][1] / SCAN).is_file()
 
 
-def encode_case(case: CaseResult, side: int) -> list[dict[str, Any]]:
+def encode_case(case: CaseRecord, side: int) -> list[dict[str, Any]]:
     """The pictures of a case that did not fail: one of an image, one for each slice of a volume.
 
     Args:
@@ -146,7 +146,7 @@ def encode_picture(picture: Pictures, side: int, truth: NDArray[np.bool_] | None
     }
 
 
-def _about_pictures(case: CaseResult, side: int) -> dict[str, Any]:
+def _about_pictures(case: CaseRecord, side: int) -> dict[str, Any]:
     folders = case.picture_folders
     _, first = folders[0]
     steps = 0

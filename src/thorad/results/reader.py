@@ -20,33 +20,9 @@ from thorad.datasets.cases import read_cases
 from thorad.errors import ThoradError
 from thorad.io.images import read_mask
 from thorad.io.tables import listing
-from thorad.results.writer import MAP, MASK, OVERLAY, PSEUDO_HEALTHY, SCAN, STEPS
+from thorad.results.layout import MAP, MASK, OVERLAY, PSEUDO_HEALTHY, RUN, SCAN, STEPS, CaseRecord, read_case
 
 Bytes8 = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """What case.json says."""
-
-    name: str
-    source: str
-    folder: Path
-    score: float | None
-    p_value: float | None
-    findings: tuple[Mapping[str, Any], ...] | None
-    status: str
-    """ok or failed."""
-    message: str
-    """Why it failed, or why the result may mean less than it looks like; mostly empty."""
-
-    @property
-    def picture_folders(self) -> list[tuple[int | None, Path]]:
-        """Index and folder of each slice of a volume, ascending; (None, the case's own folder) for an image."""
-        slices = self.folder / "slices"
-        if slices.is_dir():
-            return [(int(folder.name), folder) for folder in sorted(slices.iterdir())]
-        return [(None, self.folder)]
 
 
 @dataclass(frozen=True)
@@ -96,7 +72,7 @@ class ResultFolder:
 
     path: Path
     run: Mapping[str, Any]
-    cases: tuple[CaseResult, ...]
+    cases: tuple[CaseRecord, ...]
     """Sorted by name, failed ones too."""
 
     @property
@@ -112,7 +88,7 @@ class ResultFolder:
         """Of the calibration's healthy scans; empty where run.json does not hold them."""
         return tuple(float(score) for score in self.run.get("healthy_scores") or ())
 
-    def case(self, name: str) -> CaseResult:
+    def case(self, name: str) -> CaseRecord:
         """The case of this name.
 
         Raises:
@@ -120,7 +96,7 @@ class ResultFolder:
         """
         for case in self.cases:
             if case.name == name:
-                if case.status != "ok":
+                if not case.done:
                     raise ThoradError(f"{self.path}: the case {name} failed: {case.message}")
                 return case
         known = listing([case.name for case in self.cases])
@@ -133,19 +109,17 @@ def read_folder(path: Path) -> ResultFolder:
     Raises:
         ThoradError: no result folder, no case in it, or a damaged file.
     """
-    run = _json(path / "run.json")
+    run = _json(path / RUN)
     if not (isinstance(run, dict) and {"options", "overlay_maximum"} <= run.keys()):
-        raise ThoradError(
-            f"{path / 'run.json'}: not the run.json of a result folder. Name a folder of `thorad detect`."
-        )
+        raise ThoradError(f"{path / RUN}: not the run.json of a result folder. Name a folder of `thorad detect`.")
     folders = sorted((path / "cases").iterdir()) if (path / "cases").is_dir() else []
-    cases = tuple(_case(folder) for folder in folders if (folder / "case.json").is_file())
+    cases = tuple(case for case in map(read_case, folders) if case is not None)
     if not cases:
         raise ThoradError(f"{path}: no case in it yet. Let `thorad detect` finish one first.")
     return ResultFolder(path, run, cases)
 
 
-def read_pictures(case: CaseResult) -> list[Pictures]:
+def read_pictures(case: CaseRecord) -> list[Pictures]:
     """The pictures of a case that did not fail: one of an image, one for each slice of a volume.
 
     Raises:
@@ -197,24 +171,6 @@ def truth_of(row: Labelled, shape: tuple[int, int]) -> NDArray[np.bool_]:
         ThoradError: as `read_mask`.
     """
     return np.zeros(shape, np.bool_) if row.mask is None else read_mask(row.mask, shape)
-
-
-def _case(folder: Path) -> CaseResult:
-    content = _json(folder / "case.json")
-    try:
-        findings = content.get("findings")
-        return CaseResult(
-            name=str(content["name"]),
-            source=str(content["source"]),
-            folder=folder,
-            score=content["score"],
-            p_value=content.get("p_value"),
-            findings=None if findings is None else tuple(findings),
-            status=str(content["status"]),
-            message=str(content["message"]),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ThoradError(f"{folder / 'case.json'}: damaged ({error!r}). Delete it, and detect again.") from error
 
 
 def _pictures(folder: Path, slice_index: int | None) -> Pictures:

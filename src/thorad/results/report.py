@@ -25,8 +25,9 @@ from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.results import charts
 from thorad.results.gallery import NO_PICTURES, by_score, case_entry, encode_picture, gallery_index
+from thorad.results.layout import CaseRecord
 from thorad.results.page import LARGEST_PAGE, json_text, script_hash
-from thorad.results.reader import CaseResult, Pictures, ResultFolder, match_truth, read_folder, read_pictures, truth_of
+from thorad.results.reader import Pictures, ResultFolder, match_truth, read_folder, read_pictures, truth_of
 from thorad.results.truth import Measured, measure
 
 SIDES: Final = (512, 384, 256, 192, 128)
@@ -171,7 +172,7 @@ class _Gallery:
     @property
     def without_pictures(self) -> int:
         """Cases that did not fail and have no pictures in the page."""
-        return sum(case.status == "ok" for case in self._cases) - len(self.blocks)
+        return sum(case.done for case in self._cases) - len(self.blocks)
 
     @property
     def note(self) -> str:
@@ -199,7 +200,7 @@ class _Gallery:
 
     def _encode(self, largest: int) -> None:
         """Fill `blocks`, with pictures of the largest side with which all fit."""
-        done = [case for case in self._cases if case.status == "ok"]
+        done = [case for case in self._cases if case.done]
         sample = done[:: max(1, len(done) // SAMPLE)]
         sampled = [(case, read_pictures(case)) for case in sample]
         longest = max((max(one.anomaly_map.shape) for _, found in sampled for one in found), default=0)
@@ -213,7 +214,7 @@ class _Gallery:
             if len(self.blocks) == len(done):
                 return
 
-    def _encode_all(self, done: Sequence[CaseResult], side: int, largest: int) -> None:
+    def _encode_all(self, done: Sequence[CaseRecord], side: int, largest: int) -> None:
         """Fill `blocks` until the page is full."""
         self.blocks, self._first, self._side = [], {}, side
         self._largest_value = float(self._folder.run["overlay_maximum"])
@@ -232,11 +233,11 @@ class _Gallery:
             self._on_progress(number + 1, len(done))
         self.side = side if reduced else None
 
-    def _block(self, number: int, case: CaseResult, pictures: Sequence[Pictures], side: int) -> str:
+    def _block(self, number: int, case: CaseRecord, pictures: Sequence[Pictures], side: int) -> str:
         coded = json_text([self._encoded(case, one, side) for one in pictures])
         return f'<script type="application/json" id="case-{number}">{coded}</script>'
 
-    def _entry(self, number: int, case: CaseResult, measured: Measured | None) -> dict[str, Any]:
+    def _entry(self, number: int, case: CaseRecord, measured: Measured | None) -> dict[str, Any]:
         entry = case_entry(number, case, self._side)
         if case.name in self._first:
             entry["first"] = self._first[case.name]
@@ -247,7 +248,7 @@ class _Gallery:
             entry |= {key: figures.get(case.name) for key, figures in known.items()}
         return entry
 
-    def _encoded(self, case: CaseResult, picture: Pictures, side: int) -> dict[str, Any]:
+    def _encoded(self, case: CaseRecord, picture: Pictures, side: int) -> dict[str, Any]:
         row = self._rows.get(case.name) if picture.slice_index is None else None
         truth = truth_of(row, picture.shape) if row is not None and row.mask is not None else None
         return encode_picture(picture, side, truth)
@@ -258,7 +259,7 @@ class _Gallery:
 
 def _run(folder: ResultFolder, gallery: _Gallery, truth: Path | None, measured: Measured | None) -> str:
     run, options = folder.run, folder.run["options"]
-    failed = [case for case in folder.cases if case.status != "ok"]
+    failed = [case for case in folder.cases if not case.done]
     calibration = options.get("calibration")
     facts = {
         "method": _method(options),
@@ -292,7 +293,7 @@ def _run(folder: ResultFolder, gallery: _Gallery, truth: Path | None, measured: 
             "Not calibrated: no p-values, and scores mean nothing by themselves. `thorad calibrate` on own healthy "
             "scans of the same scanner makes thresholds and p-values."
         )
-    warned = [case for case in folder.cases if case.status == "ok" and case.message]
+    warned = [case for case in folder.cases if case.done and case.message]
     if warned:
         warnings.append(f"{_counted(len(warned), 'case')} came with a warning, which stands with it.")
     if not gallery.scans:
@@ -336,7 +337,7 @@ def _definitions(facts: Mapping[str, str]) -> str:
 
 
 def _summary(folder: ResultFolder, rows: Mapping[str, Labelled], measured: Measured | None) -> str:
-    done = [case for case in folder.cases if case.status == "ok" and case.score is not None]
+    done = [case for case in folder.cases if case.done and case.score is not None]
     if not done:
         return "<p>No case was done.</p>"
     parts = [_figure("Scores", _scores(folder, done, rows), _score_words(folder, done))]
@@ -393,7 +394,7 @@ def _summary(folder: ResultFolder, rows: Mapping[str, Labelled], measured: Measu
     return f'<div class="columns">{"".join(parts)}</div>'
 
 
-def _scores(folder: ResultFolder, done: Sequence[CaseResult], rows: Mapping[str, Labelled]) -> str:
+def _scores(folder: ResultFolder, done: Sequence[CaseRecord], rows: Mapping[str, Labelled]) -> str:
     ill = {name for name, row in rows.items() if row.mask is not None}
 
     def scores(fits: Callable[[str], bool]) -> list[float]:
@@ -408,7 +409,7 @@ def _scores(folder: ResultFolder, done: Sequence[CaseResult], rows: Mapping[str,
     return charts.histograms(named, title="Histograms of the scores", x_label="score")
 
 
-def _score_words(folder: ResultFolder, done: Sequence[CaseResult]) -> str:
+def _score_words(folder: ResultFolder, done: Sequence[CaseRecord]) -> str:
     scores = [float(case.score or 0.0) for case in done]
     said = f"Median {np.median(scores):.4g}, from {min(scores):.4g} to {max(scores):.4g}. Dashed: the medians."
     if folder.run["options"].get("calibration") and not folder.healthy_scores:

@@ -79,7 +79,7 @@ def measure(folder: ResultFolder, rows: Mapping[str, Labelled], *, bootstrap: in
     truths: dict[str, NDArray[np.bool_]] = {}
     scores: dict[str, float] = {}
     for case in folder.cases:
-        if case.status != "ok" or case.name not in rows:
+        if not case.done or case.name not in rows:
             continue
         pictures = read_pictures(case)
         if pictures[0].slice_index is not None:

@@ -31,8 +31,9 @@ from thorad.io.tables import listing
 from thorad.io.volume_header import import_nibabel, times
 from thorad.io.volumes import PACKING, read_volume
 from thorad.pictures import COLOURS
+from thorad.results.layout import VOLUME_MAP, VOLUME_MASK, VOLUME_PSEUDO_HEALTHY, CaseRecord
 from thorad.results.page import LARGEST_PAGE, json_text, script_hash
-from thorad.results.reader import CaseResult, ResultFolder, read_folder
+from thorad.results.reader import ResultFolder, read_folder
 
 MOST_VOXELS: Final = 40_000_000
 """A page's grid: more is slow to draw, and too much for small graphics cards. Heads of 1 mm have 7 million."""
@@ -48,8 +49,6 @@ NOT_LOOKED_AT: Final = -1.0
 
 SAME_PLACE_MM: Final = 0.01
 """How far two grids' voxels may be apart and count as one grid: headers store single precision."""
-
-MAP, PSEUDO_HEALTHY, MASK = "anomaly_map.nii.gz", "pseudo_healthy.nii.gz", "mask.nii.gz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,25 +172,27 @@ def write_volume_page(
 
 
 def _volumes(folder: ResultFolder) -> list[str]:
-    return [case.name for case in folder.cases if case.status == "ok" and (case.folder / MAP).is_file()]
+    return [case.name for case in folder.cases if case.done and (case.folder / VOLUME_MAP).is_file()]
 
 
 # ----------------------------------------------------------------------------------------------------- reading
 
 
-def _read(case: CaseResult, scan: Path | None) -> tuple[_Case, str]:
+def _read(case: CaseRecord, scan: Path | None) -> tuple[_Case, str]:
     """The volumes, and why the scan is not among them, empty where it is."""
-    anomaly_map, affine = _nifti(case.folder / MAP)
+    anomaly_map, affine = _nifti(case.folder / VOLUME_MAP)
     if not np.isfinite(anomaly_map).any():
-        raise ThoradError(f"{case.folder / MAP}: no voxel was looked at, so there is nothing to show. Detect again.")
+        raise ThoradError(
+            f"{case.folder / VOLUME_MAP}: no voxel was looked at, so there is nothing to show. Detect again."
+        )
     others = {}
-    for name in (PSEUDO_HEALTHY, MASK):
+    for name in (VOLUME_PSEUDO_HEALTHY, VOLUME_MASK):
         path = case.folder / name
         if path.is_file():
             others[name], where = _nifti(path)
             if others[name].shape != anomaly_map.shape or not _same(where, affine, anomaly_map.shape):
-                raise ThoradError(f"{path}: on another grid than {MAP}. Detect again.")
-    pseudo_healthy, mask = others.get(PSEUDO_HEALTHY), others.get(MASK)
+                raise ThoradError(f"{path}: on another grid than {VOLUME_MAP}. Detect again.")
+    pseudo_healthy, mask = others.get(VOLUME_PSEUDO_HEALTHY), others.get(VOLUME_MASK)
     voxels, note = _scan(case, scan, anomaly_map.shape, affine)
     if voxels is None and pseudo_healthy is None:
         raise ThoradError(
@@ -205,7 +206,7 @@ def _read(case: CaseResult, scan: Path | None) -> tuple[_Case, str]:
 
 
 def _scan(
-    case: CaseResult, scan: Path | None, shape: tuple[int, ...], affine: NDArray[np.float64]
+    case: CaseRecord, scan: Path | None, shape: tuple[int, ...], affine: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32] | None, str]:
     path = scan or Path(case.source)
     if scan is None and not path.is_file():
@@ -249,7 +250,7 @@ def _same(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int
 # ----------------------------------------------------------------------------------------------------- the page
 
 
-def _page(folder: ResultFolder, case: CaseResult, read: _Case, grid: _Grid, note: str) -> bytes:
+def _page(folder: ResultFolder, case: CaseRecord, read: _Case, grid: _Grid, note: str) -> bytes:
     blocks = {"map": _packed(_page_map(read.anomaly_map, grid), grid)}
     if read.scan is not None:
         grey = grid.blocks(read.scan, 0).mean(axis=-1) / read.white
@@ -304,7 +305,7 @@ def _page_healthy(pseudo_healthy: NDArray[np.float32], grid: _Grid) -> NDArray[n
     return np.where(count > 0, 1 + np.rint(254 * np.clip(mean, 0, 1)), 0).astype(np.uint8)
 
 
-def _about(folder: ResultFolder, case: CaseResult, read: _Case, grid: _Grid) -> Mapping[str, Any]:
+def _about(folder: ResultFolder, case: CaseRecord, read: _Case, grid: _Grid) -> Mapping[str, Any]:
     """What the page's script is told, beside the volumes."""
     highest = np.unravel_index(int(np.nanargmax(read.anomaly_map)), read.anomaly_map.shape)
     value = float(read.anomaly_map[highest])
@@ -336,7 +337,7 @@ def _place(voxel: Sequence[Any], value: float, grid: _Grid) -> dict[str, Any]:
     return {"voxel": [i, j, k], "index": grid.from_source((i, j, k)), "value": value}
 
 
-def _facts(case: CaseResult) -> str:
+def _facts(case: CaseRecord) -> str:
     facts = {"Score": "–" if case.score is None else f"{case.score:.3g}"}
     if case.p_value is not None:
         facts["p-value"] = f"{case.p_value:.3g}"

@@ -14,9 +14,9 @@ import PIL.Image
 from thorad.errors import ThoradError
 from thorad.pictures import coded_map, grey_png, mask_png, png_text, reduced, reduced_colours, reduced_shape
 from thorad.results.gallery import COLOUR_MAPS
-from thorad.results.reader import CaseResult, Pictures, read_folder, read_pictures
+from thorad.results.layout import OVERLAY, PSEUDO_HEALTHY, SCAN, STEPS, CaseRecord
+from thorad.results.reader import Pictures, read_folder, read_pictures
 from thorad.results.volume_page import write_volume_page
-from thorad.results.writer import OVERLAY, PSEUDO_HEALTHY, SCAN, STEPS
 
 LARGEST_SIDE: Final = 1024
 """px; larger pictures are reduced in the page, for its sliders must keep up."""
@@ -33,7 +33,7 @@ class Results:
 
     def __init__(self, path: Path, told: Told = str) -> None:
         self.path, self._told = path, told
-        self._cases: Mapping[str, CaseResult] = {}
+        self._cases: Mapping[str, CaseRecord] = {}
 
     def index(self) -> dict[str, Any]:
         """What is known without opening the pictures.
@@ -114,7 +114,7 @@ class Results:
         slices = _slice_folders(case)
         return (slices[len(slices) // 2] if slices else case.folder) / OVERLAY
 
-    def _about(self, number: int, case: CaseResult) -> dict[str, Any]:
+    def _about(self, number: int, case: CaseRecord) -> dict[str, Any]:
         about: dict[str, Any] = {
             "id": number,
             "key": case.name,
@@ -173,16 +173,16 @@ def result_folders(path: Path) -> list[Path]:
     return found
 
 
-def _slice_folders(case: CaseResult) -> list[Path]:
+def _slice_folders(case: CaseRecord) -> list[Path]:
     slices = case.folder / "slices"
     return sorted(slices.iterdir()) if slices.is_dir() else []
 
 
-def _first_picture(case: CaseResult, file: str) -> Path:
+def _first_picture(case: CaseRecord, file: str) -> Path:
     return next(iter(_slice_folders(case)), case.folder) / file
 
 
-def _about_pictures(case: CaseResult) -> dict[str, Any]:
+def _about_pictures(case: CaseRecord) -> dict[str, Any]:
     slices = _slice_folders(case)
     overlay, steps = _first_picture(case, OVERLAY), _first_picture(case, STEPS)
     try:
