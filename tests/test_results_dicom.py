@@ -2,6 +2,7 @@ import importlib.util
 import logging
 import shutil
 import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,15 @@ def test_identity_is_in_no_file_name_and_no_log(
     assert not [record for record in caplog.records if record.name.partition(".")[0] in ("pydicom", "highdicom")]
     said = caplog.text + "".join(capfd.readouterr())
     assert not any(word in said for word in ("Mustermann", "4711", "1970"))
+
+
+def test_libraries_that_log_identity_are_silenced_whatever_is_imported_first() -> None:
+    script = (
+        "import logging, thorad.results.dicom as dicom; dicom.import_highdicom(); "
+        "print([logging.getLogger(name).level for name in ('pydicom', 'highdicom', 'openjpeg')])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([logging.CRITICAL] * 3)
 
 
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SOPClassUID", "FrameOfReferenceUID"])

@@ -30,10 +30,6 @@ UNWINDOWED: Final = {"MR", "PT", "NM"}
 """Modalities whose single slices are read without their window, as volumes are: it was set for a reader's eye, and cuts
 what is bright off."""
 
-# They log values that they find odd, which may be the patient's name; the user gets one ThoradError instead.
-for _library in ("pydicom", "openjpeg"):
-    logging.getLogger(_library).setLevel(logging.CRITICAL)
-
 _DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 _EXPLICIT: Final = b"1.2.840.10008.1.2.1"
 _RUN_LENGTHS: Final = "1.2.840.10008.1.2.5"
@@ -67,9 +63,14 @@ def import_pydicom() -> Any:
         ThoradError: it is not installed.
     """
     try:
-        return importlib.import_module("pydicom")
+        pydicom = importlib.import_module("pydicom")
     except ImportError as error:
         raise ThoradError("DICOM needs pydicom, which is not installed. pip install 'thorad[dicom]'") from error
+    # They log values that they find odd, which may be the patient's name; the user gets one ThoradError instead. Set
+    # here, for pydicom sets the level of its own log as it is imported.
+    for library in ("pydicom", "openjpeg"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    return pydicom
 
 
 @contextmanager
