@@ -262,7 +262,7 @@ def interrupt(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip().endswith("The same command goes on where it stopped.")
+    assert errors.strip().endswith("Run the same command again to resume.")
     assert "Traceback" not in errors
 
 

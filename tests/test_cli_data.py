@@ -21,7 +21,7 @@ def test_check_of_a_clean_set(tmp_path: Path) -> None:
     lines = [" ".join(line.split()) for line in result.output.splitlines()]
     assert lines[0] == f"{root} is laid out as a folder of images or volumes."
     assert {"subjects 10", "images 10", "with a lesion mask 0"} <= set(lines)
-    assert lines[-1] == "Nothing is wrong with it, as far as names and heads tell."
+    assert lines[-1] == "No problem found in file names and headers."
 
 
 def test_check_finds_problems(tmp_path: Path) -> None:

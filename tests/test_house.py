@@ -23,6 +23,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {
+        *("table", "records"),
         *("viewer", "apps", "results", "training", "evaluation", "implant", "datasets", "volume_detection", "detector"),
         *("calibration", "model", "io", "recipe", "errors", "__init__"),
     },

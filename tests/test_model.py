@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from thorad.cli import MODEL
+from thorad.cli.options import DEFAULT_MODEL
 from thorad.errors import ThoradError
 from thorad.model import (
     CALIBRATION,
@@ -155,7 +155,7 @@ def test_an_unknown_model_is_told_with_the_known_ones() -> None:
 
 
 def test_the_default_model_is_bundled_and_all_are_small() -> None:
-    assert MODEL in bundled_models()
+    assert DEFAULT_MODEL in bundled_models()
     assert sum(map(weight_megabytes, bundled_models())) < 40
 
 

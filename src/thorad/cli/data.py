@@ -1,0 +1,137 @@
+"""Data: `data check`, `data split`, `prepare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thorad.cli.options import (
+    DEFAULT_MODEL,
+    IdentityOption,
+    QuietOption,
+    ShardOption,
+    SlicesOption,
+    verb,
+)
+from thorad.cli.render import RESUMES, print_failures, print_line, print_table, print_warnings, progress_bar
+from thorad.records import parse_indices
+from thorad.table import Table
+
+SHOWN_PROBLEMS = 10  # of each kind that a check finds
+PANEL = "Data"
+
+app = typer.Typer(rich_help_panel=PANEL)
+data_app = typer.Typer(help="Check data sets, and split them by subject.", no_args_is_help=True, rich_help_panel=PANEL)
+app.add_typer(data_app, name="data", rich_help_panel=PANEL)
+
+DataFolder = Annotated[Path, typer.Argument(help="Folder of the data set, as published or of your own.")]
+KindOption = Annotated[
+    str | None,
+    typer.Option(help="grazpedwri, ixi, atlas, bids, brats, tables or folder. Default: told from the file names."),
+]
+
+
+@verb(app, example="thorad prepare scans/ -o slices --jobs 4", interrupted=RESUMES)
+def prepare(
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Volumes (NIfTI, NRRD, MetaImage), DICOM series, or folders of them.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the slices; an interrupted run resumes in it.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model the slices are for: name of a bundled model or recipe, a model folder or a recipe file."
+        ),
+    ] = DEFAULT_MODEL,
+    slices: SlicesOption = None,
+    jobs: Annotated[
+        int, typer.Option(help="Parallel processes; each takes half a GB of memory for 1 mm voxels.", min=1)
+    ] = 1,
+    keep_identity: IdentityOption = False,
+    shard: ShardOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Register T1w volumes to the model's template and cut its slices, for detect, train and calibrate."""
+    from thorad.apps.prepare import prepare_files, volume_section
+    from thorad.io.scans import find_scans
+    from thorad.io.shards import Shard
+
+    part = Shard.parse(shard) if shard is not None else Shard()
+    section = volume_section(model)
+    first, last = section.axial_slices
+    indices = list(range(first, last + 1)) if slices is None else parse_indices(slices)
+    scans = part.of(find_scans(inputs, leave_out=out, keep_identity=keep_identity))
+    with progress_bar("prepare", quiet) as show:
+        summary = prepare_files(scans, out, skull=section.skull, indices=indices, jobs=jobs, on_progress=show)
+    print_failures(summary.failed)
+    print_warnings(summary.warned)
+    if not quiet:
+        earlier = f" ({summary.already_done} of them before)" if summary.already_done else ""
+        counts = f"{len(summary.done)} done{earlier}, {len(summary.failed)} failed"
+        print_line(f"{counts}, in {summary.seconds:.1f} s.")
+        if summary.done:
+            print_line(f"Look at {out / '*' / 'overlay.png'} first; slices: {out / 'slices.csv'}")
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@verb(data_app, "check", example="thorad data check IXI/ --json found.json")
+def check_data(
+    folder: DataFolder,
+    kind: KindOption = None,
+    json: Annotated[Path | None, typer.Option(help="Also write everything that was found to this file.")] = None,
+) -> None:
+    """Say what a data set holds, what is missing, damaged or duplicated, and what leaks between its splits.
+
+    Reads file names and the headers of images. Exit code 1 if something is wrong.
+    """
+    from thorad.datasets import DATASETS
+    from thorad.datasets.check import check_data_set
+
+    report = check_data_set(folder, kind)
+    print_line(f"{folder} is laid out as {DATASETS[report.kind].description}.")
+    print_table(Table(("found", ""), [(name, str(count)) for name, count in report.counts.items()]))
+    for heading, entries in report.problems.items():
+        print_line(f"{heading}: {len(entries)}", style="red")
+        for entry in entries[:SHOWN_PROBLEMS]:
+            print_line(f"  {entry}")
+        if len(entries) > SHOWN_PROBLEMS:
+            print_line(f"  and {len(entries) - SHOWN_PROBLEMS} more" + ("" if json else "; --json FILE lists all"))
+    if not report.problems:
+        print_line("No problem found in file names and headers.")
+    if json is not None:
+        report.write(json)
+        print_line(f"All of it: {json}")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@verb(data_app, "split", example="thorad data split IXI/ -o split --fractions 0.8,0.1,0.1")
+def split_data(
+    folder: DataFolder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for train.csv, val.csv and test.csv.")],
+    fractions: Annotated[
+        str, typer.Option(help="Fractions of the subjects for train, val and test; 0: no such part.")
+    ] = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(help="Random seed for the assignment of subjects.")] = 0,
+    kind: KindOption = None,
+) -> None:
+    """Split a data set by subject: nobody is in two parts, and the same seed gives the same parts."""
+    from thorad.datasets.layouts import find_data_set
+    from thorad.datasets.split import parse_fractions, write_split
+
+    shares = parse_fractions(fractions)
+    split = write_split(find_data_set(folder, kind), out, shares, seed)
+    rows = []
+    for part, cases in split.parts.items():
+        with_findings = sum(case.has_finding for case in cases)
+        rows.append((part, str(len({case.subject for case in cases})), str(len(cases)), str(with_findings)))
+    print_table(Table(("part", "subjects", "images", "with findings"), rows))
+    if split.left_out:
+        print_line(f"Left out: {len(split.left_out)} images without a mask, which may or may not be healthy.")
+    if any(case.has_finding for case in split.parts.get("train", ())):
+        print_line("train.csv holds images with findings; thorad trains on healthy ones only.", style="yellow")
+    for path in split.tables.values():
+        print_line(f"{path}")

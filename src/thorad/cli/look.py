@@ -1,0 +1,281 @@
+"""Detect and look: `detect`, `report`, `volume`, `figure`, `view`, `demo`."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from thorad.cli.options import (
+    DEFAULT_MODEL,
+    BootstrapOption,
+    DetectorOptions,
+    DeviceOption,
+    IdentityOption,
+    Inputs,
+    ModelOption,
+    QuietOption,
+    ReportOption,
+    ShardOption,
+    SlicesOption,
+    parse_words,
+    verb,
+)
+from thorad.cli.render import (
+    RESUMES,
+    print_failures,
+    print_line,
+    print_table,
+    print_warnings,
+    progress_bar,
+)
+from thorad.errors import ThoradError
+from thorad.records import parse_indices
+from thorad.table import Table
+
+if TYPE_CHECKING:
+    from thorad.apps.run import RunSummary
+    from thorad.detector import Detector
+
+HIGHEST = 5  # scores shown at the end of a detection
+
+app = typer.Typer(rich_help_panel="Detect and look")
+
+ResultsArgument = Annotated[Path, typer.Argument(help="A result folder of `thorad detect`.")]
+TruthOption = Annotated[
+    Path | None, typer.Option(help="CSV with columns image and mask for these images, as for `thorad evaluate`.")
+]
+
+
+@verb(app, example="thorad detect scan.nii.gz -o results --report", interrupted=RESUMES)
+def detect(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; an interrupted run resumes in it.")],
+    options: DetectorOptions,
+    finish: Annotated[
+        bool,
+        typer.Option("--finish", help="Spend more network calls on a finer pseudo-healthy image; the map is the same."),
+    ] = False,
+    false_positives: Annotated[
+        float | None,
+        typer.Option(
+            help="Fraction of healthy pixels that may exceed the mask's threshold: 0.01, 0.02 or 0.05 with a "
+            "calibrated model. Default: 0.01, or no mask without a calibration."
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Mask everything above this map value; needs no calibration.")
+    ] = None,
+    slices: SlicesOption = None,
+    keep_steps: Annotated[
+        bool, typer.Option("--keep-steps", help="Keep pictures of every harmonisation step, for the report.")
+    ] = False,
+    keep_identity: IdentityOption = False,
+    shard: ShardOption = None,
+    make_report: ReportOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Find anomalies in images: an anomaly map, an overlay, a pseudo-healthy image and a score for each.
+
+    Takes pictures (PNG, TIFF, JPEG, NPY), volumes (NIfTI, NRRD, MHA) and DICOM; maps are on the input's own grid. If
+    `thorad calibrate` has calibrated the model for the method, also a p-value, a mask and a list of findings.
+    """
+    from thorad.io.scans import find_scans
+    from thorad.io.shards import Shard
+
+    part = Shard.parse(shard) if shard is not None else None
+    scans = find_scans(inputs, leave_out=out, keep_identity=keep_identity)
+
+    from thorad.apps.run import detect_files, open_results
+    from thorad.volume_detection import checked_indices
+
+    detector = options.detector(finish=finish, false_positives=false_positives, threshold=threshold)
+    indices = None if slices is None else parse_indices(slices)
+    if all(scan.is_volume for scan in scans.values()):
+        checked_indices(detector.model.recipe.volume, indices, detector.model_name)
+    results = open_results(detector, out, part, indices=indices)
+    with progress_bar("detect", quiet) as report:
+        summary = detect_files(detector, scans, results, indices=indices, keep_steps=keep_steps, on_progress=report)
+    print_failures(summary.failed)
+    print_warnings(summary.warned)
+    if not quiet:
+        _print_detections(summary, detector, f"Shard {part}: " if part else "")
+        _print_masks(detector, options.model)
+        if any(scan.series or scan.problem for scan in scans.values()) and not keep_identity:
+            print_line("DICOM files are named by hashes; --keep-identity names them by their paths.")
+        print_line(f"Results: {out}")
+    if make_report and summary.done:
+        print_report(out, quiet=quiet)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _print_detections(summary: RunSummary, detector: Detector, part: str) -> None:
+    """How many cases were done, and the highest scores."""
+    earlier = f" ({summary.already_done} of them before)" if summary.already_done else ""
+    counts = f"{len(summary.done)} done{earlier}, {len(summary.failed)} failed"
+    print_line(f"{part}{counts}, in {summary.seconds:.1f} s.")
+    columns = ["highest scores", ""]
+    columns += [*(["p"] if detector.calibration else []), *(["findings"] if detector.threshold is not None else [])]
+    rows = []
+    for name, score in islice(summary.done.items(), HIGHEST):
+        p_value, findings = summary.judged.get(name, (None, None))
+        cells = {"p": "-" if p_value is None else f"{p_value:.3g}", "findings": str(findings)}
+        rows.append([name, f"{score:.5g}", *(cells[column] for column in columns[2:])])
+    if rows:
+        print_table(Table(columns, rows))
+
+
+def _print_masks(detector: Detector, model: str) -> None:
+    """What the p-values and masks mean, or why there are none."""
+    from thorad.apps.calibrate import calibrate_command
+    from thorad.calibration import told_options
+
+    if detector.calibration is not None:
+        print_line(f"p: rank among {detector.calibration.scans} healthy scans.")
+    else:
+        if detector.calibrations:
+            others = "; ".join(told_options(calibration.options) for calibration in detector.calibrations)
+            print_line(f"The model's calibrations are for other options ({others}) and were not used.", style="yellow")
+        missing = "p-values and masks" if detector.threshold is None else "p-values"
+        print_line(f"No {missing} without a calibration: `{calibrate_command(detector, model)}` makes it.")
+    if detector.false_positives is not None:
+        share = f"{100 * detector.false_positives:g} %"
+        print_line(f"Masks and findings: above the threshold that {share} of the healthy scans' pixels exceed.")
+    elif detector.threshold is not None:
+        print_line(f"Masks and findings: above {detector.threshold:g}.")
+
+
+def print_report(
+    results: Path, out: Path | None = None, truth: Path | None = None, bootstrap: int = 0, quiet: bool = False
+) -> None:
+    """Write report.html of a result folder and say where it is; see `thorad.results.report.write_report`."""
+    from thorad.results.report import write_report
+
+    with progress_bar("report", quiet) as show:
+        summary = write_report(results, out, truth=truth, bootstrap=bootstrap, on_progress=show)
+    if not quiet:
+        if summary.side is not None:
+            print_line(f"Pictures are scaled to {summary.side} px on their longest side, to keep the file small.")
+        if summary.without_pictures:
+            print_line(f"The {summary.without_pictures} cases with the lowest scores are listed without pictures.")
+        print_line(f"{summary.path} ({summary.bytes / 1e6:.1f} MB): open it in any browser; it needs no network.")
+
+
+@verb(app, example="thorad report results")
+def report(
+    results: Annotated[Path, typer.Argument(help="A result folder of `thorad detect` or `thorad evaluate`.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The HTML file. Default: report.html in the folder.")
+    ] = None,
+    truth: TruthOption = None,
+    bootstrap: BootstrapOption = 1000,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn a result folder into one HTML file: what was run, figures, and every case to look at. Works offline."""
+    print_report(results, out, truth, bootstrap, quiet)
+
+
+@verb(app, example="thorad volume results --case scan")
+def volume(
+    results: Annotated[Path, typer.Argument(help="A result folder of `thorad detect` on volumes.")],
+    case: Annotated[str | None, typer.Option(help="Name of the volume. Default: the only one.")] = None,
+    scan: Annotated[
+        Path | None, typer.Option(help="The scan itself, NIfTI, NRRD or MHA. Default: the file it was read from.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The HTML file. Default: CASE.html in the result folder.")
+    ] = None,
+) -> None:
+    """Turn a volume into one HTML page: its map over the scan in three linked planes. Works offline; holds the scan."""
+    from thorad.results.volume_page import volume_cases, write_volume_page
+
+    if case is None:
+        names = volume_cases(results)
+        if len(names) != 1:
+            raise ThoradError(f"{results}: {len(names)} volumes ({', '.join(names[:5])}). Name one with --case.")
+        case = names[0]
+    path = write_volume_page(results, case, out or results / f"{case}.html", scan=scan)
+    print_line(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in any browser; it needs no network.")
+
+
+@verb(app, example="thorad figure results --case scan1,scan2 -o figure.pdf")
+def figure(
+    results: ResultsArgument,
+    case: Annotated[str, typer.Option(help="Names of the cases, separated by commas: one row each.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file: .pdf, .png or .svg.")],
+    panels: Annotated[
+        Literal["cases", "restoration"],
+        typer.Option(help="cases: input, pseudo-healthy, map, overlay, truth; restoration: step by step."),
+    ] = "cases",
+    truth: TruthOption = None,
+    slice_number: Annotated[
+        int | None, typer.Option("--slice", help="Slice of a volume. Default: the one with the map's highest value.")
+    ] = None,
+) -> None:
+    """Draw cases as panels for a publication, on one colour scale. Needs the extra `plots`."""
+    from thorad.results.figure import write_figure
+
+    write_figure(results, parse_words(case), out, layout=panels, truth=truth, slice_number=slice_number)
+    print_line(f"Figure: {out}")
+
+
+@verb(app, example="thorad view results", interrupted="Nothing of what was dropped in is left.")
+def view(
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="Result folders of `thorad detect`, or folders of them.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model folder to offer besides the bundled ones; can be repeated.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder that keeps the results of dropped scans. Default: nothing is kept."),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(help="Port on 127.0.0.1. Default: any free one.", min=0, max=65535, show_default=False)
+    ] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+) -> None:
+    """Open the viewer in a browser: look at results, drop scans in, watch their restoration. Ctrl-C ends it.
+
+    Needs the extra `view`. Runs on this machine only; nothing leaves it.
+    """
+    try:
+        from thorad.viewer.server import serve
+    except ModuleNotFoundError as error:
+        raise ThoradError(
+            f"the viewer needs {error.name}, which is not installed. pip install 'thorad[view]'"
+        ) from error
+
+    def announce(address: str) -> None:
+        print_line(f"thorad view: {address}")
+        print_line("Only this machine reaches it, and only with this address. Ctrl-C ends it.")
+
+    processed = serve(results or [], models=model or [], keep=out, port=port, on_ready=announce, browser=not no_browser)
+    print_line(f"Scans processed: {processed}.")
+
+
+@verb(app, example="thorad demo -o demo", interrupted="Run the same command again to start over.")
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures and results.")],
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "auto",
+) -> None:
+    """Make anomaly maps of a real head, as it is and with implanted lesions."""
+    from thorad.apps.demo import run_demo
+
+    with progress_bar("demo") as show:
+        cases = run_demo(out, model, device=device, on_progress=show)
+    places = {None: "no lesion here", True: "in the lesion", False: "elsewhere"}
+    columns = ("case", "method", "score", "map's peak", "seconds")
+    rows = [
+        (case.name, case.method, f"{case.score:.4g}", places[case.peak_in_lesion], f"{case.seconds:.1f}")
+        for case in cases
+    ]
+    print_table(Table(columns, rows, text_columns=frozenset({"method", "map's peak"})))
+    print_line(f"Look at {out / 'montage.png'} first. The overlays:")
+    for case in cases:
+        print_line(f"  {case.overlay}")

@@ -1,0 +1,207 @@
+"""Options that several verbs share, each declared once, and the decorator that makes a function a verb."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, cleandoc, get_annotations, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from thorad.cli.render import STARTS_OVER, one_line_errors
+from thorad.errors import ThoradError
+
+if TYPE_CHECKING:
+    from thorad.detector import Detector
+
+DEFAULT_MODEL = "brain-t1-compact"
+METHOD_PANEL = "Method"
+COMPUTE_PANEL = "Computation"
+
+Inputs = Annotated[
+    list[Path],
+    typer.Argument(help="Pictures, volumes, DICOM files, folders of them, or CSV files with a column image."),
+]
+ModelOption = Annotated[
+    str, typer.Option(help="Name of a bundled model, or a model folder.", rich_help_panel=METHOD_PANEL)
+]
+StepsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Number of timesteps to visit, or all. Default: the fewest that keep the quality.",
+        rich_help_panel=METHOD_PANEL,
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=COMPUTE_PANEL)]
+SeedOption = Annotated[int, typer.Option(help="Random seed for the noise.", rich_help_panel=COMPUTE_PANEL)]
+BatchOption = Annotated[
+    int,
+    typer.Option(
+        help="Images processed at once on an accelerator; a CPU takes one at a time.",
+        min=1,
+        rich_help_panel=COMPUTE_PANEL,
+    ),
+]
+BootstrapOption = Annotated[
+    int, typer.Option(help="Bootstrap resamples over subjects for the confidence intervals; 0: no intervals.", min=0)
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        help="I/N: process only part I of N. Other processes can do the other parts into the same --out.",
+        rich_help_panel=COMPUTE_PANEL,
+    ),
+]
+SlicesOption = Annotated[
+    str | None,
+    typer.Option(help="Axial slices of a volume, on the template's grid: 95, or 90-100. Default: the model's own."),
+]
+IdentityOption = Annotated[
+    bool, typer.Option("--keep-identity", help="Keep the paths of DICOM files, which often tell the patient's name.")
+]
+ReportOption = Annotated[
+    bool, typer.Option("--report", help="Also write report.html, a page with every case to look at.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How any method is run; the fields are those of `thorad.Detector`."""
+
+    steps: StepsOption = None
+    noise_level: Annotated[
+        int | None,
+        typer.Option(
+            help="Timestep up to which images are noised. Default: the method's own.",
+            min=1,
+            rich_help_panel=METHOD_PANEL,
+        ),
+    ] = None
+    preset: Annotated[
+        Literal["published"] | None,
+        typer.Option(
+            help="Follow the published implementation in every step, accidents included: thor, anoddpm, ddpm.",
+            rich_help_panel=METHOD_PANEL,
+        ),
+    ] = None
+    perceptual_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="torchvision's SqueezeNet 1.1 weights for LPIPS, instead of the model's.", rich_help_panel=METHOD_PANEL
+        ),
+    ] = None
+    device: DeviceOption = "auto"
+    seed: SeedOption = 0
+    batch_size: BatchOption = 16
+
+    def run(self, model: str | Path, method: str, noise: Any, **options: Any) -> Detector:
+        """A detector run like this; `options` are further ones of `Detector`, or replace these.
+
+        Raises:
+            ThoradError: as `Detector`.
+        """
+        from thorad.detector import Detector
+
+        own = {field.name: getattr(self, field.name) for field in fields(RunOptions)}
+        own["steps"] = parse_steps(self.steps)
+        return Detector(model, method=method, noise=noise, **{**own, **options})
+
+
+@dataclass(frozen=True)
+class DetectorOptions(RunOptions):
+    """One method with one model."""
+
+    method: Annotated[
+        str,
+        typer.Option(
+            help="thor, thor+ (five times the calls), anoddpm, ddpm, autoddpm, zscore, zscore-two-sided; "
+            "pddpm with --model brain-t1-patched.",
+            rich_help_panel=METHOD_PANEL,
+        ),
+    ] = "thor"
+    noise: Annotated[
+        str | None,
+        typer.Option(help="gaussian or simplex. Default: the method's own.", rich_help_panel=METHOD_PANEL),
+    ] = None
+    model: ModelOption = DEFAULT_MODEL
+
+    def detector(self, **options: Any) -> Detector:
+        """The detector that was asked for; see `run`."""
+        return self.run(self.model, self.method, self.noise, **options)
+
+
+def parse_steps(text: str | None) -> int | Literal["all"] | None:
+    """`--steps` as `Detector` takes it.
+
+    Raises:
+        ThoradError: neither a number nor "all".
+    """
+    if text is None or text == "all":
+        return text  # type: ignore[return-value]  # mypy doesn't narrow str to the literal
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ThoradError(f"--steps is {text!r}, expected a number or all.") from error
+
+
+def parse_words(text: str) -> list[str]:
+    """The words of `a, b,c`."""
+    return [word.strip() for word in text.split(",")]
+
+
+def verb(
+    app: typer.Typer, name: str | None = None, *, example: str, interrupted: str = STARTS_OVER
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a verb of a group, with one-line errors.
+
+    A parameter whose type is a dataclass of options stands for the dataclass's fields: Typer sees each as a parameter
+    of its own, the function gets the dataclass.
+
+    Args:
+        app: the group.
+        name: the verb's; None: the function's.
+        example: a command line, shown below the verb's help.
+        interrupted: what to say after Ctrl-C.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        asked = signature(function, eval_str=True)
+        spread: dict[str, Any] = {p.name: p.annotation for p in asked.parameters.values() if is_dataclass(p.annotation)}
+
+        @wraps(function)
+        def call(**given: Any) -> None:
+            for name, kind in spread.items():
+                given[name] = kind(**{option.name: given.pop(option.name) for option in _option_parameters(kind)})
+            with one_line_errors(interrupted):
+                function(**given)
+
+        parameters: list[Parameter] = []
+        for parameter in asked.parameters.values():
+            if parameter.name in spread:
+                parameters += _option_parameters(parameter.annotation)
+            else:
+                parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+        call.__signature__ = asked.replace(parameters=parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {option.name: option.annotation for option in parameters}
+        app.command(
+            name,
+            help=re.sub(r"(?<!\n)\n(?!\n)", " ", cleandoc(function.__doc__ or "")),  # Typer keeps line breaks
+            epilog=f"Example: [bold]{example}[/]",
+            rich_help_panel=app.rich_help_panel,
+        )(call)
+        return call
+
+    return register
+
+
+def _option_parameters(kind: Any) -> Iterator[Parameter]:
+    """The fields of a dataclass of options as a function's parameters: its own first, then those of its bases."""
+    types = get_type_hints(kind, include_extras=True)
+    own = [field for field in fields(kind) if field.name in get_annotations(kind)]
+    for field in dict.fromkeys([*own, *fields(kind)]):
+        yield Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])

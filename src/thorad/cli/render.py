@@ -1,0 +1,112 @@
+"""What the verbs print: lines, tables, a progress bar, and errors of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from thorad.errors import ThoradError
+from thorad.table import Table
+
+RESUMES = "Run the same command again to resume."
+STARTS_OVER = "Nothing was written. Run the same command again to start over."
+
+out_console = Console(soft_wrap=True)
+error_console = Console(stderr=True, soft_wrap=True)
+
+
+def print_line(text: str = "", style: str | None = None) -> None:
+    """Print a line on stdout, as it is."""
+    out_console.print(text, style=style, markup=False, highlight=False)
+
+
+def print_error(text: str) -> None:
+    """Print a red line on stderr."""
+    error_console.print(text, style="red", markup=False, highlight=False)
+
+
+def print_warning(text: str) -> None:
+    """Print a yellow line on stderr."""
+    error_console.print(text, style="yellow", markup=False, highlight=False)
+
+
+def print_failures(failed: Mapping[str, str], what: str = "failed") -> None:
+    """Print an error for each of {name: reason}."""
+    for name, reason in failed.items():
+        print_error(f"{name} {what}: {reason}")
+
+
+def print_warnings(warned: Mapping[str, str]) -> None:
+    """Print a warning for each of {name: reason}."""
+    for name, reason in warned.items():
+        print_warning(f"{name}: {reason}")
+
+
+def print_table(table: Table) -> None:
+    """Print a table, its notes and the tables below it.
+
+    Numbers and the first column are never cut, even if a narrow terminal then breaks the lines; other text wraps.
+    """
+    drawn = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for index, column in enumerate(table.columns):
+        text = table.is_text(index)
+        whole = index == 0 or not text
+        width = max(len(cell) for cell in (column, *(row[index] for row in table.rows)))
+        drawn.add_column(column, justify="left" if text else "right", no_wrap=whole, min_width=width if whole else None)
+    for row in table.rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    if table.title:
+        print_line(table.title, style="bold")
+    needed = Measurement.get(out_console, out_console.options.update(width=1000), drawn).minimum
+    Console(width=max(needed, out_console.width)).print(drawn)
+    for note in table.notes:
+        parts = (Text(part, "bold" if index % 2 else "") for index, part in enumerate(note.split("**")))
+        out_console.print(Text.assemble(*parts), soft_wrap=not out_console.is_terminal)
+    for below in table.more:
+        print_line()
+        print_table(below)
+
+
+@contextmanager
+def progress_bar(title: str, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """A bar with the remaining time; nothing if stderr is no terminal. Yields a function of (done, total, title)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    disable = quiet or not error_console.is_terminal
+    with Progress(
+        *columns, TextColumn("remaining"), TimeRemainingColumn(), console=error_console, disable=disable
+    ) as bar:
+
+        def report(done: int, total: int, now: str = title) -> None:
+            if not bar.tasks:
+                bar.add_task(now, total=total, completed=done)
+            bar.update(bar.tasks[0].id, completed=done, description=now)
+
+        yield report
+
+
+@contextmanager
+def one_line_errors(interrupted: str) -> Iterator[None]:
+    """Turn what the user can mend, and Ctrl-C, into one line on stderr and an exit code.
+
+    Args:
+        interrupted: what to say after Ctrl-C.
+    """
+    try:
+        yield
+    except ThoradError as error:
+        print_error(f"Error: {error}")
+        raise typer.Exit(2) from error
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns the former into the latter.
+        if not isinstance(stop if isinstance(stop, KeyboardInterrupt) else stop.__context__, KeyboardInterrupt):
+            raise
+        print_warning(f"Interrupted. {interrupted}")
+        raise typer.Exit(130) from stop

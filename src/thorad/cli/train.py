@@ -1,0 +1,226 @@
+"""Train and calibrate: `train`, `calibrate`, `models`."""
+
+from __future__ import annotations
+
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from thorad.cli.options import DetectorOptions, Inputs, QuietOption, verb
+from thorad.cli.render import out_console, print_failures, print_line, print_table, print_warning, progress_bar
+from thorad.table import Table
+
+if TYPE_CHECKING:
+    from thorad.calibration import Calibration
+
+PANEL = "Train and calibrate"
+
+app = typer.Typer(rich_help_panel=PANEL)
+
+
+@verb(
+    app,
+    example="thorad train --recipe brain-t1-compact --train healthy.csv -o training",
+    interrupted="Run the same command again to resume from the last checkpoint.",
+)
+def train(
+    recipe: Annotated[str, typer.Option(help="Name of a bundled recipe, or a TOML file. `thorad models` lists them.")],
+    train: Annotated[Path, typer.Option(help="Folder or CSV of healthy images.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for logs, checkpoints and the model; an interrupted training resumes in it."
+        ),
+    ],
+    validation: Annotated[Path | None, typer.Option(help="Folder or CSV of healthy images of other subjects.")] = None,
+    devices: Annotated[str, typer.Option(help="Number of devices per node, or auto.")] = "auto",
+    nodes: Annotated[int, typer.Option(help="Number of machines.", min=1)] = 1,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, gpu or mps.")] = "auto",
+    steps: Annotated[int | None, typer.Option(help="Training steps, instead of the recipe's number.", min=1)] = None,
+    start_from: Annotated[str | None, typer.Option(help="A model whose weights to start from.")] = None,
+) -> None:
+    """Train a model on healthy images."""
+    from thorad.recipe import load_recipe
+
+    chosen = load_recipe(recipe)
+    if steps is not None:
+        chosen = chosen.model_copy(update={"training": chosen.training.model_copy(update={"steps": steps})})
+
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from thorad.training.fit import fit
+
+    folder = fit(
+        chosen,
+        train,
+        out,
+        validation=validation,
+        accelerator=accelerator,
+        devices=devices,
+        nodes=nodes,
+        start_from=start_from,
+        progress_bar=out_console.is_terminal,
+    )
+    # Every process of a distributed training comes by here.
+    rank_zero_only(print_line)(f"Model: {folder}\nUse it: thorad detect INPUT --model {folder} -o DIR")
+
+
+@verb(app, example="thorad calibrate healthy/ --model brain-t1-compact -o my-model")
+def calibrate(
+    healthy: Inputs,
+    options: DetectorOptions,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for a copy of the model; required for a bundled one. Default: in place."
+        ),
+    ] = None,
+    level: Annotated[float, typer.Option(help="The smallest p-value that must be possible.")] = 0.05,
+    quiet: QuietOption = False,
+) -> None:
+    """Derive thresholds and p-values for `thorad detect` from healthy scans that the model was not trained on.
+
+    They hold for the same method and options only.
+    """
+    from thorad.io.images import named_images
+
+    named = named_images(healthy, leave_out=out)
+
+    from thorad.apps.calibrate import calibrate_files, calibration_folder, save_calibration
+
+    calibration_folder(options.model, out)  # a refusal should come before the work
+    detector = options.detector()
+    with progress_bar("calibrate", quiet) as report:
+        summary = calibrate_files(detector, named, level=level, on_progress=report)
+    folder = save_calibration(summary.calibration, options.model, out)
+    print_failures(summary.failed, "left out")
+    if summary.warning:
+        print_warning(f"Warning: {summary.warning}")
+    if not quiet:
+        _print_calibration(summary.calibration, summary.seconds)
+        print_line(f"Calibrated model: {folder}")
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _print_calibration(calibration: Calibration, seconds: float) -> None:
+    from thorad.calibration import told_options
+
+    scans = calibration.scans
+    print_line(f"Calibrated with {told_options(calibration.options)} on {scans} scans, in {seconds:.1f} s.")
+    rows = [(f"{100 * rate:g} %", f"{threshold:.5g}") for rate, threshold in calibration.thresholds.items()]
+    print_table(Table(("healthy pixels above", "the threshold"), rows))
+    print_line(f"The smallest p-value is 1 / {scans + 1} = {1 / (scans + 1):.3g}.")
+
+
+class _ModelsGroup(TyperGroup):
+    """`thorad models NAME`: a first word that is no command of the group names a model."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {*self.commands, *ctx.help_option_names}
+        return super().parse_args(ctx, args if args and args[0] in known else ["show", *args])
+
+
+models_app = typer.Typer(
+    cls=_ModelsGroup,
+    help="List models and recipes, describe a model, or import one.",
+    rich_help_panel=PANEL,
+)
+app.add_typer(models_app, name="models", rich_help_panel=PANEL)
+
+
+@verb(models_app, "show", example="thorad models brain-t1-compact")
+def show_models(
+    model: Annotated[
+        str | None, typer.Argument(help="Name of a bundled model, or a model folder. Default: list them.")
+    ] = None,
+) -> None:
+    """List the bundled models and recipes, or describe one model. `thorad models NAME` does the same."""
+    if model is not None:
+        _print_model(model)
+        return
+
+    from thorad.model import bundled_models, load_model, weight_megabytes
+    from thorad.recipe import bundled_recipes, load_recipe
+
+    rows = []
+    for name in bundled_models():
+        loaded = load_model(name)
+        size = (f"{weight_megabytes(name):.1f}", f"{loaded.parameters / 1e6:.1f} M")
+        rows.append((name, ", ".join(loaded.recipe.noise.trained_kinds), *size, loaded.recipe.description))
+    text = frozenset({"noise", "description"})
+    print_table(Table(("model", "noise", "MB", "parameters", "description"), rows, text_columns=text))
+    recipes = [(name, load_recipe(name)) for name in bundled_recipes()]
+    described = [(name, ", ".join(recipe.noise.trained_kinds), recipe.description) for name, recipe in recipes]
+    print_line()
+    print_table(Table(("recipe", "noise", "description"), described, text_columns=text))
+    print_line()
+    print_line("`thorad models NAME` describes a model; `thorad train --recipe NAME` trains one.")
+
+
+def _print_model(model: str) -> None:
+    from thorad.model import load_model, model_card, model_folder, weight_megabytes
+
+    loaded = load_model(model)
+    print_line(f"{loaded.recipe.name}: {loaded.recipe.description}")
+    print_line(f"folder      {model_folder(model)}")
+    print_line(f"noise       {', '.join(loaded.recipe.noise.trained_kinds)}")
+    print_line(f"parameters  {loaded.parameters / 1e6:.2f} million, {weight_megabytes(model):.1f} MB")
+    print_line(f"sha256      {loaded.sha256} (checked: the weights are as they were saved)")
+    measured = {key: value for key, value in loaded.calibration.items() if key != "weights_sha256"}
+    if "calibrations" in measured:
+        measured["calibrations"] = [
+            {key: value for key, value in made.items() if key != "scores"} for made in measured["calibrations"]
+        ]
+    for title, text in {
+        "recipe": loaded.recipe.to_toml(),
+        "calibration": dumps(measured, indent=2),
+        "model card": model_card(model),
+    }.items():
+        print_line(f"\n--- {title} ---\n{text.strip()}")
+
+
+@verb(models_app, "import", example="thorad models import best_model.pt my-model --noise simplex")
+def import_model(
+    checkpoint: Annotated[Path, typer.Argument(help="latest_model.pt or best_model.pt of the published code.")],
+    out: Annotated[Path, typer.Argument(help="The model folder to make; must not exist.")],
+    noise: Annotated[Literal["gaussian", "simplex"], typer.Option(help="The noise it was trained with.")] = "gaussian",
+    name: Annotated[str | None, typer.Option(help="Name of the model. Default: the folder's name.")] = None,
+    input_range: Annotated[
+        Literal["-1..1", "0..1"], typer.Option(help="Intensity range of the images it was trained on.")
+    ] = "-1..1",
+    size: Annotated[int, typer.Option(help="Side length of those images, px.", min=1)] = 128,
+    head_channels: Annotated[
+        int | None,
+        typer.Option(help="Channels of an attention head. Default: 256 if that divides the channels, or 32.", min=1),
+    ] = None,
+    region: Annotated[str, typer.Option(help="Where to look for anomalies. Default: everywhere.")] = "",
+) -> None:
+    """Import a checkpoint of the published implementation (GitHub: ci-ber/THOR_DDPM) as a model folder."""
+    from thorad.apps.published_checkpoint import import_checkpoint
+
+    report = import_checkpoint(
+        checkpoint,
+        out,
+        name=name or out.resolve().name,
+        noise=noise,
+        input_range=input_range,
+        size=size,
+        head_channels=head_channels,
+        region=region,
+    )
+    network = report.recipe.network
+    print_line(f"{report.parameters / 1e6:.2f} million parameters, channels {network.channels}, {noise} noise.")
+    print_line(f"Its own LPIPS weights: {'kept' if report.perceptual else 'none, the bundled ones will be used'}.")
+    for tensor in report.dropped:
+        print_line(f"Dropped, because nothing uses it: {tensor}")
+    if report.head_channels_assumed:
+        print_line(
+            f"Assumed attention heads of {network.head_channels} channels, because checkpoints don't say: "
+            "a different --head-channels would give different results.",
+            style="yellow",
+        )
+    print_line(f"Model: {report.folder}")
