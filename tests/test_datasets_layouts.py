@@ -444,8 +444,8 @@ def cut(path: Path, keep: float) -> None:
     ("name", "spoil", "message"),
     [
         ("a.nii.gz", lambda path: path.write_bytes(b""), "the file is empty"),
-        ("a.nii.gz", lambda path: path.write_bytes(b"<html>" * 100), "Not a gzipped file"),
-        ("a.nii.gz", lambda path: path.write_bytes(gzip.compress(b"<html>" * 100)), "not a NIfTI file"),
+        ("a.nii.gz", lambda path: path.write_bytes(b"<html>" * 100), "not a volume"),
+        ("a.nii.gz", lambda path: path.write_bytes(gzip.compress(b"<html>" * 100)), "not a volume"),
         ("a.nii.gz", lambda path: cut(path, 0.9), "cut short"),
         ("a.nii.gz", lambda path: cut(path, 0.1), "."),
         (
@@ -460,7 +460,7 @@ def cut(path: Path, keep: float) -> None:
         ("a.png", lambda path: path.write_bytes(b"no"), "not an image"),
         ("a.png", lambda path: picture(path, 0, (4, 4)), "4 x 4 px"),
         ("a.tif", lambda path: cut(path, 0.02), "."),
-        ("a.mha", lambda path: path.write_bytes(b"no"), "its header has no end"),
+        ("a.mha", lambda path: path.write_bytes(b"no"), "not a volume"),
         ("a.npy", lambda path: cut(path, 0.9), "."),
     ],
 )

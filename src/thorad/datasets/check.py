@@ -7,41 +7,29 @@ may be the same.
 import gzip
 import hashlib
 import json
-import math
 import os
 import struct
 import tarfile
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Final
-
-import numpy as np
-import PIL.Image
+from typing import IO, Final
 
 from thorad.datasets.cases import Case, cases_on_disk
 from thorad.datasets.layouts import find_data_set
 from thorad.datasets.names import shown
 from thorad.datasets.tables import part_of, split_tables
+from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.io.decode import check_sides
-from thorad.io.volume_header import HEADER_BYTES, import_nibabel, is_nrrd, metaimage_header, nrrd_header
-from thorad.io.volumes import VOLUME_SUFFIXES
+from thorad.io.shapes import shape_of
+from thorad.io.volume_header import import_nibabel
 
 CHUNK: Final = 2**20
 """bytes read at once."""
 
-PICTURE_ENDS: Final = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
-"""What stands in the last bytes of a picture that is whole."""
-
-EXIF_ORIENTATION: Final = 0x0112
 NIFTI: Final = (".nii", ".nii.gz")
-
-LYING: Final = (5, 6, 7, 8)
-"""Orientations in which height and width are exchanged."""
 
 
 @dataclass(frozen=True)
@@ -306,85 +294,15 @@ def _check_heads(cases: Iterable[Case], contents: Contents, folder: Path) -> tup
 def _shape(
     path: Path, archive: Path | None, contents: Contents, folder: Path, unusable: list[str]
 ) -> tuple[int, ...] | None:
-    """Of an image or a mask, by its head; None, and a line in `unusable`, where it can't be read."""
+    """Of an image or a mask, by its header; None, and a line in `unusable`, where it can't be read."""
     try:
-        # Libraries warn of odd files; here a file is either good or told of.
-        with warnings.catch_warnings(action="ignore"), contents.open(path, archive) as (file, size):
-            if size == 0:
-                raise ValueError("the file is empty")
-            name = path.name.lower()
-            if name.endswith(NIFTI):
-                return _nifti_shape(file, size, packed=name.endswith(".gz"))
-            if name.endswith(VOLUME_SUFFIXES):
-                return _other_volume_shape(path)
-            return _picture_shape(path, file, size)
-    except EOFError:
-        reason = "cut short"
-    except PIL.UnidentifiedImageError:
-        reason = "not an image"
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        reason = (str(error) or type(error).__name__).splitlines()[-1].removeprefix(f"{path}: ")
-    unusable.append(f"{shown(path, folder)}: {reason}")
+        with contents.open(path, archive) as (file, _):
+            return shape_of(path, file)
+    except ThoradError as error:
+        unusable.append(f"{shown(path, folder)}: {str(error).removeprefix(f'{path}: ')}")
+    except (OSError, tarfile.TarError) as error:
+        unusable.append(f"{shown(path, folder)}: {error}")
     return None
-
-
-def _nifti_shape(file: IO[bytes], size: int, *, packed: bool) -> tuple[int, ...]:
-    from nibabel import Nifti1Header, Nifti2Header
-
-    head = (gzip.GzipFile(fileobj=file) if packed else file).read(Nifti2Header.sizeof_hdr)
-    first = {int.from_bytes(head[:4], order) for order in ("little", "big")}
-    kind: Any = next((kind for kind in (Nifti1Header, Nifti2Header) if kind.sizeof_hdr in first), None)
-    if kind is None or len(head) < kind.sizeof_hdr:
-        raise ValueError("not a NIfTI file")
-    header = kind(head[: kind.sizeof_hdr], check=False)
-    shape = tuple(int(side) for side in header.get_data_shape())
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"{_times(shape)} voxels, expected three dimensions")
-    start = int(header["vox_offset"]) or int(header.single_vox_offset)
-    expected = start + math.prod(shape) * int(header.get_data_dtype().itemsize)
-    found = size
-    if packed:
-        file.seek(-4, os.SEEK_END)
-        (found,) = struct.unpack("<I", file.read(4))
-        if found == expected % 2**32:
-            return shape
-        # The last bytes are the size, unless the file is cut short or packed in blocks.
-        file.seek(0)
-        stream = gzip.GzipFile(fileobj=file)
-        found = sum(len(chunk) for chunk in iter(lambda: stream.read(CHUNK), b""))
-    if found < expected:
-        raise ValueError(f"cut short: {found} bytes, its header asks for {expected}")
-    return shape
-
-
-def _other_volume_shape(path: Path) -> tuple[int, ...]:
-    with path.open("rb") as file:
-        start = file.read(HEADER_BYTES)
-    return (nrrd_header if is_nrrd(start) else metaimage_header)(start, path).shape
-
-
-def _picture_shape(path: Path, file: IO[bytes], size: int) -> tuple[int, ...]:
-    """(height, width)."""
-    if path.suffix.lower() == ".npy":
-        height, width = np.load(path, mmap_mode="r", allow_pickle=False).shape[:2]
-    elif path.suffix.lower() in (".tif", ".tiff"):
-        import tifffile
-
-        with tifffile.TiffFile(file) as tiff:
-            height, width = tiff.pages[0].shape[:2]
-    else:
-        with PIL.Image.open(file) as picture:
-            width, height = picture.size
-            if picture.getexif().get(EXIF_ORIENTATION) in LYING:
-                width, height = height, width
-            end = PICTURE_ENDS.get(picture.format or "", b"")
-            file.seek(max(0, size - 4096))
-            if end not in file.read():
-                raise ValueError("cut short")
-    check_sides(height, width, str(path))
-    return height, width
 
 
 def _need_libraries(cases: Iterable[Case]) -> None:

@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import PIL.Image
-
 from thorad.datasets.boxes import Box, read_boxes, voc_xml
 from thorad.datasets.cases import Case
 from thorad.datasets.grazpedwri import TABLES, WristImage, dataset_table, read_dataset_table
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
+from thorad.io.shapes import shape_of
 from thorad.io.tables import write_table
 
 EXPECTED: Final = (
@@ -114,7 +113,7 @@ def sort_wrist_images(files: WristFiles, on_progress: Callable[[int, int], None]
     left_out: dict[str, str] = {}
     for done, (name, (row, image, annotation)) in enumerate(chosen.items(), start=1):
         try:
-            boxes = [box for box in _boxes(annotation, *_size(image)) if box.label != MARKER]
+            boxes = [box for box in _boxes(annotation, *shape_of(image)) if box.label != MARKER]
         except ThoradError as error:
             left_out[name] = str(error)
         else:
@@ -163,7 +162,7 @@ def write_wrist_cases(cases: WristCases, out: Path) -> Path:
         findings = cases.findings.get(case.name, [])
         boxes = f"boxes/{case.name}.xml" if findings else ""
         if findings:
-            write_atomic(out / boxes, voc_xml(findings, *_size(case.image)))
+            write_atomic(out / boxes, voc_xml(findings, *shape_of(case.image)))
         kind = ";".join(sorted({box.label for box in findings})) or "healthy"
         row = {"image": str(case.image.resolve()), "boxes": boxes, "elsewhere": ""}
         rows.append(row | {"subject": case.subject, "kind": kind})
@@ -179,15 +178,6 @@ def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     for path in sorted(paths):
         found.setdefault(path.stem, path)
     return found
-
-
-def _size(image: Path) -> tuple[int, int]:
-    """Height and width in px, from the file's head alone."""
-    try:
-        with PIL.Image.open(image) as opened:
-            return opened.height, opened.width
-    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise ThoradError(f"{image}: can't be read ({error}). Copy it again from where it came from.") from error
 
 
 def _boxes(annotation: Path, height: int, width: int) -> list[Box]:

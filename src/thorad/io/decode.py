@@ -4,7 +4,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import PIL.Image
@@ -41,7 +41,7 @@ def decode(content: bytes, source: str) -> NDArray[Any]:
     Raises:
         ThoradError: damaged, not an image, many pages, colours, or sides out of bounds.
     """
-    kind = next((kind for signature, kind in _SIGNATURES.items() if content.startswith(signature)), None)
+    kind = kind_of(content)
     if kind is None:
         raise ThoradError(f"{source}: not an image. Expected PNG, JPEG, TIFF or NPY; convert it to one of these.")
     try:
@@ -61,6 +61,11 @@ def decode(content: bytes, source: str) -> NDArray[Any]:
             f"{source}: damaged or incomplete {kind} file ({type(error).__name__}: {error}). "
             "Copy it again from where it came from."
         ) from error
+
+
+def kind_of(start: bytes) -> str | None:
+    """`PNG`, `JPEG`, `TIFF` or `NPY`, by the first bytes of a file; None for anything else."""
+    return next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), None)
 
 
 def check_sides(height: int, width: int, source: str) -> None:
@@ -219,12 +224,22 @@ def _decode_tiff(content: bytes, source: str) -> NDArray[Any]:
     return 65535 - pixels if inverted and bits > 8 else pixels  # 8 bits Pillow has inverted already
 
 
-def _decode_npy(content: bytes, source: str) -> NDArray[Any]:
-    file = io.BytesIO(content)
+def npy_header(file: IO[bytes], source: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array in an NPY file, which is left where the array begins.
+
+    Raises:
+        ThoradError: an array that can't be a grey image. Whatever NumPy raises means a damaged header.
+    """
     version = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = header(file)
     check_array(shape, dtype, source)
+    return shape, dtype
+
+
+def _decode_npy(content: bytes, source: str) -> NDArray[Any]:
+    file = io.BytesIO(content)
+    shape, dtype = npy_header(file, source)
     found, expected = len(content) - file.tell(), int(np.prod(shape)) * dtype.itemsize
     if found < expected:
         raise ThoradError(

@@ -121,6 +121,38 @@ def is_metaimage(start: bytes) -> bool:
     return bool(re.match(rb"[A-Za-z]+ *= ", start) and re.search(rb"^NDims *=", start, re.MULTILINE))
 
 
+def nifti_fields(start: bytes, path: Path) -> Any:
+    """`nibabel.Nifti1Header` or `Nifti2Header` of the unpacked file's first 540 bytes, without extensions.
+
+    Raises:
+        ThoradError: not NIfTI in one file, no voxel size, nibabel is not installed. Whatever else nibabel raises means
+            a damaged header too.
+    """
+    little = start[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0")
+    size = int.from_bytes(start[:4], "little" if little else "big")
+    is_first = size == 348 and start[344:348] == b"n+1\0"
+    if not is_first and not (size == 540 and start[4:12] == b"n+2\0\r\n\x1a\n"):
+        if size in (348, 540):
+            raise ThoradError(
+                f"{path}: the header of a pair of files (.hdr and .img), or of Analyze 7.5. Save it as one NIfTI file, "
+                ".nii or .nii.gz."
+            )
+        raise ThoradError(
+            f"{path}: not a volume. Expected NIfTI, NRRD or MetaImage; convert it to one of these. "
+            "A DICOM series is given as its folder."
+        )
+    nibabel = import_nibabel()
+    kind = nibabel.Nifti1Header if is_first else nibabel.Nifti2Header
+    header = kind(start[:size], endianness="<" if little else ">", check=False)
+    if int(header["sform_code"]) <= 0 and not (header["pixdim"][1:4] > 0).all():
+        # nibabel would take 1 mm for it.
+        raise ThoradError(
+            f"{path}: voxels of {times(header['pixdim'][1:4])} mm. Convert it again from DICOM, or correct its header."
+        )
+    header.check_fix()
+    return header
+
+
 def nifti_header(start: bytes, path: Path) -> Stored:
     """Of the unpacked file's first 540 bytes.
 
@@ -128,7 +160,7 @@ def nifti_header(start: bytes, path: Path) -> Stored:
         ThoradError: not NIfTI, damaged, not one grey volume within bounds, no orientation, nibabel is not installed.
             Whatever else nibabel raises means a damaged header too.
     """
-    header = _checked_nifti_fields(start, path)
+    header = nifti_fields(start, path)
     rank, *sides = (int(side) for side in header["dim"])
     if not 1 <= rank <= 7:
         raise ThoradError(f"{path}: a damaged header: {rank} dimensions. Copy it again from where it came from.")
@@ -236,33 +268,6 @@ def metaimage_header(start: bytes, path: Path) -> Stored:
 def times(values: Any) -> str:
     """`10 x 12 x 14`."""
     return " x ".join(f"{value:g}" for value in values)
-
-
-def _checked_nifti_fields(start: bytes, path: Path) -> Any:
-    """`nibabel.Nifti1Header` or `Nifti2Header`, without extensions."""
-    little = start[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0")
-    size = int.from_bytes(start[:4], "little" if little else "big")
-    is_first = size == 348 and start[344:348] == b"n+1\0"
-    if not is_first and not (size == 540 and start[4:12] == b"n+2\0\r\n\x1a\n"):
-        if size in (348, 540):
-            raise ThoradError(
-                f"{path}: the header of a pair of files (.hdr and .img), or of Analyze 7.5. Save it as one NIfTI file, "
-                ".nii or .nii.gz."
-            )
-        raise ThoradError(
-            f"{path}: not a volume. Expected NIfTI, NRRD or MetaImage; convert it to one of these. "
-            "A DICOM series is given as its folder."
-        )
-    nibabel = import_nibabel()
-    kind = nibabel.Nifti1Header if is_first else nibabel.Nifti2Header
-    header = kind(start[:size], endianness="<" if little else ">", check=False)
-    if int(header["sform_code"]) <= 0 and not (header["pixdim"][1:4] > 0).all():
-        # nibabel would take 1 mm for it.
-        raise ThoradError(
-            f"{path}: voxels of {times(header['pixdim'][1:4])} mm. Convert it again from DICOM, or correct its header."
-        )
-    header.check_fix()
-    return header
 
 
 def _fields(text: bytes, separator: str) -> dict[str, str]:
