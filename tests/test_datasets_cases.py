@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from thorad.datasets.cases import Case, read_cases, subject_of, training_images
+from thorad.datasets.cases import Case, read_cases, subject_of
 from thorad.errors import ThoradError
 from thorad.io.images import named_images
 
@@ -156,62 +156,3 @@ def test_tables_of_boxes_that_are_refused(tmp_path: Path, content: str, message:
     (tmp_path / "cases.csv").write_text(content)
     with pytest.raises(ThoradError, match=message):
         read_cases(tmp_path / "cases.csv", truth="boxes")
-
-
-def test_training_images(tmp_path: Path) -> None:
-    for index in range(3):
-        scan(tmp_path / "train" / f"sub-{index}.png", index)
-    scan(tmp_path / "val" / "sub-9.png", 9)
-    training, validating = training_images(tmp_path / "train", tmp_path / "val")
-    assert [path.name for path in training] == ["sub-0.png", "sub-1.png", "sub-2.png"]
-    assert [path.name for path in validating] == ["sub-9.png"]
-    assert training_images(tmp_path / "train", None) == (training, [])
-
-
-def test_a_trainings_own_pictures_are_no_training_images(tmp_path: Path) -> None:
-    scan(tmp_path / "train" / "a.png")
-    scan(tmp_path / "train" / "run" / "pictures" / "step-1.png")
-    training, _ = training_images(tmp_path / "train", None, leave_out=tmp_path / "train" / "run")
-    assert [path.name for path in training] == ["a.png"]
-
-
-def test_training_on_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ThoradError, match="no image in this folder"):
-        training_images(tmp_path, None)
-    with pytest.raises(ThoradError, match="no such file or folder"):
-        training_images(tmp_path / "nowhere", None)
-    scan(tmp_path / "train" / "a.png")
-    (tmp_path / "val").mkdir()
-    with pytest.raises(ThoradError, match="val: no image in this folder"):
-        training_images(tmp_path / "train", tmp_path / "val")
-
-
-def test_training_on_masks(tmp_path: Path) -> None:
-    scan(tmp_path / "train" / "a.png")
-    mask(tmp_path / "train" / "a_mask.png")
-    with pytest.raises(
-        ThoradError, match=r"train: 1 of 2 images have only two values and look like masks: a_mask\.png"
-    ):
-        training_images(tmp_path / "train", None)
-
-
-def test_training_on_a_damaged_file(tmp_path: Path) -> None:
-    scan(tmp_path / "train" / "a.png")
-    (tmp_path / "train" / "b.png").write_bytes(b"")
-    with pytest.raises(ThoradError, match=r"b\.png: the file is empty"):
-        training_images(tmp_path / "train", None)
-
-
-def test_one_subject_in_two_splits(tmp_path: Path) -> None:
-    scan(tmp_path / "train" / "sub-1_slice-90.png")
-    scan(tmp_path / "train" / "sub-2.png")
-    scan(tmp_path / "val" / "sub-1_slice-95.png")
-    with pytest.raises(ThoradError, match=r"1 subjects appear in both .*train and .*val: sub-1\."):
-        training_images(tmp_path / "train", tmp_path / "val")
-    with pytest.raises(ThoradError, match="2 subjects appear in both"):
-        training_images(tmp_path / "train", tmp_path / "train")
-
-
-def test_the_real_splits_share_no_subject(shared_data: Path) -> None:
-    training, validating = training_images(shared_data / "ixi" / "train", shared_data / "ixi" / "val")
-    assert (len(training), len(validating)) == (465, 58)

@@ -16,13 +16,15 @@ import pytest
 import SimpleITK
 
 from thorad.datasets import check as set_check
-from thorad.datasets.cases import Case, read_cases, training_images
+from thorad.datasets.cases import Case, read_cases
 from thorad.datasets.check import Contents, check_data_set, same_content
 from thorad.datasets.layouts import DataSet, find_data_set
 from thorad.datasets.split import parse_fractions, split_data_set, write_split
 from thorad.datasets.tables import part_of
 from thorad.errors import ThoradError
 from thorad.io.images import find_images
+from thorad.recipe import ImageSection, Recipe
+from thorad.training.data import open_images
 
 SHAPE = (4, 5, 6)
 TENTHS = (0.8, 0.1, 0.1)
@@ -684,8 +686,9 @@ def test_split_is_read_by_everything_else(tmp_path: Path) -> None:
             assert case.image.resolve() == wanted.image
             assert (case.mask.resolve() if case.mask else None) == (wanted.masks[0] if wanted.masks else None)
             assert case.subject == wanted.subject
-    assert [len(found) for found in training_images(out / "train.csv", out / "val.csv")] == [12, 4]
-    assert len(find_images([out / "test.csv"])) == 4
+    assert [len(find_images([out / f"{part}.csv"])) for part in ("train", "val", "test")] == [12, 4, 4]
+    recipe = Recipe(name="any", image=ImageSection(size=16))
+    assert [len(images) for images in open_images(out / "train.csv", out / "val.csv", recipe)] == [12, 4]
     report = check_data_set(out)
     assert (report.kind, report.images, report.with_mask) == ("tables", 20, 10)
     assert (report.parts, report.leaks) == ({"train": 12, "val": 4, "test": 4}, [])

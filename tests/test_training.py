@@ -1,6 +1,5 @@
 """Training: what is learnt, that a kill costs nothing, several processes, and errors that say what to do."""
 
-import copy
 import csv
 import os
 import signal
@@ -10,10 +9,13 @@ import time
 import types
 from pathlib import Path
 
+import lightning
+import monai
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file
 
 from thorad.detector import Detector
@@ -21,7 +23,10 @@ from thorad.errors import ThoradError
 from thorad.model import load_model
 from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
 from thorad.training.augmentation import augment
-from thorad.training.fit import DiffusionTraining, average_weights, fit, images_of_batch, learning_rate_factor
+from thorad.training.callbacks import average_weights
+from thorad.training.fit import fit
+from thorad.training.module import DiffusionTraining, learning_rate_factor
+from thorad.training.order import images_of_batch
 
 
 def tiny_recipe(**training: object) -> Recipe:
@@ -103,7 +108,7 @@ def test_no_more_than_some_images_are_validated_on(
     """The first ones: the loss is that of a folder of them alone."""
     losses = {}
     for limit in (3, 5):
-        monkeypatch.setattr("thorad.training.fit.MOST_VALIDATED", limit)
+        monkeypatch.setattr("thorad.training.data.MOST_VALIDATED", limit)
         out = tmp_path / str(limit)
         fit(tiny_recipe(), healthy[0], out, validation=healthy[1], accelerator="cpu", progress_bar=False)
         assert f"(validated on {limit})" in (out / "model" / "MODEL_CARD.md").read_text()
@@ -115,19 +120,9 @@ def test_no_more_than_some_images_are_validated_on(
     assert losses[3] != losses[5]
 
 
-def test_the_averaged_copy_has_its_own_weights_but_no_images_of_its_own(tmp_path: Path) -> None:
-    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    module = DiffusionTraining(tiny_recipe(), images, images[:2], tmp_path)
-    copied = copy.deepcopy(module)
-    assert copied.images.train.data_ptr() == images.data_ptr()
-    assert copied.images.validation.data_ptr() == images.data_ptr()
-    for mine, theirs in zip(module.parameters(), copied.parameters(), strict=True):
-        assert mine.data_ptr() != theirs.data_ptr()
-
-
-def test_losses_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that predicts no noise at all: the loss is the noise's power, three times as much for simplex."""
-    module = DiffusionTraining(tiny_recipe(), torch.zeros(4, 1, 16, 16), torch.zeros(0, 1, 16, 16), tmp_path)
+    module = DiffusionTraining(tiny_recipe())
     eps = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(4, 1, 1, 1).expand(4, 1, 16, 16)
     seen = []
 
@@ -144,19 +139,17 @@ def test_losses_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     x_t, at, of = seen[0]
     assert at.tolist() == t.tolist()
     assert of.tolist() == kind.tolist()
-    expected = (1 - module.diffusion.alpha_bar[t]).sqrt() * torch.arange(1.0, 5.0)
+    expected = (1 - module.schedule.alpha_bar[t]).sqrt() * torch.arange(1.0, 5.0)
     torch.testing.assert_close(x_t[:, 0, 0, 0], expected.float())
 
 
-def test_min_snr_weights_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_min_snr_weights_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """alpha_bar 0.9, 0.5, 0.2: SNR 9, 1, 1/4; gamma 3 weights the first by 3/9, the others by 1."""
     text = tiny_recipe().model_dump()
     text["noise"]["min_snr"] = 3.0
-    module = DiffusionTraining(
-        Recipe.model_validate(text), torch.zeros(4, 1, 16, 16), torch.zeros(0, 1, 16, 16), tmp_path
-    )
+    module = DiffusionTraining(Recipe.model_validate(text))
     eps = torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1, 1, 1).expand(3, 1, 16, 16)
-    module.diffusion.alpha_bar[:3] = torch.tensor([0.9, 0.5, 0.2])
+    module.schedule.alpha_bar[:3] = torch.tensor([0.9, 0.5, 0.2])
     monkeypatch.setattr(module, "_noise_of", lambda kinds, x, generator: eps)
     monkeypatch.setattr(module.network, "forward", lambda x_t, t, kind: torch.zeros_like(x_t))
     t, kind = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0])
@@ -165,13 +158,13 @@ def test_min_snr_weights_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert of_kind["gaussian"].item() == pytest.approx(5)  # the logged errors are unweighted
 
 
-def test_only_the_recipes_timesteps_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_recipes_timesteps_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """From train_from to train_below - 1, all of them; by default from 0."""
     x = torch.rand(256, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     for change, expected in (({"train_from": 3, "train_below": 10}, range(3, 10)), ({"train_below": 4}, range(4))):
         text = tiny_recipe(batch_size=256).model_dump()
         text["noise"].update(change)
-        module = DiffusionTraining(Recipe.model_validate(text), x, x[:1], tmp_path)
+        module = DiffusionTraining(Recipe.model_validate(text))
         monkeypatch.setattr(module, "_trainer", types.SimpleNamespace(world_size=1, global_step=7, global_rank=0))
         timesteps: list[torch.Tensor] = []
 
@@ -181,18 +174,18 @@ def test_only_the_recipes_timesteps_are_trained(tmp_path: Path, monkeypatch: pyt
 
         monkeypatch.setattr(module, "_losses", losses)
         monkeypatch.setattr(module, "log", lambda *_, **__: None)
-        module.training_step(torch.zeros(1), 0)
-        module.validation_step(torch.tensor([0]), 0)
+        module.training_step(x, 0)
+        module.validation_step(x[:1], 0)
         trained, validated = timesteps
         assert sorted(set(trained.tolist())) == list(expected)
         assert (validated.min(), validated.max()) == (expected[0], expected[-1])
 
 
-def test_of_a_patched_image_only_the_cell_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_patched_image_only_the_cell_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: absolute error of the clean image inside the cell; outside the network sees the image itself."""
     generator = torch.Generator().manual_seed(0)
     x, eps = (torch.rand(4, 1, 16, 16, generator=generator) for _ in range(2))
-    module = DiffusionTraining(patched_recipe(), x, x[:0], tmp_path)
+    module = DiffusionTraining(patched_recipe())
     assert module.cells == 4
     error = torch.tensor([0.5, -1.0, 2.0, -4.0]).reshape(4, 1, 1, 1)
     corners = [(slice(0, 8), slice(0, 8)), (slice(0, 8), slice(8, 16)), (slice(8, 16), slice(0, 8))]
@@ -213,7 +206,7 @@ def test_of_a_patched_image_only_the_cell_counts(tmp_path: Path, monkeypatch: py
     loss, of_kind = module._losses(x, t, kind, torch.Generator(), cell)
     assert loss.item() == pytest.approx((0.5 + 1 + 2 + 4) / 4)
     assert {name: value.item() for name, value in of_kind.items()} == pytest.approx({"simplex": 7.5 / 4})
-    noised = module.diffusion.add_noise(x, eps, t)
+    noised = module.schedule.add_noise(x, eps, t)
     for image, number in enumerate(cell.tolist()):
         inside = torch.zeros(16, 16, dtype=torch.bool)
         inside[corners[number]] = True
@@ -221,12 +214,12 @@ def test_of_a_patched_image_only_the_cell_counts(tmp_path: Path, monkeypatch: py
         assert torch.equal(seen[0][image, 0][~inside], x[image, 0][~inside])
 
 
-def test_a_network_that_predicts_the_clean_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_predicts_the_clean_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: the mean squared error against the image, all of it noised."""
     recipe = tiny_recipe().model_dump()
     recipe["noise"]["prediction"] = "clean"
     x = torch.full((2, 1, 16, 16), 0.5)
-    module = DiffusionTraining(Recipe.model_validate(recipe), x, x[:0], tmp_path)
+    module = DiffusionTraining(Recipe.model_validate(recipe))
     monkeypatch.setattr(module.network, "forward", lambda x_t, t, kind: torch.zeros_like(x_t))
     loss, _ = module._losses(x, torch.tensor([3, 400]), torch.tensor([0, 1]), torch.Generator().manual_seed(0))
     assert loss.item() == pytest.approx((1 * 0.25 + 3 * 0.25) / 2)
@@ -255,12 +248,12 @@ def test_a_patched_training(healthy: tuple[Path, Path], tmp_path: Path) -> None:
     assert "the noise, from the whole image under gaussian or simplex noise" in (first / "MODEL_CARD.md").read_text()
 
 
-def test_a_patched_network_learns_the_cell_from_its_surroundings(tmp_path: Path) -> None:
+def test_a_patched_network_learns_the_cell_from_its_surroundings() -> None:
     """Ramps in four directions, each continued from the clean cells; a fresh network's grey is 0.43 off."""
     ramp = torch.linspace(-0.8, 0.8, 16).expand(1, 1, 16, 16)
     x = torch.cat([ramp, -ramp, ramp.mT, -ramp.mT])
     torch.manual_seed(0)
-    module = DiffusionTraining(patched_recipe(), x, x[:0], tmp_path)
+    module = DiffusionTraining(patched_recipe())
     optimiser = torch.optim.Adam(module.network.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     losses = []
@@ -275,10 +268,10 @@ def test_a_patched_network_learns_the_cell_from_its_surroundings(tmp_path: Path)
     assert sum(losses[-10:]) / 10 < 0.6 * losses[0]
 
 
-def test_each_training_step_noises_cells_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_training_step_noises_cells_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them, reproducibly, and not in the order of the images; validation has a fixed one for each image."""
     x = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    module = DiffusionTraining(patched_recipe(batch_size=8), x, x, tmp_path)
+    module = DiffusionTraining(patched_recipe(batch_size=8))
     trainer = types.SimpleNamespace(world_size=1, global_step=7, global_rank=0)
     monkeypatch.setattr(module, "_trainer", trainer)
     cells: list[list[int]] = []
@@ -290,11 +283,11 @@ def test_each_training_step_noises_cells_at_random(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(module, "_losses", losses)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     for _ in range(2):
-        module.training_step(torch.zeros(1), 0)
+        module.training_step(x, 0)
     assert cells[0] == cells[1]
     assert set(cells[0]) == {0, 1, 2, 3}
     for index in range(5):
-        module.validation_step(torch.tensor([index]), 0)
+        module.validation_step(x[index : index + 1], index)
     assert [set(of_image) for of_image in cells[2:]] == [{0}, {1}, {2}, {3}, {0}]
 
 
@@ -320,6 +313,111 @@ def run_cli(
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+class ForeignScans(lightning.LightningDataModule):
+    """A data module as others write them: MONAI's data sets of dictionaries, on the scanner's scale."""
+
+    def __init__(self, folders: tuple[Path, Path]) -> None:
+        super().__init__()
+        self.folders = folders
+
+    def setup(self, stage: str = "fit") -> None:
+        read = monai.transforms.Lambda(lambda item: {**item, "image": self.read(item["path"])})  # type: ignore[no-untyped-call]
+        self.train_set, self.val_set = (
+            monai.data.Dataset([{"path": path, "label": 0} for path in sorted(folder.iterdir())], read)
+            for folder in self.folders
+        )
+
+    @staticmethod
+    def read(path: Path) -> monai.data.MetaTensor:
+        return monai.data.MetaTensor(np.asarray(PIL.Image.open(path), dtype=np.float32)[None] * 7)  # type: ignore[no-untyped-call]
+
+
+class Counter(lightning.Callback):
+    """Counts steps, and sees what a callback may see."""
+
+    steps = 0
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: object, *_: object) -> None:
+        assert isinstance(pl_module, DiffusionTraining)
+        self.steps += 1
+
+
+class Losses(Logger):
+    """A logger that keeps what it is given."""
+
+    name, version = "losses", "0"
+
+    def __init__(self) -> None:
+        self.of_step: dict[int, dict[str, float]] = {}
+
+    def log_hyperparams(self, *_: object, **__: object) -> None:
+        pass
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.of_step.setdefault(step or 0, {}).update(metrics)
+
+
+def test_data_callbacks_loggers_and_options_of_others(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    """The same images from a foreign data module give the same model."""
+    scans, counter, losses = ForeignScans(healthy), Counter(), Losses()
+    scans.setup()
+    model = fit(
+        tiny_recipe(),
+        scans.train_set,
+        tmp_path / "foreign",
+        validation=scans.val_set,
+        accelerator="cpu",
+        progress_bar=False,
+        callbacks=[counter],
+        loggers=[losses],
+        trainer_options={"log_every_n_steps": 1, "enable_model_summary": False},
+    )
+    assert counter.steps == 6
+    assert sum("train/loss" in metrics for metrics in losses.of_step.values()) == 6
+    assert sum("validation/loss" in metrics for metrics in losses.of_step.values()) == 2
+    assert not (tmp_path / "foreign" / "logs").exists()
+    assert len(list((tmp_path / "foreign" / "pictures").iterdir())) == 2
+    assert "| trained on | 5 images (validated on 5) |" in (model / "MODEL_CARD.md").read_text()
+    ours = fit(
+        tiny_recipe(), healthy[0], tmp_path / "ours", validation=healthy[1], accelerator="cpu", progress_bar=False
+    )
+    for name, tensor in weights(ours).items():
+        torch.testing.assert_close(weights(model)[name], tensor, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": 3, "profiler": None}, r"trainer_options: max_steps can't be set here"),
+        ({"accumulate_grad_batches": 2}, "accumulate_grad_batches can't be set here"),
+        ({"no_such_option": 1}, r"accelerator 'cpu' .* trainer_options \{'no_such_option': 1\}: .*no_such_option"),
+    ],
+)
+def test_trainer_options_that_are_refused(
+    healthy: tuple[Path, Path], tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ThoradError, match=message):
+        fit(
+            tiny_recipe(),
+            healthy[0],
+            tmp_path / "out",
+            accelerator="cpu",
+            progress_bar=False,
+            trainer_options=options,
+        )
+
+
+def test_a_callback_that_ends_the_training_early(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+            trainer.should_stop = trainer.global_step == 2
+
+    options = {"accelerator": "cpu", "progress_bar": False}
+    with pytest.raises(ThoradError, match=r"out: the training was ended at step 2 of 6, so there is no model"):
+        fit(tiny_recipe(), healthy[0], tmp_path / "out", callbacks=[Stop()], **options)
+    load_model(fit(tiny_recipe(), healthy[0], tmp_path / "out", **options))
 
 
 def test_killed_and_resumed_equals_uninterrupted(healthy: tuple[Path, Path], tmp_path: Path) -> None:
@@ -354,10 +452,10 @@ def test_killed_and_resumed_equals_uninterrupted(healthy: tuple[Path, Path], tmp
 KEEP_EVERY_PROCESS_WEIGHTS = """
 import pathlib, torch
 from thorad import cli
-from thorad.training import fit as training
+from thorad.training.module import DiffusionTraining
 def keep(module):
     torch.save(module.state_dict(), pathlib.Path(__file__).with_name(f"process-{module.global_rank}.pt"))
-training.DiffusionTraining.on_train_end = keep
+DiffusionTraining.on_train_end = keep
 cli.app()
 """
 

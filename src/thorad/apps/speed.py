@@ -264,7 +264,8 @@ def training_rate(recipe: Recipe, accelerator: str, steps: int = TRAINING_STEPS)
     """Images a second of `thorad train`, augmentation and noise included, on made-up images."""
     import lightning
 
-    from thorad.training.fit import DiffusionTraining
+    from thorad.training.data import TrainingData
+    from thorad.training.module import DiffusionTraining
 
     class Timed(DiffusionTraining):
         """Notes when each step ends."""
@@ -288,7 +289,7 @@ def training_rate(recipe: Recipe, accelerator: str, steps: int = TRAINING_STEPS)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing is logged, for one
-        trainer.fit(Timed(recipe, images, images[:0], Path()))
+        trainer.fit(Timed(recipe), datamodule=TrainingData(recipe, images))
     return recipe.training.batch_size * steps / (ends[-1] - ends[0])
 
 

@@ -1,4 +1,4 @@
-"""Which images belong together: cases for evaluation; training and validation images that share no subject."""
+"""Cases: images with the truth about them, and the tables that list them."""
 
 import os
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from thorad.errors import ThoradError
-from thorad.io.images import case_names, find_images, read_image
-from thorad.io.tables import Row, files_in_column, listing, read_table, refuse_images_named_twice
+from thorad.io.images import case_names
+from thorad.io.tables import Row, files_in_column, read_table, refuse_images_named_twice
 
 Truth = Literal["mask", "boxes"]
 """The column of a table of cases that says what is in an image."""
@@ -158,51 +158,3 @@ def _slice_number(table: Path, line: int, cell: str) -> int | None:
         raise ThoradError(
             f"{table}, line {line}: the slice is {cell!r}, expected a whole number. It orders the slices of a volume."
         ) from error
-
-
-def training_images(
-    train: Path, validation: Path | None, *, leave_out: Path | None = None
-) -> tuple[list[Path], list[Path]]:
-    """The images to train on and to validate on.
-
-    Every one of them is opened, so that training doesn't stop at a damaged file hours later.
-
-    Args:
-        train: a folder, or a table with a column `image`, of healthy images.
-        validation: the same, of other subjects; None for none.
-        leave_out: the training's own folder, whose pictures are no images to train on.
-
-    Returns:
-        (training images, validation images), the latter empty for None.
-
-    Raises:
-        ThoradError: nothing there, an image that can't be read, masks among them, a subject that appears in both.
-    """
-    training = find_images([train], leave_out=leave_out)
-    _refuse_masks(train, training)
-    if validation is None:
-        return training, []
-    validating = find_images([validation], leave_out=leave_out)
-    _refuse_masks(validation, validating)
-    shared = sorted({subject_of(path) for path in training} & {subject_of(path) for path in validating})
-    if shared:
-        raise ThoradError(
-            f"{len(shared)} subjects appear in both {train} and {validation}: {listing(shared)}. What is measured on a "
-            "subject that was trained on says nothing; move all images of a subject to one side. "
-            "(The subject is the file name's leading sub-XXXX, else the whole name.)"
-        )
-    return training, validating
-
-
-def _refuse_masks(given: Path, paths: Sequence[Path]) -> None:
-    """Masks in a training folder are a mistake that no loss curve shows."""
-    masks: list[str] = []
-    for path in paths:
-        pixels = read_image(path).pixels
-        if ((pixels == pixels.min()) | (pixels == pixels.max())).all():
-            masks.append(path.name)
-    if masks:
-        raise ThoradError(
-            f"{given}: {len(masks)} of {len(paths)} images have only two values and look like masks: {listing(masks)}. "
-            "Training takes healthy images only; move masks to another folder."
-        )

@@ -1,1 +1,1 @@
-"""Learning healthy anatomy: the fit and its augmentation."""
+"""Learning healthy anatomy: images, their augmentation, the loss, and the fit."""

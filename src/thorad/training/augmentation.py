@@ -1,6 +1,7 @@
 """How training images are varied: shape as in the paper, intensity for other scanners.
 
-Shapes: (B, 1, S, S) in [0, 1]. Every number comes from the generator given.
+Shapes: (B, 1, S, S) in [0, 1]. Every random number comes from the generator given, on the host, so that a step's
+numbers are the same on every device.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ def augment(x: Tensor, options: AugmentationSection, generator: torch.Generator)
     """Vary each image of a batch on its own.
 
     Args:
-        x: (B, 1, S, S) in [0, 1], on the host.
+        x: (B, 1, S, S) in [0, 1], on any device.
         options: how far.
-        generator: of all random numbers.
+        generator: of all random numbers, on the host.
 
     Returns:
         (B, 1, S, S) in [0, 1].
@@ -28,24 +29,24 @@ def augment(x: Tensor, options: AugmentationSection, generator: torch.Generator)
     return _vary_intensity(_vary_shape(x, options, generator), options, generator)
 
 
-def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
+def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """(B, 1, 1, 1): a number for each image."""
+    return torch.rand(len(like), 1, 1, 1, generator=generator).to(like.device) * (high - low) + low
 
 
 def _smooth_field(channels: int, like: Tensor, knots: int, generator: torch.Generator) -> Tensor:
     """(B, channels, S, S): normal numbers at knots x knots places, cubic between them."""
-    at_knots = torch.randn(len(like), channels, knots, knots, generator=generator)
+    at_knots = torch.randn(len(like), channels, knots, knots, generator=generator).to(like.device)
     return functional.interpolate(at_knots, size=like.shape[-2:], mode="bicubic", align_corners=True)
 
 
 def _vary_shape(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
-    count = len(x)
-    angle = _uniform(count, -options.rotation, options.rotation, generator) * math.pi / 180
-    size = _uniform(count, 1 - options.scale, 1 + options.scale, generator)
+    angle = _uniform(x, -options.rotation, options.rotation, generator) * math.pi / 180
+    size = _uniform(x, 1 - options.scale, 1 + options.scale, generator)
     # affine_grid's unit is half the image's side.
-    shift_x = 2 * _uniform(count, -options.shift, options.shift, generator)
-    shift_y = 2 * _uniform(count, -options.shift, options.shift, generator)
-    mirror = 1 - 2 * (torch.rand(count, 1, 1, 1, generator=generator) < options.flip).float()
+    shift_x = 2 * _uniform(x, -options.shift, options.shift, generator)
+    shift_y = 2 * _uniform(x, -options.shift, options.shift, generator)
+    mirror = 1 - 2 * (_uniform(x, 0, 1, generator) < options.flip).float()
     cosine, sine = angle.cos() / size, angle.sin() / size
     rows = [torch.cat([mirror * cosine, -sine, shift_x], 3), torch.cat([mirror * sine, cosine, shift_y], 3)]
     grid = functional.affine_grid(torch.cat(rows, 2)[:, 0], list(x.shape), align_corners=False)  # (B, S, S, 2)
@@ -57,11 +58,10 @@ def _vary_shape(x: Tensor, options: AugmentationSection, generator: torch.Genera
 def _vary_intensity(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
     if options.intensity == 0:
         return x
-    count = len(x)
-    chosen = torch.rand(count, 1, 1, 1, generator=generator) < options.intensity
-    gamma = _uniform(count, -options.gamma, options.gamma, generator).exp()
+    chosen = _uniform(x, 0, 1, generator) < options.intensity
+    gamma = _uniform(x, -options.gamma, options.gamma, generator).exp()
     bias_field = (options.bias_field * _smooth_field(1, x, 3, generator)).exp()
-    contrast = _uniform(count, 1 - options.contrast, 1 + options.contrast, generator)
-    grain = torch.randn(x.shape, generator=generator) * _uniform(count, 0, options.noise, generator)
+    contrast = _uniform(x, 1 - options.contrast, 1 + options.contrast, generator)
+    grain = torch.randn(x.shape, generator=generator).to(x.device) * _uniform(x, 0, options.noise, generator)
     varied = x.clamp(min=0).pow(gamma) * bias_field * contrast + grain
     return torch.where(chosen, varied, x).clamp(0, 1)
