@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,8 @@ from typer.testing import CliRunner
 from result_folders import head, make_results
 from test_io_dicom import DX, base, save
 from thorad.cli import app
+from thorad.results.reader import ResultFolder
+from thorad.viewer import pages
 from thorad.viewer.private_folder import LOCK, private_folder
 from viewer_server import Client, Viewer
 
@@ -472,6 +475,33 @@ def test_a_damaged_case_is_told(client: Client, folders: Path) -> None:
         assert "damaged" in answer["message"]
     finally:
         overlay.write_bytes(content)
+
+
+def test_a_folder_is_read_again_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start page asks for the summaries of all folders once a second."""
+    make_results(tmp_path / "run", 3, failed=["bad"])
+    reads: list[Path] = []
+    read_folder = pages.read_folder
+
+    def counting(path: Path) -> ResultFolder:
+        reads.append(path)
+        return read_folder(path)
+
+    monkeypatch.setattr(pages, "read_folder", counting)
+    results = pages.Results(tmp_path / "run")
+    first = results.summary()
+    assert results.summary() == first
+    assert len(reads) == 1
+    case = tmp_path / "run" / "cases" / "bad" / "case.json"
+    content = json.loads(case.read_text())
+    case.write_text(json.dumps({**content, "status": "ok", "score": 0.1}))
+    os.utime(case, ns=(case.stat().st_atime_ns, case.stat().st_mtime_ns + 1_000_000))  # whatever the clock's ticks
+    assert results.summary() == {**first, "failed": first["failed"] - 1}
+    shutil.rmtree(case.parent)
+    assert results.summary()["cases"] == first["cases"] - 1
+    assert len(reads) == 3
+    (tmp_path / "run" / "run.json").unlink()
+    assert "no such file" in results.summary()["message"]
 
 
 # ------------------------------------------------------------------------------------------------ begin and end

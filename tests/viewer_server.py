@@ -147,7 +147,7 @@ class Client:
 
     def wait(self, number: int, *states: str) -> dict[str, Any]:
         """The job, as soon as it is over or in one of the states."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while time.monotonic() < until:
             job = self.job(number)
             if job["state"] in (states or ("done", "failed", "cancelled")):

@@ -1,4 +1,4 @@
-"""The queue of scans that were dropped in, and the process that detects in them, one job after the other.
+"""The queue of uploads, which are detected in one after the other by the worker process.
 
 A job is what was dropped in at once: one picture, one series, or many of them. Its files lie in numbered files of the
 private folder until it ends; what users called them is kept only to be shown.
@@ -7,10 +7,8 @@ private folder until it ends; what users called them is kept only to be shown.
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,9 +16,11 @@ from thorad.errors import ThoradError
 from thorad.io.images import SUFFIXES
 from thorad.io.scans import DICOM_SUFFIXES, Scan, find_scans
 from thorad.io.volumes import VOLUME_SUFFIXES
+from thorad.viewer.order import Order, Settings
+from thorad.viewer.process import WorkerProcess
 
 LARGEST_TOGETHER: Final = 2**30
-"""bytes of all files that wait or are being looked at."""
+"""bytes of all files that wait or are being detected in."""
 
 MOST_FILES: Final = 5000
 """Of one job: more than the slices of any head."""
@@ -29,7 +29,7 @@ MOST_WAITING: Final = 100
 """Jobs that are not done yet."""
 
 LONGEST_NAME: Final = 200
-"""Characters that are shown of what users call a file."""
+"""Characters shown of a file's name."""
 
 MOST_EVENTS: Final = 300
 """Pictures of restorations that a job keeps to be watched."""
@@ -39,44 +39,29 @@ MOST_EVENTS_AT_ONCE: Final = 60
 LONGEST_PAUSE: Final = 60.0
 """seconds between two pieces of an upload, after which it is given up."""
 
-HEADERS_ALONE: Final = (".nhdr", ".mhd")
-"""Files that name another file, which a numbered one doesn't find."""
+DETACHED_HEADERS: Final = (".nhdr", ".mhd")
+"""Files that name another file, which isn't found under its number."""
+
+STOPPED_COMING: Final = "Its files stopped coming. Drop them again."
 
 State = Literal["receiving", "queued", "running", "done", "failed", "cancelled"]
 
 
-@dataclass(frozen=True)
-class Order:
-    """What the worker is to do."""
-
-    scans: Mapping[str, Scan]
-    model: str
-    method: str
-    noise: str | None
-    indices: Sequence[int] | None
-    """Of the slices that volumes are looked at in; None: the model's own."""
-    out: Path
-    """The result folder."""
-
-
 @dataclass
 class Job:
-    """One upload and what becomes of it."""
+    """One upload and its progress."""
 
     number: int
     names: Sequence[str]
-    """What the user calls the files; only to be shown."""
+    """The user's names of the files; only to be shown."""
     sizes: Sequence[int]
     """bytes of each file, as announced."""
-    model: str
-    method: str
-    noise: str | None
-    indices: Sequence[int] | None
+    settings: Settings
     files: Path
     out: Path
     state: State = "receiving"
     message: str = ""
-    """Why it failed; else empty."""
+    """Why it failed; otherwise empty."""
     received: dict[int, Path] = field(default_factory=dict)
     touched: float = field(default_factory=time.monotonic)
     scans: dict[str, Scan] = field(default_factory=dict)
@@ -93,23 +78,23 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will become of it."""
+        """Whether it has come to its end."""
         return self.state in ("done", "failed", "cancelled")
 
     @property
     def title(self) -> str:
-        """What is shown for it."""
+        """What it is called in the page."""
         titles = list(self.titles.values()) or self.names
         return titles[0] if len(titles) == 1 else f"{titles[0]} and {len(titles) - 1} more"
 
     def about(self, position: int | None) -> dict[str, Any]:
-        """What the page shows of it; `position` in the queue, from 1, where it waits."""
+        """What the page shows of it; `position` in the queue, from 1, while it waits."""
         return {
             "number": self.number,
             "title": self.title,
-            "model": Path(self.model).name,
-            "method": self.method,
-            "noise": self.noise,
+            "model": Path(self.settings.model).name,
+            "method": self.settings.method,
+            "noise": self.settings.noise,
             "state": self.state,
             "position": position,
             "message": self.message,
@@ -117,33 +102,33 @@ class Job:
             "volumes": sum(scan.is_volume for scan in self.scans.values()),
             "done": self.done,
             "failures": [
-                {"case": self.told(name), "message": why.replace(f"{name}: ", "", 1)}
+                {"case": self.display_name(name), "message": why.replace(f"{name}: ", "", 1)}
                 for name, why in self.failures.items()
             ],
             "seconds": None if self.began is None else (self.ended or time.monotonic()) - self.began,
         }
 
-    def keep(self, case: str, event: dict[str, Any]) -> None:
-        """Keep a picture for who watches, and forget old ones: hundreds of scans would fill the memory."""
-        self.events.append({"key": case, "case": self.told(case), **event})
+    def add_event(self, case: str, **event: Any) -> None:
+        """Keep a picture for whoever watches, and forget old ones: those of hundreds of scans would fill the memory."""
+        self.events.append({"key": case, "case": self.display_name(case), **event})
         if len(self.events) > MOST_EVENTS:
             self.forgotten += len(self.events) - MOST_EVENTS // 2
             self.events = self.events[-(MOST_EVENTS // 2) :]
 
     def events_after(self, seen: int) -> tuple[list[dict[str, Any]], int]:
-        """The next pictures for who has seen so many of them, and how many that are then."""
+        """The next events for whoever has seen so many of them, and how many that makes."""
         start = max(0, seen - self.forgotten)
         events = self.events[start : start + MOST_EVENTS_AT_ONCE]
         return events, self.forgotten + start + len(events)
 
-    def told(self, case: str) -> str:
+    def display_name(self, case: str) -> str:
         """A case, or a slice of it, in the user's words."""
         name, _, slice_ = case.partition("__slice_")
         return self.titles.get(name, name) + (f", slice {int(slice_)}" if slice_ else "")
 
 
 class Jobs:
-    """All jobs of a session, oldest first, and the thread that sees to them.
+    """All jobs of a session, oldest first, and the thread that passes them to the worker.
 
     Args:
         folder: the private folder.
@@ -158,10 +143,10 @@ class Jobs:
         self._count = 0
         self._closing = False
         self._cancelled: Job | None = None
-        self._worker: _Process | None = None
+        self._worker: WorkerProcess | None = None
         self.offers: list[dict[str, Any]] = []
         """Models and methods; empty until the worker is ready."""
-        self.looked_at = 0
+        self.detected = 0
         """Scans that are done."""
         self.trouble = ""
         """Why there is no worker."""
@@ -170,55 +155,24 @@ class Jobs:
 
     # ------------------------------------------------------------------------------------------- from the page
 
-    def announce(
-        self,
-        files: Sequence[tuple[str, int]],
-        model: str,
-        method: str,
-        noise: str | None,
-        indices: Sequence[int] | None,
-    ) -> Job:
+    def announce(self, files: Sequence[tuple[str, int]], settings: Settings) -> Job:
         """Open a job for files (name, bytes) that are about to come.
 
         Raises:
-            ThoradError: too many, too large, of a kind that can't be, or a model or method that isn't offered.
+            ThoradError: too many files, too large, of a kind that can't be used, or a model or method that isn't
+                offered.
         """
-        if not files:
-            raise ThoradError("no file was chosen.")
-        if len(files) > MOST_FILES:
-            raise ThoradError(f"{len(files)} files at once; expected {MOST_FILES} at most. Drop one study at a time.")
-        for name, size in files:
-            if size <= 0:
-                raise ThoradError(f"{name[:LONGEST_NAME]}: the file is empty.")
-            if name.lower().endswith(HEADERS_ALONE):
-                raise ThoradError(
-                    f"{name[:LONGEST_NAME]}: a header whose voxels are in another file. Save both in one file "
-                    "(.nrrd or .mha), or use `thorad detect`."
-                )
-        offered = {(offer["model"], one["method"], one["noise"]) for offer in self.offers for one in offer["methods"]}
-        if (model, method, noise) not in offered:
-            raise ThoradError("this model with this method is not offered here.")
+        _check_files(files)
+        self._check_offered(settings)
         with self._changed:
             self._give_up_on_stalled()
-            waiting = [job for job in self._jobs.values() if not job.over]
-            free = LARGEST_TOGETHER - sum(sum(job.sizes) for job in waiting)
-            size = sum(size for _, size in files)
-            if size > free:
-                raise ThoradError(
-                    f"{size / 1e6:.0f} MB; {max(0, free) / 1e6:.0f} MB are free of the {LARGEST_TOGETHER / 1e6:.0f} MB "
-                    "that all waiting scans may have. Use `thorad detect` for large sets."
-                )
-            if len(waiting) >= MOST_WAITING:
-                raise ThoradError(f"{MOST_WAITING} jobs are waiting already. Let some of them finish first.")
+            self._check_room(sum(size for _, size in files))
             self._count += 1
             job = Job(
                 number=self._count,
                 names=[name[:LONGEST_NAME] for name, _ in files],
                 sizes=[size for _, size in files],
-                model=model,
-                method=method,
-                noise=noise,
-                indices=indices,
+                settings=settings,
                 files=self._folder / "files" / str(self._count),
                 out=self._folder / "results" / str(self._count),
             )
@@ -227,7 +181,7 @@ class Jobs:
         return job
 
     def file_for(self, job: Job, index: int) -> Path:
-        """Where the job's file with this index is to be written; its name is a number, its suffix one that is known.
+        """Where to write the job's file with this index: its name is a number, its suffix a known one.
 
         Raises:
             ThoradError: the job doesn't wait for it.
@@ -242,14 +196,14 @@ class Jobs:
         return path
 
     def start(self, job: Job) -> None:
-        """Look what the files are and let the job wait for its turn.
+        """Find the scans in the files that have come, and queue the job.
 
         Raises:
-            ThoradError: files are missing, or none of them can be a scan; the job is failed.
+            ThoradError: files are missing, or none of them can be a scan; the job has failed.
         """
         if job.state != "receiving":
             raise ThoradError("this job was started already.")
-        job.touched = float("inf")  # looking at thousands of files is no pause
+        job.touched = float("inf")  # sorting thousands of files is no pause
         try:
             if len(job.received) != len(job.names):
                 raise ThoradError(f"{len(job.received)} of {len(job.names)} files have come. Drop them again.")
@@ -304,29 +258,42 @@ class Jobs:
             self._changed.notify_all()
         self._thread.join(10)
 
-    @property
-    def worker_number(self) -> int | None:
-        """Process number of the worker, if there is one."""
-        return None if self._worker is None else self._worker.number
+    def _check_offered(self, settings: Settings) -> None:
+        offered = {
+            (offer["model"], method["method"], method["noise"]) for offer in self.offers for method in offer["methods"]
+        }
+        if (settings.model, settings.method, settings.noise) not in offered:
+            raise ThoradError("this model with this method is not offered here.")
+
+    def _check_room(self, size: int) -> None:
+        waiting = [job for job in self._jobs.values() if not job.over]
+        free = LARGEST_TOGETHER - sum(sum(job.sizes) for job in waiting)
+        if size > free:
+            raise ThoradError(
+                f"{size / 1e6:.0f} MB; {max(0, free) / 1e6:.0f} MB are free of the {LARGEST_TOGETHER / 1e6:.0f} MB "
+                "that all waiting scans may take. Use `thorad detect` for large sets."
+            )
+        if len(waiting) >= MOST_WAITING:
+            raise ThoradError(f"{MOST_WAITING} jobs are waiting already. Let some of them finish first.")
 
     def _position(self, job: Job) -> int | None:
-        waiting = [one for one in self._jobs.values() if one.state == "queued"]
+        waiting = [other for other in self._jobs.values() if other.state == "queued"]
         return waiting.index(job) + 1 if job in waiting else None
 
     def _give_up_on_stalled(self) -> None:
         now = time.monotonic()
         for job in self._jobs.values():
             if job.state == "receiving" and now - job.touched > LONGEST_PAUSE:
-                self._end(job, "failed", "Its files stopped coming. Drop them again.")
+                self._end(job, "failed", STOPPED_COMING)
 
     # ------------------------------------------------------------------------------------------- the thread
 
     def _run(self) -> None:
         while not self._closing:
             try:
-                self._serve()
+                self._run_worker()
             except EOFError:
-                # Before its first word: the next one would end the same way.
+                # Before its first message: the next one would end the same way.
                 if not self.offers and not self._closing:
                     self.trouble = self.trouble or "The process that detects can't be started; the terminal says why."
                     return
@@ -334,7 +301,7 @@ class Jobs:
                 if self._worker is not None:
                     self._worker.kill()
 
-    def _serve(self) -> None:
+    def _run_worker(self) -> None:
         """Start a worker and give it jobs until it ends.
 
         Raises:
@@ -343,63 +310,78 @@ class Jobs:
         with self._changed:
             if self._closing:
                 return
-            worker = self._worker = _Process(self._models)
-        said, told = worker.receive()
-        if said == "failed":
-            self.trouble = told
+            worker = self._worker = WorkerProcess(self._models)
+        kind, content = worker.receive()
+        if kind == "failed":
+            self.trouble = content
             raise EOFError
-        self.offers = told
+        self.offers = content
         while True:
-            with self._changed:
-                job = next((job for job in self._jobs.values() if job.state == "queued"), None)
-                while job is None and not self._closing and worker.alive:
-                    self._changed.wait(0.5)  # a worker may die while it waits, too
-                    job = next((job for job in self._jobs.values() if job.state == "queued"), None)
-                if job is None or not worker.alive:
-                    raise EOFError
-                job.state, job.began = "running", time.monotonic()
-            taken = False
-            try:
-                worker.send(Order(job.scans, job.model, job.method, job.noise, job.indices, job.out))
-                worker.receive()
-                taken = True
-                while not job.over:
-                    self._note(job, worker.receive())
-            except EOFError:
-                if self._cancelled is job:
-                    self._end(job, "cancelled", "Cancelled.")
-                elif not taken:  # the worker died while it waited; that is not the job's fault
-                    job.state, job.began = "queued", None
-                elif not self._closing:
-                    self._end(
-                        job,
-                        "failed",
-                        "The process that detects has ended before it was done: somebody killed it, or the memory was "
-                        "too small. A new one has been started for the other scans.",
-                    )
-                raise
+            self._run_job(worker, self._next_job(worker))
 
-    def _note(self, job: Job, message: tuple[Any, ...]) -> None:
+    def _next_job(self, worker: WorkerProcess) -> Job:
+        """Wait for a job that is queued; it is running now.
+
+        Raises:
+            EOFError: the worker has ended, as it may while it waits, or the session ends.
+        """
+        with self._changed:
+            while not self._closing and worker.alive:
+                for job in self._jobs.values():
+                    if job.state == "queued":
+                        job.state, job.began = "running", time.monotonic()
+                        return job
+                self._changed.wait(0.5)
+        raise EOFError
+
+    def _run_job(self, worker: WorkerProcess, job: Job) -> None:
+        """See one job to its end.
+
+        Raises:
+            EOFError: the worker has ended.
+        """
+        taken = False
+        try:
+            worker.send(Order(job.scans, job.settings, job.out))
+            worker.receive()
+            taken = True
+            while not job.over:
+                self._handle(job, worker.receive())
+        except EOFError:
+            if self._cancelled is job:
+                self._end(job, "cancelled", "Cancelled.")
+            elif not taken:  # the worker died while it waited, which is not the job's fault
+                job.state, job.began = "queued", None
+            elif not self._closing:
+                self._end(
+                    job,
+                    "failed",
+                    "The process that detects has ended before it was done: it was killed, or the memory was too "
+                    "small. A new one has been started for the other scans.",
+                )
+            raise
+
+    def _handle(self, job: Job, message: tuple[Any, ...]) -> None:
         match message:
             case ("progress", done, _):
                 job.done = done
             case ("scan", case, picture):
-                job.keep(case, {"scan": picture})
-            case ("step", case, timestep, clean, over):
-                job.keep(case, {"t": timestep, "clean": clean, "overlay": over})
+                job.add_event(case, scan=picture)
+            case ("step", case, timestep, clean, overlay):
+                job.add_event(case, t=timestep, clean=clean, overlay=overlay)
             case ("restored", case):
-                job.keep(case, {"restored": True})
+                job.add_event(case, restored=True)
             case ("done", done, failures):
                 job.done, job.failures = done, failures
-                self.looked_at += done
+                self.detected += done
                 if done:
-                    self._end(job, "done", self._kept(job))
+                    self._end(job, "done", self._copy_results(job))
                 else:
-                    self._end(job, "failed", "None of it could be used.")
+                    self._end(job, "failed", "No usable scan.")
             case ("failed", why):
                 self._end(job, "failed", why)
 
-    def _kept(self, job: Job) -> str:
+    def _copy_results(self, job: Job) -> str:
         """Copy the results to the user's folder; returns why not, where that fails."""
         if self._keep is None:
             return ""
@@ -410,11 +392,11 @@ class Jobs:
             part.rename(self._keep / name)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
-            return f"Not kept in the folder of --out: {error.strerror}. Save it from here."
+            return f"Not copied to the folder of --out: {error.strerror}. Save it from here."
         return ""
 
     def _end(self, job: Job, state: State, message: str) -> None:
-        """Nothing of a job stays but its results."""
+        """End a job; only the results of one that is done stay."""
         shutil.rmtree(job.files, ignore_errors=True)
         if state != "done":
             shutil.rmtree(job.out, ignore_errors=True)
@@ -424,58 +406,29 @@ class Jobs:
                 job.events = []
 
 
-class _Process:
-    """The worker, seen from here."""
-
-    def __init__(self, models: Sequence[str]) -> None:
-        context = get_context("spawn")  # a fork of a process with threads may hang
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, list(models)), daemon=True)
-        self._process.start()
-        theirs.close()  # so that its end is the end of the connection
-
-    @property
-    def alive(self) -> bool:
-        return self._process.is_alive()
-
-    @property
-    def number(self) -> int | None:
-        return self._process.pid
-
-    def send(self, order: Order) -> None:
-        """Raises EOFError where the process has ended."""
-        try:
-            self._connection.send(order)
-        except OSError as error:
-            raise EOFError from error
-
-    def receive(self) -> tuple[Any, ...]:
-        """The next message. Raises EOFError where the process has ended."""
-        try:
-            message: tuple[Any, ...] = self._connection.recv()
-        except OSError as error:
-            raise EOFError from error
-        return message
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
-
-
-def _work(connection: Connection, models: Sequence[str]) -> None:
-    from thorad.viewer.worker import work  # torch is for that process only
-
-    work(connection, models)
+def _check_files(files: Sequence[tuple[str, int]]) -> None:
+    if not files:
+        raise ThoradError("no file was chosen.")
+    if len(files) > MOST_FILES:
+        raise ThoradError(f"{len(files)} files at once; expected {MOST_FILES} at most. Drop one study at a time.")
+    for name, size in files:
+        if size <= 0:
+            raise ThoradError(f"{name[:LONGEST_NAME]}: the file is empty.")
+        if name.lower().endswith(DETACHED_HEADERS):
+            raise ThoradError(
+                f"{name[:LONGEST_NAME]}: a header whose voxels are in another file. Save both in one file "
+                "(.nrrd or .mha), or use `thorad detect`."
+            )
 
 
 def _scans_in(job: Job) -> tuple[dict[str, Scan], dict[str, str]]:
-    """The scans of a job under names that tell nobody, and what the user calls them.
+    """The scans of a job under names that identify nobody, and what the user calls them.
 
     Raises:
-        ThoradError: nothing that can be looked at.
+        ThoradError: no scan among its files.
     """
     titles_of = {path: job.names[index] for index, path in job.received.items()}
-    # Of a single file the content decides, whatever its name; of many those that look like no scan are passed over.
+    # A single file is judged by its content, whatever its name; among many, those that look like no scan are skipped.
     inputs = [job.files] if len(titles_of) > 1 else list(titles_of)
     try:
         found = find_scans(inputs)
@@ -483,8 +436,8 @@ def _scans_in(job: Job) -> tuple[dict[str, Scan], dict[str, str]]:
         if "needs" in str(error):
             raise
         raise ThoradError(
-            f"{job.title}: nothing to look at. Expected pictures ({', '.join(SUFFIXES)}), volumes (.nii, .nii.gz, "
-            ".nrrd, .mha) or the DICOM files of a scan."
+            f"{job.title}: no scan. Expected pictures ({', '.join(SUFFIXES)}), volumes (.nii, .nii.gz, .nrrd, .mha) or "
+            "the DICOM files of a scan."
         ) from error
     scans: dict[str, Scan] = {}
     titles: dict[str, str] = {}

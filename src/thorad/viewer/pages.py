@@ -1,4 +1,4 @@
-"""Result folders as the page's script takes them: an index of the cases, and the pictures of one case at a time.
+"""Result folders as the viewer's pages take them: a summary, an index of the cases, the pictures of one case at a time.
 
 The script is that of the report, thorad/assets/report/gallery.js; what a report holds at once comes here case by case.
 """
@@ -8,32 +8,39 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import numpy as np
-import PIL.Image
-
 from thorad.errors import ThoradError
-from thorad.pictures import coded_map, grey_png, mask_png, png_text, reduced, reduced_colours, reduced_shape
-from thorad.results.gallery import COLOUR_MAPS
-from thorad.results.layout import OVERLAY, PSEUDO_HEALTHY, SCAN, STEPS, CaseRecord
-from thorad.results.reader import Pictures, read_folder, read_pictures
+from thorad.results.gallery import by_score, case_entry, encode_case, gallery_index, has_scan
+from thorad.results.layout import OVERLAY, RUN, CaseRecord
+from thorad.results.reader import read_folder
 from thorad.results.volume_page import write_volume_page
 
 LARGEST_SIDE: Final = 1024
-"""px; larger pictures are reduced in the page, for its sliders must keep up."""
+"""px; larger pictures are reduced in the page, to keep its sliders responsive."""
 
 PLANES: Final = "planes.html"
 """Of a volume's case: its page of three planes, which holds the scan."""
 
-Told = Callable[[str], str]
-"""What a case's name is shown as."""
-
 
 class Results:
-    """A result folder, read anew for every page."""
+    """A result folder, read anew for every page.
 
-    def __init__(self, path: Path, told: Told = str) -> None:
-        self.path, self._told = path, told
+    Args:
+        path: the folder.
+        display_name: what the page calls a case, given its name.
+    """
+
+    def __init__(self, path: Path, display_name: Callable[[str], str] = str) -> None:
+        self.path, self._display_name = path, display_name
         self._cases: Mapping[str, CaseRecord] = {}
+        self._modified: Mapping[Path, int] | None = None
+        self._summary: Mapping[str, Any] = {}
+
+    def summary(self) -> Mapping[str, Any]:
+        """What a list of folders says of it, or why it can't be read; read again only when a file has changed."""
+        modified = self._modification_times()
+        if modified != self._modified:
+            self._modified, self._summary = modified, self._summarise()
+        return self._summary
 
     def index(self) -> dict[str, Any]:
         """What is known without opening the pictures.
@@ -42,32 +49,18 @@ class Results:
             ThoradError: see `thorad.results.reader.read_folder`.
         """
         folder = read_folder(self.path)
-        # Highest scores first, failed ones last, as in the report.
-        cases = sorted(folder.cases, key=lambda case: (-np.inf if case.score is None else -case.score, case.name))
-        cases.sort(key=lambda case: case.status != "ok")
-        self._cases = {case.name: case for case in cases}
-        maximum = float(folder.run["overlay_maximum"])
+        cases = by_score(folder.cases)
+        done = [case for case in cases if case.done]
+        self._cases = {case.name: case for case in done}
         options = folder.run["options"]
+        asked = ("model", "method", "noise", "steps", "seed", "thorad", "calibration")
+        # A score is a mean of the highest values, which are seldom above twice of it.
+        largest = max(float(folder.run["overlay_maximum"]), *(2 * (case.score or 0.0) for case in cases))
+        entries = [self._entry(number, case) for number, case in enumerate(cases)]
         return {
-            "cases": [self._about(number, case) for number, case in enumerate(cases)],
-            "threshold": folder.threshold,
-            "maximum": maximum,
-            # Of the sliders. A score is a mean of the highest values, which are seldom above twice of it.
-            "largest": max(maximum, *(2 * (case.score or 0.0) for case in cases)),
-            "colours": COLOUR_MAPS,
-            "scans": all(_first_picture(case, SCAN).is_file() for case in cases if case.status == "ok"),
-            "diceAt": "",
-            "volumes": [case.name for case in cases if case.status == "ok" and _slice_folders(case)],
-            "run": {
-                "model": options.get("model"),
-                "method": options.get("method"),
-                "noise": options.get("noise"),
-                "steps": options.get("steps"),
-                "seed": options.get("seed"),
-                "thorad": options.get("thorad"),
-                "calibration": options.get("calibration"),
-                "status": folder.run.get("status"),
-            },
+            **gallery_index(folder, entries, largest=largest, scans=all(map(has_scan, done))),
+            "volumes": [case.name for case in done if _is_volume(case)],
+            "run": {**{key: options.get(key) for key in asked}, "status": folder.run.get("status")},
         }
 
     def pictures(self, name: str) -> list[dict[str, Any]]:
@@ -76,10 +69,7 @@ class Results:
         Raises:
             ThoradError: no such case, or its pictures are damaged.
         """
-        case = self._cases.get(name)
-        if case is None or case.status != "ok":
-            raise ThoradError("no such case.")
-        return [_coded(one) for one in read_pictures(case)]
+        return encode_case(self._case(name), LARGEST_SIDE)
 
     def planes(self, name: str, folder: Path) -> bytes:
         """The HTML page of a volume's three planes, with its scan where that is still at hand.
@@ -91,10 +81,7 @@ class Results:
         Raises:
             ThoradError: no such case, or no volume.
         """
-        case = self._cases.get(name)
-        if case is None or case.status != "ok":
-            raise ThoradError("no such case.")
-        made = case.folder / PLANES
+        made = self._case(name).folder / PLANES
         if made.is_file():
             return made.read_bytes()
         with TemporaryDirectory(dir=folder) as temporary:
@@ -106,125 +93,79 @@ class Results:
         Raises:
             ThoradError: nothing is done yet.
         """
-        folder = read_folder(self.path)
-        done = [case for case in folder.cases if case.status == "ok"]
-        if not done:
+        best = by_score(read_folder(self.path).cases)[0]
+        if not best.done:
             raise ThoradError("no case is done.")
-        case = max(done, key=lambda case: case.score or 0.0)
-        slices = _slice_folders(case)
-        return (slices[len(slices) // 2] if slices else case.folder) / OVERLAY
+        folders = best.picture_folders
+        return folders[len(folders) // 2][1] / OVERLAY
 
-    def _about(self, number: int, case: CaseRecord) -> dict[str, Any]:
-        about: dict[str, Any] = {
-            "id": number,
+    def _case(self, name: str) -> CaseRecord:
+        if name not in self._cases:
+            raise ThoradError("no such case.")
+        return self._cases[name]
+
+    def _entry(self, number: int, case: CaseRecord) -> dict[str, Any]:
+        return {
+            **case_entry(number, case, LARGEST_SIDE),
             "key": case.name,
-            "name": self._told(case.name),
-            "status": case.status,
-            "message": case.message,
-            "score": case.score,
-            "p_value": case.p_value,
-            "findings": None if case.findings is None else len(case.findings),
-            "places": [] if case.findings is None else list(case.findings),
-            **{"truth": None, "size": None, "dice": None},
+            "name": self._display_name(case.name),
+            "places": list(case.findings or ()),
         }
-        return {**about, **(_about_pictures(case) if case.status == "ok" else _NO_PICTURES)}
 
+    def _modification_times(self) -> Mapping[Path, int]:
+        """{file: ns}, of those that a summary is made of."""
+        times = {}
+        for file in (self.path / RUN, *(self.path / "cases").glob("*/case.json")):
+            try:
+                times[file] = file.stat().st_mtime_ns
+            except OSError:  # being written
+                continue
+        return times
 
-_NO_PICTURES = {"pictures": False, "slices": [], "first": 0, "steps": 0, "width": 1, "height": 1, "healthy": False}
-
-
-def summary(path: Path) -> dict[str, Any]:
-    """What a list of folders says of one.
-
-    Raises:
-        ThoradError: see `thorad.results.reader.read_folder`.
-    """
-    folder = read_folder(path)
-    options = folder.run["options"]
-    failed = sum(case.status != "ok" for case in folder.cases)
-    told = {"model": options.get("model"), "method": options.get("method"), "noise": options.get("noise")}
-    return {**told, "title": path.resolve().name, "cases": len(folder.cases), "failed": failed}
+    def _summarise(self) -> dict[str, Any]:
+        title = self.path.resolve().name
+        try:
+            folder = read_folder(self.path)
+        except ThoradError as error:
+            return {"title": title, "message": str(error)}
+        options = folder.run["options"]
+        return {
+            **{key: options.get(key) for key in ("model", "method", "noise")},
+            "title": title,
+            "cases": len(folder.cases),
+            "failed": sum(not case.done for case in folder.cases),
+        }
 
 
 def result_folders(path: Path) -> list[Path]:
     """The result folders that a path stands for: itself, or those directly in it.
 
     Raises:
-        ThoradError: none.
+        ThoradError: there is none.
     """
-    if (path / "run.json").is_file():
+    if (path / RUN).is_file():
         read_folder(path)
         return [path]
-    found: list[Path] = []
     try:
         inside = sorted(path.iterdir()) if path.is_dir() else []
     except OSError as error:
         raise ThoradError(f"{path}: can't be read ({error.strerror}). Check its permissions.") from error
-    for below in inside:
-        try:
-            read_folder(below)
-        except ThoradError:
-            continue
-        found.append(below)
-    if not found:
+    folders = [below for below in inside if _is_result_folder(below)]
+    if not folders:
         raise ThoradError(
-            f"{path}: neither a result folder nor a folder of such. Name a folder that `thorad detect` has written."
+            f"{path}: neither a result folder nor a folder of result folders. Name a folder that `thorad detect` has "
+            "written."
         )
-    return found
+    return folders
 
 
-def _slice_folders(case: CaseRecord) -> list[Path]:
-    slices = case.folder / "slices"
-    return sorted(slices.iterdir()) if slices.is_dir() else []
-
-
-def _first_picture(case: CaseRecord, file: str) -> Path:
-    return next(iter(_slice_folders(case)), case.folder) / file
-
-
-def _about_pictures(case: CaseRecord) -> dict[str, Any]:
-    slices = _slice_folders(case)
-    overlay, steps = _first_picture(case, OVERLAY), _first_picture(case, STEPS)
+def _is_result_folder(path: Path) -> bool:
     try:
-        with PIL.Image.open(overlay) as picture:
-            height, width = reduced_shape((picture.height, picture.width), LARGEST_SIDE)
-        count = 0
-        if steps.is_file():
-            with np.load(steps, allow_pickle=False) as kept:
-                count = len(kept["timesteps"])
-    except (OSError, ValueError, KeyError) as error:
-        return {**_NO_PICTURES, "message": f"A picture is missing or damaged ({type(error).__name__}). Detect again."}
-    return {
-        "pictures": True,
-        "slices": [f"slice {int(folder.name)}" for folder in slices] or [""],
-        # The script goes to the slice with the highest value as soon as it has the maps.
-        "first": 0,
-        "steps": count,
-        "width": width,
-        "height": height,
-        "healthy": _first_picture(case, PSEUDO_HEALTHY).is_file(),
-    }
+        read_folder(path)
+    except ThoradError:
+        return False
+    return True
 
 
-def _coded(one: Pictures) -> dict[str, Any]:
-    height, width = reduced_shape(one.anomaly_map.shape, LARGEST_SIDE)
-    return {
-        "label": one.label,
-        "width": width,
-        "height": height,
-        "shrink": max(one.anomaly_map.shape) / max(height, width),
-        **coded_map(reduced(one.anomaly_map, LARGEST_SIDE)),
-        "scan": grey_png(one.scan, LARGEST_SIDE),
-        "healthy": grey_png(one.pseudo_healthy, LARGEST_SIDE),
-        "overlay": None if one.scan is not None else png_text(reduced_colours(one.overlay, (width, height))),
-        "mask": None if one.mask is None else mask_png(one.mask, LARGEST_SIDE),
-        "truth": None,
-        "steps": [
-            {
-                "t": step.timestep,
-                "clean": grey_png(step.clean, LARGEST_SIDE),
-                **({} if step.anomaly_map is None else coded_map(step.anomaly_map)),
-            }
-            for step in one.steps
-        ],
-    }
+def _is_volume(case: CaseRecord) -> bool:
+    return case.picture_folders[0][0] is not None

@@ -1,10 +1,9 @@
-"""The viewer's server: on 127.0.0.1 only, for who has its token only, and for its own pages only.
+"""The viewer's server: on 127.0.0.1 only, only for whoever has its token, and only for its own pages.
 
 Every request needs the session's token, which comes once in the address that `thorad view` opens and then as a cookie
-that no script can read and no other site can send. A page elsewhere that finds the port gets nothing: the Host must be
-this server's (against DNS rebinding), and so must an Origin, where one is sent. Nothing is logged but counts.
+that no script can read and no other site can send (`thorad.viewer.guard`). Nothing is logged but counts.
 
-    GET    /                          what can be done; ?token=... opens the session
+    GET    /                          the start page; ?token=... opens the session
     GET    /jobs/{number}             a restoration as it happens
     GET    /results/{id}              results: job-1, job-2, ... and folder-1, ... of the command line
     GET    /results/{id}/index, .../cases/{name}, .../thumbnail, .../save, .../report, .../planes/{name}
@@ -38,30 +37,20 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from thorad import __version__
 from thorad.errors import ThoradError
 from thorad.records import parse_indices
 from thorad.results.report import write_report
-from thorad.viewer.jobs import LARGEST_TOGETHER, MOST_FILES, Job, Jobs
-from thorad.viewer.pages import Results, result_folders, summary
+from thorad.viewer.guard import Guard
+from thorad.viewer.jobs import LARGEST_TOGETHER, MOST_FILES, STOPPED_COMING, Job, Jobs
+from thorad.viewer.order import Settings
+from thorad.viewer.pages import Results, result_folders
 from thorad.viewer.private_folder import private_folder
 
-POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-HEADERS: Final = {
-    "Content-Security-Policy": POLICY,
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 LARGEST_ANNOUNCEMENT: Final = 2**21
 """bytes: the names of all files of a job."""
 
@@ -86,7 +75,7 @@ def serve(
     """Serve until Ctrl-C or SIGTERM; then nothing is left.
 
     Args:
-        results: result folders, or folders of such, to be browsed.
+        results: result folders, or folders of result folders, to browse.
         models: model folders that are offered beside the bundled ones.
         keep: a folder that gets a copy of the results of everything that is dropped in.
         port: of 127.0.0.1; 0 for any that is free.
@@ -94,7 +83,7 @@ def serve(
         browser: whether to open the address in the user's browser.
 
     Returns:
-        How many scans were looked at.
+        How many scans were detected in.
 
     Raises:
         ThoradError: no results there, no such model, the folder to keep can't be written, or the port is taken.
@@ -108,6 +97,30 @@ def serve(
             keep.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ThoradError(f"{keep}: can't be made ({error.strerror}). Choose another --out.") from error
+    listening = _listen(port)
+    port = listening.getsockname()[1]
+    token = secrets.token_urlsafe(32)
+    address = f"http://127.0.0.1:{port}/?token={token}"
+
+    def ready() -> None:
+        on_ready(address)
+        if browser:
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit)  # otherwise these end the process before the folder is removed
+    with listening, private_folder() as folder:
+        jobs = Jobs(folder, [str(Path(model).resolve()) for model in models], keep)
+        try:
+            server = _Server(viewer_app(jobs, folders, folder, token, port), ready)
+            with suppress(KeyboardInterrupt):  # the usual way to end it
+                server.run(sockets=[listening])
+        finally:
+            jobs.close()
+    return jobs.detected
+
+
+def _listen(port: int) -> socket.socket:
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -115,45 +128,27 @@ def serve(
     except OSError as error:
         listening.close()
         raise ThoradError(f"port {port} can't be used ({error.strerror}). Leave --port out for a free one.") from error
-    port = listening.getsockname()[1]
-    token = secrets.token_urlsafe(32)
+    return listening
 
-    def stop(number: int, frame: object) -> None:
-        sys.exit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)  # else these end the process before the folder is removed
-    with listening, private_folder() as folder:
-        jobs = Jobs(folder, [str(Path(model).resolve()) for model in models], keep)
-        try:
-            address = f"http://127.0.0.1:{port}/?token={token}"
-
-            def ready() -> None:
-                on_ready(address)
-                if browser:
-                    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-
-            app = viewer_app(jobs, folders, folder, token, port)
-            config = uvicorn.Config(
-                app,
-                log_level="critical",
-                server_header=False,
-                access_log=False,
-                timeout_graceful_shutdown=1,
-                lifespan="off",
-            )
-            with suppress(KeyboardInterrupt):  # the usual way to end it
-                _Server(config, ready).run(sockets=[listening])
-        finally:
-            jobs.close()
-    return jobs.looked_at
+def _exit(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 class _Server(uvicorn.Server):
-    """Says when it listens."""
+    """Logs nothing, and calls `ready` once it listens."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
+    def __init__(self, app: ASGIApp, ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="critical",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+                lifespan="off",
+            )
+        )
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -166,10 +161,10 @@ def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, po
 
     Args:
         jobs: the queue.
-        folders: result folders to be browsed.
+        folders: result folders to browse.
         folder: the private folder, for files to be sent.
         token: of the session.
-        port: that it listens on.
+        port: of 127.0.0.1, where it listens.
     """
     pages = _Pages(jobs, folders, folder)
     routes = [
@@ -192,62 +187,13 @@ def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, po
     ]
     app = Starlette(
         routes=routes,
-        exception_handlers={ThoradError: _told, HTTPException: _told_http, Exception: _told_unexpected},
+        exception_handlers={ThoradError: _error, HTTPException: _http_error, Exception: _unexpected_error},
     )
-    return _Guard(app, token, port)
-
-
-class _Guard:
-    """Lets only those requests through that have the token and come from this server's own pages."""
-
-    def __init__(self, app: ASGIApp, token: str, port: int) -> None:
-        self._app, self._token = app, token
-        self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
-        # Cookies know no ports: two viewers of one user must not take each other's.
-        self._cookie = f"thorad-view-{port}"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        request = Request(scope)
-        given = request.query_params.get("token", "") if request.url.path == "/" else ""
-        opens = bool(given) and secrets.compare_digest(given.encode(), self._token.encode())
-        refusal = self._refusal(request, opens)
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                if opens and refusal is None:
-                    cookie = f"{self._cookie}={self._token}; HttpOnly; SameSite=Strict; Path=/"
-                    added.append((b"set-cookie", cookie.encode()))
-                message["headers"] = [*message.get("headers", []), *added]
-            await send(message)
-
-        if refusal is None:
-            await self._app(scope, receive, guarded)
-        else:
-            await PlainTextResponse(refusal, 403)(scope, receive, guarded)
-
-    def _refusal(self, request: Request, opens: bool) -> str | None:
-        host = request.headers.get("host", "")
-        if host not in self._hosts:
-            return "thorad view answers only under its own address, http://127.0.0.1 with its port."
-        origin = request.headers.get("origin")
-        site = request.headers.get("sec-fetch-site", "none")
-        opened = request.method == "GET" and opens  # the address may be clicked in a notebook, or a mail to oneself
-        if (origin is not None and origin != f"http://{host}") or (site not in ("same-origin", "none") and not opened):
-            return "thorad view answers only its own pages, not those of other sites."
-        kept = request.cookies.get(self._cookie, "")
-        if not opens and not secrets.compare_digest(kept.encode(), self._token.encode()):
-            return (
-                "This page needs the address with the token that `thorad view` has printed in its terminal. "
-                "Open that one in this browser."
-            )
-        return None
+    return Guard(app, token, port)
 
 
 class _Pages:
-    """What is answered. Functions that are not async run on threads."""
+    """The answers. Functions that are not async run on threads."""
 
     def __init__(self, jobs: Jobs, folders: Sequence[Path], folder: Path) -> None:
         self._jobs, self._folder = jobs, folder
@@ -344,12 +290,7 @@ class _Pages:
     # ------------------------------------------------------------------------------------------- jobs
 
     def state(self, request: Request) -> Response:
-        folders = []
-        for name, path in self._folders.items():
-            try:
-                folders.append({"id": name, **summary(path)})
-            except ThoradError as error:
-                folders.append({"id": name, "title": path.name, "message": str(error)})
+        folders = [{"id": name, **self._results[name].summary()} for name in self._folders]
         limits = {"bytes": LARGEST_TOGETHER, "files": MOST_FILES}
         worker = {"offers": self._jobs.offers, "trouble": self._jobs.trouble}
         return _Json({"jobs": self._jobs.all(), "folders": folders, "limits": limits, **worker})
@@ -369,15 +310,7 @@ class _Pages:
             content += piece
             if len(content) > LARGEST_ANNOUNCEMENT:
                 raise HTTPException(413, "The names of the files are too long.")
-        try:
-            asked = json.loads(content)
-            files = [(str(one["name"]), int(one["size"])) for one in asked["files"]]
-            model, method, noise = str(asked["model"]), str(asked["method"]), asked.get("noise")
-            slices = asked.get("slices") or None
-            indices = None if slices is None else parse_indices(str(slices))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise HTTPException(400, "Not an announcement of files.") from error
-        job = self._jobs.announce(files, model, method, None if noise is None else str(noise), indices)
+        job = self._jobs.announce(*_parse_announcement(content))
         return _Json(self._jobs.about(job), 201)
 
     async def receive(self, request: Request) -> Response:
@@ -396,7 +329,7 @@ class _Pages:
                     if job.over:
                         raise HTTPException(409, job.message)
         except ClientDisconnect as error:
-            self._jobs.fail(job, "Its files stopped coming. Drop them again.")
+            self._jobs.fail(job, STOPPED_COMING)
             raise HTTPException(400, job.message) from error
         except OSError as error:
             self._jobs.fail(job, f"The files can't be kept ({error.strerror}).")
@@ -430,7 +363,7 @@ class _Pages:
     def _result(self, request: Request) -> Results:
         name, job = request.path_params["id"], self._job_of(request)
         if job is not None and job.state == "done":
-            return self._results.setdefault(name, Results(job.out, job.told))
+            return self._results.setdefault(name, Results(job.out, job.display_name))
         if name not in self._folders:
             raise HTTPException(404, "There are no such results. They may have been removed.")
         return self._results[name]
@@ -452,14 +385,31 @@ def _attached(name: str) -> dict[str, str]:
     return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
-async def _told(request: Request, error: Exception) -> Response:
+def _parse_announcement(content: bytes) -> tuple[list[tuple[str, int]], Settings]:
+    """Names and bytes of the files to come, and what to do with them."""
+    try:
+        asked = json.loads(content)
+        files = [(str(file["name"]), int(file["size"])) for file in asked["files"]]
+        noise, slices = asked.get("noise"), asked.get("slices")
+        settings = Settings(
+            model=str(asked["model"]),
+            method=str(asked["method"]),
+            noise=None if noise is None else str(noise),
+            indices=parse_indices(str(slices)) if slices else None,
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise HTTPException(400, "Not an announcement of files.") from error
+    return files, settings
+
+
+async def _error(request: Request, error: Exception) -> Response:
     return _Json({"message": str(error)}, 400)
 
 
-async def _told_http(request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _Json({"message": error.detail}, error.status_code)
 
 
-async def _told_unexpected(request: Request, error: Exception) -> Response:
+async def _unexpected_error(request: Request, error: Exception) -> Response:
     return _Json({"message": f"Unexpected: {type(error).__name__}. The viewer goes on."}, 500)

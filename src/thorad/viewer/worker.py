@@ -21,6 +21,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,7 +41,7 @@ from thorad.methods.contract import OnStep, Step
 from thorad.model import bundled_models, has_statistics, load_recipe_of
 from thorad.pictures import overlay, png_text
 from thorad.results.volume_page import write_volume_page
-from thorad.viewer.jobs import Order
+from thorad.viewer.order import Order, Settings
 from thorad.viewer.pages import PLANES
 
 STEP_MAXIMUM = {"thor+": METHODS["thor"].overlay_maximum}
@@ -134,22 +135,22 @@ class _Worker:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._chosen: tuple[str, str, str | None] | None = None
+        self._loaded: Settings | None = None
         self._detector: Detector | None = None
 
     def detect(self, order: Order) -> None:
         """Detect in the order's scans and write its result folder."""
-        chosen = (order.model, order.method, order.noise)
-        if self._detector is None or chosen != self._chosen:
-            detector = _Watched(order.model, method=order.method, noise=order.noise)
+        settings = order.settings
+        if self._detector is None or replace(settings, indices=None) != self._loaded:
+            detector = _Watched(settings.model, method=settings.method, noise=settings.noise)
             detector.send = self._send
-            self._chosen, self._detector = chosen, detector
-        results = open_results(self._detector, order.out, indices=order.indices)
+            self._loaded, self._detector = replace(settings, indices=None), detector
+        results = open_results(self._detector, order.out, indices=settings.indices)
         summary = detect_files(
             self._detector,
             order.scans,
             results,
-            indices=order.indices,
+            indices=settings.indices,
             keep_steps=True,
             on_progress=lambda done, total: self._send(("progress", done, total)),
         )
