@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from thorad.errors import ThoradError
 from thorad.results.gallery import by_score, case_entry, encode_case, gallery_index, has_scan
-from thorad.results.layout import OVERLAY, RUN, CaseRecord
+from thorad.results.layout import CASE, OVERLAY, RUN, CaseRecord
 from thorad.results.reader import read_folder
 from thorad.results.volume_page import write_volume_page
 
@@ -115,7 +115,7 @@ class Results:
     def _modification_times(self) -> Mapping[Path, int]:
         """{file: ns}, of those that a summary is made of."""
         times = {}
-        for file in (self.path / RUN, *(self.path / "cases").glob("*/case.json")):
+        for file in (self.path / RUN, *(self.path / "cases").glob(f"*/{CASE}")):
             try:
                 times[file] = file.stat().st_mtime_ns
             except OSError:  # being written
