@@ -18,13 +18,13 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import thorad
-from test_implant_bench import hand, save
+from test_implant_image_sets import hand, save
 from thorad import cli
 from thorad.cli import measure, render
 from thorad.evaluation import evaluate as evaluation
 from thorad.evaluation.protocols import DEFAULT_PROTOCOL, PROTOCOLS
 from thorad.evaluation.statistics import PERMUTATIONS
-from thorad.implant.bench import XRAY_KINDS
+from thorad.implant.image_sets import XRAY_KINDS
 from thorad.model import load_model
 from thorad.recipe import Recipe, bundled_recipes
 

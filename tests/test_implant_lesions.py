@@ -7,8 +7,8 @@ import pytest
 from scipy.ndimage import label
 
 from thorad.errors import ThoradError
-from thorad.implant.lesions import (
-    implant,
+from thorad.implant.lesions import implant_lesion
+from thorad.implant.xray import (
     implant_foreign_body,
     implant_fracture,
     implant_pins,
@@ -33,7 +33,9 @@ def grey(value: float = 0.5) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(20))
 def test_what_changes_and_where(disc: np.ndarray, kind: Any, seed: int) -> None:
     image = grey()
-    diseased, mask = implant(image, np.random.default_rng(seed), region=disc, kind=kind, radius_px=8, strength=0.3)
+    diseased, mask = implant_lesion(
+        image, np.random.default_rng(seed), region=disc, kind=kind, radius_px=8, strength=0.3
+    )
     change = diseased - image
     assert diseased.dtype == np.float32
     assert (image == 0.5).all()
@@ -51,14 +53,14 @@ def test_what_changes_and_where(disc: np.ndarray, kind: Any, seed: int) -> None:
 
 def test_texture_stays(disc: np.ndarray, rng: np.random.Generator) -> None:
     image = grey() + rng.uniform(-0.05, 0.05, (120, 100)).astype(np.float32)
-    flat, _ = implant(grey(), np.random.default_rng(3), region=disc, radius_px=8, strength=0.2)
-    diseased, _ = implant(image, np.random.default_rng(3), region=disc, radius_px=8, strength=0.2)
+    flat, _ = implant_lesion(grey(), np.random.default_rng(3), region=disc, radius_px=8, strength=0.2)
+    diseased, _ = implant_lesion(image, np.random.default_rng(3), region=disc, radius_px=8, strength=0.2)
     np.testing.assert_allclose(diseased - flat, image - grey(), atol=1e-6)
 
 
 def test_the_generator_decides_everything(disc: np.ndarray) -> None:
     def place(seed: int) -> np.ndarray:
-        return implant(grey(), np.random.default_rng(seed), region=disc, radius_px=5, strength=0.2)[0]
+        return implant_lesion(grey(), np.random.default_rng(seed), region=disc, radius_px=5, strength=0.2)[0]
 
     np.testing.assert_array_equal(place(1), place(1))
     assert not np.array_equal(place(1), place(2))
@@ -68,7 +70,7 @@ def test_black_pixels_are_no_part_of_a_dark_lesion(disc: np.ndarray) -> None:
     image = grey()
     image[:, 50:] = 0.1  # fluid: can't lose 0.3
     for seed in range(10):
-        diseased, mask = implant(image, np.random.default_rng(seed), region=disc, radius_px=10, strength=0.3)
+        diseased, mask = implant_lesion(image, np.random.default_rng(seed), region=disc, radius_px=10, strength=0.3)
         assert diseased.min() >= 0
         assert mask.any()
         assert not mask[:, 50:].any()
@@ -92,14 +94,14 @@ def test_black_pixels_are_no_part_of_a_dark_lesion(disc: np.ndarray) -> None:
 def test_what_is_refused(disc: np.ndarray, change: dict[str, Any], message: str) -> None:
     arguments = {"image": grey(), "region": disc, "radius_px": 8, "strength": 0.3} | change
     with pytest.raises(ThoradError, match=message):
-        implant(arguments.pop("image"), np.random.default_rng(0), **arguments)
+        implant_lesion(arguments.pop("image"), np.random.default_rng(0), **arguments)
 
 
 def test_region_that_fills_the_image() -> None:
     """The image's border is the region's border too."""
     everywhere = np.ones((120, 100), bool)
     for seed in range(10):
-        _, mask = implant(grey(), np.random.default_rng(seed), region=everywhere, radius_px=20, strength=0.3)
+        _, mask = implant_lesion(grey(), np.random.default_rng(seed), region=everywhere, radius_px=20, strength=0.3)
         assert mask.sum() > 0.4 * np.pi * 20**2
 
 
@@ -107,7 +109,7 @@ def test_in_a_real_slice(shared_data: Path) -> None:
     image = scale(read_image(shared_data / "ixi" / "val" / "sub-IXI025.png").pixels)
     region = np.zeros(image.shape, bool)
     region[60:180, 50:150] = True
-    diseased, mask = implant(image, np.random.default_rng(1), region=region, radius_px=9, strength=0.35)
+    diseased, mask = implant_lesion(image, np.random.default_rng(1), region=region, radius_px=9, strength=0.35)
     assert 100 < mask.sum() < 500
     assert (image - diseased)[mask].min() > 0.175
 

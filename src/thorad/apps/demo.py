@@ -27,7 +27,7 @@ from scipy.ndimage import binary_dilation
 
 from thorad.apps.run import open_results
 from thorad.detector import Detector
-from thorad.implant.lesions import implant
+from thorad.implant.lesions import implant_lesion
 from thorad.io.images import Image, read_image, write_png8
 from thorad.io.intensity import scale
 from thorad.io.preprocess import place, to_input_grid
@@ -133,7 +133,7 @@ def _make_inputs(out: Path, detector: Detector) -> dict[str, NDArray[np.bool_]]:
     region = to_input_grid(detector.region.astype(np.float32), placement) > 0.5
     scans = {"healthy": (healthy, np.zeros(healthy.shape, dtype=np.bool_))}
     for name, kind, radius, strength, seed in LESIONS:
-        scans[name] = implant(
+        scans[name] = implant_lesion(
             healthy, np.random.default_rng(seed), region=region, kind=kind, radius_px=radius, strength=strength
         )
     for name, (pixels, truth) in scans.items():

@@ -247,15 +247,14 @@ def implant(
     quiet: QuietOption = False,
 ) -> None:
     """Make a bench from healthy images where there are no labels: simulated findings with boxes or masks."""
-    from thorad.implant.bench import LESION_KINDS, make_box_bench, make_lesion_bench
-    from thorad.io.images import find_images
+    from thorad.implant.image_sets import LESION_KINDS, make_lesion_set, make_xray_set
 
-    images, kinds = find_images(healthy), parse_words(findings)
+    kinds = parse_words(findings)
     lesions = set(kinds) <= set(LESION_KINDS)
     if lesions:
-        made = make_lesion_bench(images, out, seed=seed, kinds=kinds, healthy_share=healthy_share)
+        made = make_lesion_set(healthy, out, seed=seed, kinds=kinds, healthy_share=healthy_share)
     else:
-        made = make_box_bench(images, out, seed=seed, kinds=kinds, healthy_share=healthy_share, body_share=body_share)
+        made = make_xray_set(healthy, out, seed=seed, kinds=kinds, healthy_share=healthy_share, body_share=body_share)
     print_failures({path.name: reason for path, reason in made.left_out.items()}, "left out")
     if not quiet:
         counts = ", ".join(f"{count} {kind}" for kind, count in made.counts.items())

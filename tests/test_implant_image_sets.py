@@ -2,25 +2,20 @@ import csv
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import PIL.Image
 import pytest
 from scipy.ndimage import binary_dilation
 from skimage.filters import threshold_otsu
 
+from test_io_dicom import DX, base
+from test_io_dicom import save as save_dicom
 from thorad.datasets.boxes import read_boxes
 from thorad.datasets.cases import read_cases
 from thorad.errors import ThoradError
-from thorad.implant.bench import (
-    BOX_LABELS,
-    XRAY_KINDS,
-    Bench,
-    body_region,
-    bone_region,
-    make_box_bench,
-    make_lesion_bench,
-    otsu_threshold,
-)
+from thorad.implant.image_sets import BOX_LABELS, XRAY_KINDS, ImplantedSet, make_lesion_set, make_xray_set
+from thorad.implant.regions import body_region, bone_region, otsu_threshold
 from thorad.io.images import read_image, read_mask
 from thorad.io.intensity import scale
 
@@ -53,14 +48,14 @@ def hands(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def bench(hands: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_box_bench(hands, tmp_path_factory.mktemp("bench") / "out", seed=3)
+def implanted(hands: list[Path], tmp_path_factory: pytest.TempPathFactory) -> ImplantedSet:
+    return make_xray_set(hands, tmp_path_factory.mktemp("set") / "out", seed=3)
 
 
-def table_rows(bench: Bench) -> dict[Path, dict[str, str]]:
+def table_rows(implanted: ImplantedSet) -> dict[Path, dict[str, str]]:
     """{image: row} of the table."""
-    with bench.table.open(encoding="utf-8", newline="") as file:
-        return {bench.table.parent / row["image"]: row for row in csv.DictReader(file)}
+    with implanted.table.open(encoding="utf-8", newline="") as file:
+        return {implanted.table.parent / row["image"]: row for row in csv.DictReader(file)}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -90,26 +85,26 @@ def test_regions_of_a_hand() -> None:
     assert image[bone].mean() > image[body & ~bone].mean() + 0.1
 
 
-def test_table(bench: Bench, hands: list[Path]) -> None:
-    cases = read_cases(bench.table, truth="boxes")
-    rows = list(table_rows(bench).values())
+def test_table(implanted: ImplantedSet, hands: list[Path]) -> None:
+    cases = read_cases(implanted.table, truth="boxes")
+    rows = list(table_rows(implanted).values())
     assert list(rows[0]) == ["image", "boxes", "elsewhere", "subject", "kind"]
-    assert bench.counts == {**dict.fromkeys(XRAY_KINDS, 3), "healthy": 5}
-    assert not bench.left_out
+    assert implanted.counts == {**dict.fromkeys(XRAY_KINDS, 3), "healthy": 5}
+    assert not implanted.left_out
     assert len(cases) == len({case.subject for case in cases}) == 20
     assert {row["kind"] for row in rows if not row["boxes"]} == {"healthy"}
     healthy = {case.subject for case in cases if case.boxes is None}
     assert all(case.image.parent.name == ("healthy" if case.subject in healthy else "images") for case in cases)
-    readme = (bench.table.parent / "README.md").read_text(encoding="utf-8")
+    readme = (implanted.table.parent / "README.md").read_text(encoding="utf-8")
     assert "seed 3" in readme
     assert "simulated" in readme
     assert "licence" in readme
 
 
-def test_every_box_holds_what_changed(bench: Bench, hands: list[Path]) -> None:
+def test_every_box_holds_what_changed(implanted: ImplantedSet, hands: list[Path]) -> None:
     by_name = {path.stem: path for path in hands}
-    rows = table_rows(bench)
-    for case in read_cases(bench.table, truth="boxes"):
+    rows = table_rows(implanted)
+    for case in read_cases(implanted.table, truth="boxes"):
         original = scale(read_image(by_name[case.subject]).pixels)
         change = np.abs(read_image(case.image).pixels / 255 - original)
         assert case.elsewhere is not None
@@ -129,22 +124,22 @@ def test_every_box_holds_what_changed(bench: Bench, hands: list[Path]) -> None:
         assert elsewhere.sum() > 300
 
 
-def test_same_seed_same_bytes(bench: Bench, hands: list[Path], tmp_path: Path) -> None:
-    again = make_box_bench(hands[::-1], tmp_path / "again", seed=3)
-    assert contents(again.table.parent) == contents(bench.table.parent)
-    other = make_box_bench(hands, tmp_path / "other", seed=4)
-    assert contents(other.table.parent).keys() != contents(bench.table.parent).keys()
+def test_same_seed_same_bytes(implanted: ImplantedSet, hands: list[Path], tmp_path: Path) -> None:
+    again = make_xray_set(hands[::-1], tmp_path / "again", seed=3)
+    assert contents(again.table.parent) == contents(implanted.table.parent)
+    other = make_xray_set(hands, tmp_path / "other", seed=4)
+    assert contents(other.table.parent).keys() != contents(implanted.table.parent).keys()
 
 
 def test_findings_of_choice(hands: list[Path], tmp_path: Path) -> None:
-    made = make_box_bench(hands[:6], tmp_path / "b", seed=0, kinds=["swelling", "foreign-body"], healthy_share=0)
+    made = make_xray_set(hands[:6], tmp_path / "b", seed=0, kinds=["swelling", "foreign-body"], healthy_share=0)
     assert made.counts == {"swelling": 3, "foreign-body": 3, "healthy": 0}
     assert {row["kind"] for row in table_rows(made).values()} == {"swelling", "foreign-body"}
 
 
 def test_images_of_one_subject_stay_together(tmp_path: Path) -> None:
     paths = [save(tmp_path / "in" / f"sub-{n // 3:02}_{n % 3}.png", hand(n)) for n in range(12)]
-    made = make_box_bench(paths, tmp_path / "b", seed=0, healthy_share=0.5)
+    made = make_xray_set(paths, tmp_path / "b", seed=0, healthy_share=0.5)
     cases = read_cases(made.table, truth="boxes")
     healthy = {case.subject for case in cases if case.boxes is None}
     assert len(healthy) == 2
@@ -153,7 +148,7 @@ def test_images_of_one_subject_stay_together(tmp_path: Path) -> None:
 
 def test_larger_images_get_larger_findings(tmp_path: Path) -> None:
     paths = [save(tmp_path / "in" / f"{n}.png", hand(n, side=192)) for n in range(4)]
-    made = make_box_bench(paths, tmp_path / "b", seed=0, kinds=["foreign-body"], healthy_share=0)
+    made = make_xray_set(paths, tmp_path / "b", seed=0, kinds=["foreign-body"], healthy_share=0)
     for case in read_cases(made.table, truth="boxes"):
         assert case.boxes is not None
         (box,) = read_boxes(case.boxes, 192, 192)
@@ -165,7 +160,7 @@ def test_unfit_images_are_left_out_and_named(hands: list[Path], tmp_path: Path) 
     bright = save(tmp_path / "bright.png", np.clip(0.8 + 0.2 * hand(0), 0, 1))
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nno")
-    made = make_box_bench([*hands[:5], small, bright, broken], tmp_path / "b", seed=0, healthy_share=0)
+    made = make_xray_set([*hands[:5], small, bright, broken], tmp_path / "b", seed=0, healthy_share=0)
     assert sum(made.counts.values()) == 5
     assert made.left_out.keys() == {small, bright, broken}
     assert "40 x 40 px; expected sides of 48 px at least" in made.left_out[small]
@@ -174,7 +169,7 @@ def test_unfit_images_are_left_out_and_named(hands: list[Path], tmp_path: Path) 
     assert "3 of the given images were of no use" in (tmp_path / "b" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("make", [make_box_bench, make_lesion_bench])
+@pytest.mark.parametrize("make", [make_xray_set, make_lesion_set])
 def test_what_is_refused(hands: list[Path], tmp_path: Path, make: type) -> None:
     out = tmp_path / "out"
     with pytest.raises(ThoradError, match="Findings tumour; expected some of"):
@@ -201,12 +196,12 @@ def test_what_is_refused(hands: list[Path], tmp_path: Path, make: type) -> None:
     assert make(hands[:4], out, seed=0).table == out / "cases.csv"  # an empty folder will do
 
 
-def test_lesion_bench(tmp_path: Path, hands: list[Path]) -> None:
+def test_lesion_set(tmp_path: Path, hands: list[Path]) -> None:
     """Dark and bright lesions within the given region, in masks that `thorad evaluate` reads."""
     region = np.zeros((64, 64), bool)
     region[36:60, 22:42] = True
-    made = make_lesion_bench(hands, tmp_path / "b", seed=1, region=region)
-    again = make_lesion_bench(hands, tmp_path / "again", seed=1, region=region)
+    made = make_lesion_set(hands, tmp_path / "b", seed=1, region=region)
+    again = make_lesion_set(hands, tmp_path / "again", seed=1, region=region)
     assert contents(tmp_path / "b") == contents(tmp_path / "again")
     assert made.counts.keys() == again.counts.keys() == {"dark", "bright", "healthy"}
     rows = table_rows(made)
@@ -223,13 +218,13 @@ def test_lesion_bench(tmp_path: Path, hands: list[Path]) -> None:
         assert (change[mask] * (-1 if rows[case.image]["kind"] == "dark" else 1)).min() > 0.05
 
 
-def test_lesion_bench_without_a_region(tmp_path: Path) -> None:
+def test_lesion_set_without_a_region(tmp_path: Path) -> None:
     y, x = np.indices((96, 80))
     heads = [
         save(tmp_path / "in" / f"{n}.png", 0.6 * (np.hypot((y - 48) / 40, (x - 40) / 30) < 1) + 0.02 * (n + 1))
         for n in range(6)
     ]
-    made = make_lesion_bench(heads, tmp_path / "b", seed=1, healthy_share=0, kinds=["dark"])
+    made = make_lesion_set(heads, tmp_path / "b", seed=1, healthy_share=0, kinds=["dark"])
     assert made.counts == {"dark": 6, "healthy": 0}
 
 
@@ -239,7 +234,7 @@ def test_bright_lesions_lie_where_they_show_in_full(tmp_path: Path) -> None:
     image[10:86, 10:86] = 1
     image[10:86, 58:86] = 0.4
     image[::4] = np.where(image[::4] == 1, 0.7, image[::4])  # so that lesions do start in the white
-    made = make_lesion_bench(
+    made = make_lesion_set(
         [save(tmp_path / "in" / f"{n}.png", image) for n in range(8)],
         tmp_path / "b",
         seed=0,
@@ -254,7 +249,7 @@ def test_bright_lesions_lie_where_they_show_in_full(tmp_path: Path) -> None:
         assert (after - before)[mask].sum() > 0.5 * np.clip(after - before, 0, 1).sum()
     white = save(tmp_path / "white.png", np.where(image > 0.3, 1, 0.02))
     with pytest.raises(ThoradError, match="has no place for a bright lesion"):
-        make_lesion_bench([white], tmp_path / "c", seed=0, kinds=["bright"], healthy_share=0)
+        make_lesion_set([white], tmp_path / "c", seed=0, kinds=["bright"], healthy_share=0)
 
 
 def test_on_real_hands(shared_data: Path, tmp_path: Path) -> None:
@@ -264,7 +259,7 @@ def test_on_real_hands(shared_data: Path, tmp_path: Path) -> None:
         names = sorted(name for name in archive.namelist() if "test/" in name and name.endswith(".jpeg"))[:40]
         archive.extractall(tmp_path / "in", names)
     paths = [tmp_path / "in" / name for name in names]
-    made = make_box_bench(paths, tmp_path / "b", seed=0)
+    made = make_xray_set(paths, tmp_path / "b", seed=0)
     assert sum(made.counts.values()) >= 30
     found = [made.counts[kind] for kind in XRAY_KINDS]
     assert max(found) - min(found) <= 1
@@ -279,3 +274,19 @@ def test_on_real_hands(shared_data: Path, tmp_path: Path) -> None:
         change = read_image(case.image).pixels / 255 - before
         inside = change[int(box.top) : int(box.bottom), int(box.left) : int(box.right)]
         assert (inside.sum() > 0) == bright[box.label]
+
+
+def test_dicom_pictures_are_taken_and_volumes_are_not(tmp_path: Path) -> None:
+    """X-rays as a hospital keeps them: the files' names, which may be the patients', go nowhere."""
+    for number in range(4):
+        pixels = np.rint(4000 * hand(number)).astype(np.uint16)
+        picture = base(DX, "DX", pixels, SeriesInstanceUID=f"1.2.{number}", PatientID=f"{number}")
+        save_dicom(picture, tmp_path / "in" / f"Musterfrau-{number}.dcm")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 8), np.uint8), np.eye(4)), tmp_path / "in" / "head.nii.gz")
+    made = make_xray_set([tmp_path / "in"], tmp_path / "out", seed=0)
+    assert sum(made.counts.values()) == 4
+    assert made.counts["healthy"] == 1
+    assert list(made.left_out) == [tmp_path / "in" / "head.nii.gz"]
+    assert "a volume; expected pictures. `thorad prepare` cuts slices" in made.left_out[tmp_path / "in" / "head.nii.gz"]
+    written = b"".join(contents(tmp_path / "out").values()) + "".join(contents(tmp_path / "out")).encode()
+    assert b"Musterfrau" not in written

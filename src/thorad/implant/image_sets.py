@@ -1,4 +1,4 @@
-"""Make a bench: findings implanted in healthy images, with boxes or masks around them and a table of the cases.
+"""Make a set of images for evaluation: findings implanted in healthy images, with boxes or masks, and a table of cases.
 
 It says whether a method sees what was put there, where nobody has drawn labels. It does not say how well a method does
 on patients: places and looks are simulated.
@@ -6,39 +6,34 @@ on patients: places and looks are simulated.
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter, label
+from scipy.ndimage import binary_erosion
 
 from thorad.datasets.boxes import Box, voc_xml
 from thorad.datasets.cases import subject_of
 from thorad.errors import ThoradError
-from thorad.implant.lesions import (
-    Finding,
-    implant,
-    implant_foreign_body,
-    implant_fracture,
-    implant_pins,
-    implant_plate,
-    implant_swelling,
-)
+from thorad.implant.lesions import Implanted, implant_lesion
+from thorad.implant.regions import UNIT, body_region, bone_region
+from thorad.implant.xray import implant_foreign_body, implant_fracture, implant_pins, implant_plate, implant_swelling
 from thorad.io.atomic import write_atomic
-from thorad.io.images import case_names, read_image, write_png8
+from thorad.io.images import case_names, write_png8
 from thorad.io.intensity import scale
+from thorad.io.scans import Scan, find_scans
+from thorad.io.slices import images_of
 from thorad.io.tables import listing, write_table
 
-XRAY_KINDS = ("pins", "plate", "fracture", "foreign-body", "swelling")
-LESION_KINDS = ("dark", "bright")
+XRAY_KINDS: Final = ("pins", "plate", "fracture", "foreign-body", "swelling")
+LESION_KINDS: Final = ("dark", "bright")
 
-
-BOX_LABELS: dict[str, str] = {
+BOX_LABELS: Final[dict[str, str]] = {
     "pins": "metal",
     "plate": "metal",
     "fracture": "fracture",
@@ -47,30 +42,33 @@ BOX_LABELS: dict[str, str] = {
 }
 """What each kind is called in GRAZPEDWRI-DX, and so in the boxes."""
 
-UNIT = 1 / 64
-"""Of the image's shorter side: what the measures of findings and margins count in, so that they grow with it."""
-
-SMALLEST_SIDE = 48
+SMALLEST_SIDE: Final = 48
 """px; below this a fracture is thinner than what a pixel shows."""
 
-SMALLEST_BODY = 0.08
-"""Least share of an image that a body region must have; less is a marker."""
-
-BOX_MARGIN = 1
+BOX_MARGIN: Final = 1
 """units between a finding and its box, as people draw them."""
 
-SHOWN = 0.6
+ELSEWHERE_MARGIN: Final = 2
+"""units about a box that count neither as found nor as false: maps are blurred."""
+
+SMALLEST_RADIUS: Final = 2
+"""Of lesions, in 128 parts of the image's shorter side."""
+
+LARGEST_TO_SMALLEST: Final = 4.5
+"""Ratio of the largest radius of lesions to the smallest; radii are drawn evenly on a logarithmic scale."""
+
+STRENGTHS: Final = (0.2, 0.5)
+"""How much darker or brighter a lesion is, in shares of the 98th percentile."""
+
+SHOWN: Final = 0.6
 """Share of its ellipse's area that a lesion's mask must have: where tissue is white already, a bright lesion is cut."""
 
-TRIES = 100
+TRIES: Final = 100
 """Lesions that are drawn before an image is said to have no place for one."""
-
-ELSEWHERE_MARGIN = 2
-"""units about a box that count neither as found nor as false: maps are blurred."""
 
 
 @dataclass(frozen=True)
-class Bench:
+class ImplantedSet:
     """What was made."""
 
     table: Path
@@ -87,15 +85,30 @@ Files = dict[str, NDArray[Any] | bytes]
 """{column of cases.csv: what its file holds}: pixels in [0, 1], a mask, or the XML of boxes."""
 
 
-def make_box_bench(
-    images: Sequence[Path],
+@dataclass(frozen=True)
+class _Making:
+    """How the cases of a set are made of healthy images, (H, W) in [0, 1]."""
+
+    columns: tuple[str, ...]
+    """Of cases.csv, those that name files."""
+    kinds: tuple[str, ...]
+    """All that can be implanted."""
+    diseased: Callable[[NDArray[np.float32], str, np.random.Generator], Files]
+    """Implants one finding of a kind."""
+    healthy: Callable[[NDArray[np.float32]], Files]
+    readme: str
+    """What is to be known of this sort of set."""
+
+
+def make_xray_set(
+    inputs: Sequence[Path],
     out: Path,
     *,
     seed: int,
     kinds: Sequence[str] = XRAY_KINDS,
     healthy_share: float = 0.25,
     body_share: float = 0.4,
-) -> Bench:
+) -> ImplantedSet:
     """Implant one finding each in healthy X-rays of a hand, a wrist or another limb.
 
     Writes images/*.png, boxes/*.xml (Pascal VOC), elsewhere/*.png (the body but for the boxes and a margin),
@@ -103,7 +116,7 @@ def make_box_bench(
     are scaled by the 98th percentile, as the model sees them. The same images and seed give the same bytes.
 
     Args:
-        images: healthy X-rays in which bone is bright.
+        inputs: healthy X-rays in which bone is bright: files (DICOM, too), folders and tables with a column image.
         out: a folder that isn't there yet, or is empty.
         seed: decides on everything.
         kinds: of XRAY_KINDS; each gets about as many cases.
@@ -123,36 +136,35 @@ def make_box_bench(
         boxes = voc_xml([box], *mask.shape)
         return {"image": image, "boxes": boxes, "elsewhere": body & ~_about(box, mask.shape)}
 
-    def healthy(pixels: NDArray[np.float32]) -> Files:
-        return {"image": pixels, "elsewhere": body_region(pixels, most=body_share)}
-
-    what = (
-        "Each diseased image holds one finding. `boxes` (Pascal VOC) names it as GRAZPEDWRI-DX does: "
+    making = _Making(
+        columns=("image", "boxes", "elsewhere"),
+        kinds=XRAY_KINDS,
+        diseased=diseased,
+        healthy=lambda pixels: {"image": pixels, "elsewhere": body_region(pixels, most=body_share)},
+        readme="Each diseased image holds one finding. `boxes` (Pascal VOC) names it as GRAZPEDWRI-DX does: "
         f"{', '.join(f'{kind} is {BOX_LABELS[kind]}' for kind in XRAY_KINDS)}. A box keeps {BOX_MARGIN}/64 of the "
         "image's shorter side about the finding. `elsewhere` is the body, found by its brightness, but for the box and "
-        f"{ELSEWHERE_MARGIN}/64 about it."
+        f"{ELSEWHERE_MARGIN}/64 about it.",
     )
-    return _make(
-        images, out, ("image", "boxes", "elsewhere"), kinds, XRAY_KINDS, healthy_share, seed, diseased, healthy, what
-    )
+    return _make(making, inputs, out, kinds, healthy_share, seed)
 
 
-def make_lesion_bench(
-    images: Sequence[Path],
+def make_lesion_set(
+    inputs: Sequence[Path],
     out: Path,
     *,
     seed: int,
     region: NDArray[np.bool_] | None = None,
     kinds: Sequence[str] = LESION_KINDS,
     healthy_share: float = 0.25,
-) -> Bench:
-    """Implant one lesion each in healthy images of any kind: as `make_box_bench`, with masks/*.png instead of boxes.
+) -> ImplantedSet:
+    """Implant one lesion each in healthy images of any kind: as `make_xray_set`, with masks/*.png instead of boxes.
 
     Radii are 2 to 9 of 128 parts of the image's shorter side, small ones as often as large ones; the strength is 0.2
     to 0.5 of the 98th percentile. cases.csv has the columns image, mask, subject and kind.
 
     Args:
-        images: healthy images, on one grid where a region is given.
+        inputs: healthy images as of `make_xray_set`, on one grid where a region is given.
         out: a folder that isn't there yet, or is empty.
         seed: decides on everything.
         region: (H, W), where lesions may lie, such as the brain; None for what is well inside the bright part of each
@@ -161,91 +173,48 @@ def make_lesion_bench(
         healthy_share: of the subjects, in [0, 1), stays without a lesion.
 
     Raises:
-        ThoradError: as `make_box_bench`.
+        ThoradError: as `make_xray_set`.
     """
 
     def diseased(pixels: NDArray[np.float32], kind: str, generator: np.random.Generator) -> Files:
-        side = min(pixels.shape)
-        places = region
-        if places is None:
-            bright = body_region(pixels, most=1.0)
-            places = np.asarray(binary_erosion(bright, iterations=max(1, side // 16)), dtype=np.bool_)
-        for _ in range(TRIES):
-            radius = max(1.0, side / 128 * 2 * 4.5 ** generator.uniform())
-            strength = generator.uniform(0.2, 0.5)
-            sign: Literal["dark", "bright"] = "dark" if kind == "dark" else "bright"
-            image, mask = implant(pixels, generator, region=places, kind=sign, radius_px=radius, strength=strength)
-            if np.count_nonzero(mask) >= SHOWN * np.pi * radius**2:
-                break
-        else:
-            raise ThoradError(f"No {kind} lesion shows in full: its places are white or black already.")
+        image, mask = _lesion(pixels, _well_inside(pixels) if region is None else region, kind, generator)
         return {"image": image, "mask": mask}
 
-    what = "Each diseased image holds one lesion; `mask` is where it changed the image by more than half its strength."
-    return _make(
-        images, out, ("image", "mask"), kinds, LESION_KINDS, healthy_share, seed, diseased, lambda p: {"image": p}, what
+    making = _Making(
+        columns=("image", "mask"),
+        kinds=LESION_KINDS,
+        diseased=diseased,
+        healthy=lambda pixels: {"image": pixels},
+        readme="Each diseased image holds one lesion; `mask` is where it changed the image by more than half its "
+        "strength.",
     )
+    return _make(making, inputs, out, kinds, healthy_share, seed)
 
 
-def body_region(image: NDArray[Any], *, most: float) -> NDArray[np.bool_]:
-    """The largest connected bright part of an X-ray: a hand on a dark ground.
-
-    Bright is above 0.7 of Otsu's threshold (IEEE Trans. SMC 9, 1979) of the slightly blurred image. The outermost two
-    units belong to nothing: there the plate's edge shines.
-
-    Args:
-        image: (H, W) in [0, 1].
-        most: share of the image that the region may have; its greatest thickness may be 1.2 of it in shares of the
-            shorter side.
-
-    Raises:
-        ThoradError: its share of the image is not that of a limb, as where the exposed field is bright all over.
-    """
-    unit = UNIT * min(image.shape)
-    smooth = gaussian_filter(image.astype(float), 0.5 * unit)
-    bright = smooth > 0.7 * otsu_threshold(smooth)
-    border = max(1, round(2 * unit))
-    inner = np.zeros(image.shape, dtype=np.bool_)
-    inner[border:-border, border:-border] = True
-    parts, _ = label(bright & inner)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    body = np.asarray(parts == sizes.argmax(), dtype=np.bool_) & bool(sizes.any())
-    share = np.count_nonzero(body) / body.size
-    thickness = 2 * float(distance_transform_edt(np.pad(body, 1)).max()) / min(image.shape)
-    if not (SMALLEST_BODY <= share <= most and thickness <= 1.2 * most):
-        raise ThoradError(
-            f"The largest bright part is {100 * share:.0f} % of the image and {100 * thickness:.0f} % of its side "
-            f"thick; expected {100 * SMALLEST_BODY:.0f} to {100 * most:.0f} % and at most {120 * most:.0f} %, as of a "
-            "limb on a dark ground. Crop the image to its exposed field, allow the body a larger share, or leave the "
-            "image out."
-        )
-    return body
+def _well_inside(pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """The bright part of an image without its outermost sixteenth."""
+    bright = body_region(pixels, most=1.0)
+    return np.asarray(binary_erosion(bright, iterations=max(1, min(pixels.shape) // 16)), dtype=np.bool_)
 
 
-def bone_region(image: NDArray[Any], body: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where the body is brighter than the body about it (Gaussian mean over 4 units): (H, W)."""
-    spread = 4 * UNIT * min(image.shape)
-    weight = gaussian_filter(body.astype(float), spread)
-    mean = gaussian_filter(np.where(body, image, 0).astype(float), spread) / np.maximum(weight, 1e-6)
-    return np.asarray(body & (image > mean + 0.02), dtype=np.bool_)
-
-
-def otsu_threshold(image: NDArray[Any], levels: int = 256) -> float:
-    """The threshold that parts an image in [0, 1] with the largest variance between its two classes (Otsu 1979)."""
-    counts, edges = np.histogram(image, bins=levels, range=(0, 1))
-    middles = (edges[1:] + edges[:-1]) / 2
-    below = np.cumsum(counts)[:-1].astype(float)
-    above = counts.sum() - below
-    sums = np.cumsum(counts * middles)
-    mean_below = sums[:-1] / np.maximum(below, 1)
-    mean_above = (sums[-1] - sums[:-1]) / np.maximum(above, 1)
-    return float(edges[1 + np.argmax(below * above * (mean_below - mean_above) ** 2)])
+def _lesion(
+    pixels: NDArray[np.float32], region: NDArray[np.bool_], kind: str, generator: np.random.Generator
+) -> Implanted:
+    """One lesion of a size, a strength and a place that the generator draws, of which most shows."""
+    sign: Literal["dark", "bright"] = "dark" if kind == "dark" else "bright"
+    for _ in range(TRIES):
+        smallest = min(pixels.shape) / 128 * SMALLEST_RADIUS
+        radius = max(1.0, smallest * LARGEST_TO_SMALLEST ** generator.uniform())
+        strength = generator.uniform(*STRENGTHS)
+        image, mask = implant_lesion(pixels, generator, region=region, kind=sign, radius_px=radius, strength=strength)
+        if np.count_nonzero(mask) >= SHOWN * np.pi * radius**2:
+            return image, mask
+    raise ThoradError(f"No {kind} lesion shows in full: its places are white or black already.")
 
 
 def _xray_finding(
     pixels: NDArray[np.float32], body: NDArray[np.bool_], kind: str, generator: np.random.Generator
-) -> Finding:
+) -> Implanted:
     """One finding of a kind, of a size and a place that the generator draws."""
     bone = bone_region(pixels, body)
     unit = UNIT * min(pixels.shape)
@@ -293,64 +262,88 @@ def _about(box: Box, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 def _make(
-    images: Sequence[Path],
-    out: Path,
-    columns: Sequence[str],
-    kinds: Sequence[str],
-    known: Sequence[str],
-    healthy_share: float,
-    seed: int,
-    diseased: Callable[[NDArray[np.float32], str, np.random.Generator], Files],
-    healthy: Callable[[NDArray[np.float32]], Files],
-    what: str,
-) -> Bench:
-    """Write a bench beside its place, and move it there when it is whole."""
-    _check_options(kinds, known, healthy_share, seed)
+    making: _Making, inputs: Sequence[Path], out: Path, kinds: Sequence[str], healthy_share: float, seed: int
+) -> ImplantedSet:
+    """Write a set beside its place, and move it there when it is whole."""
+    _check_options(kinds, making.kinds, healthy_share, seed)
     out = out.absolute()
     _check_free(out)
-    names = case_names(images, [path.parent for path in images])
-    subjects = sorted({subject_of(path) for path in images})
-    order = np.random.default_rng(seed).permutation(len(subjects))
-    untouched = {subjects[index] for index in order[: round(healthy_share * len(subjects))]}
-    rank = {subjects[index]: place for place, index in enumerate(order)}
-    counts = dict.fromkeys([*kinds, "healthy"], 0)
-    rows: dict[str, dict[str, str]] = {}
-    left_out: dict[Path, str] = {}
+    sources = _sources(inputs)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        # In the order that the seed draws, so that no kind gets all images of one scanner.
-        for path, name in sorted(
-            zip(images, names, strict=True), key=lambda case: (rank[subject_of(case[0])], case[1])
-        ):
-            subject = subject_of(path)
-            try:
-                pixels = _pixels(path)
-                if subject in untouched:
-                    kind, files = "healthy", healthy(pixels)
-                else:
-                    kind, files = _rarest_that_fits(pixels, counts, f"{seed}/{name}", diseased)
-            except ThoradError as error:
-                left_out[path] = str(error) if str(path) in str(error) else f"{path}: {error}"
-                continue
-            counts[kind] += 1
-            rows[name] = _write_case(part, name, kind, files) | {"subject": subject, "kind": kind}
-        if not any(counts[kind] for kind in kinds):
-            reason = next(iter(left_out.values()), "no image was given")
-            raise ThoradError(f"Nothing could be implanted in the {len(images)} images. The first: {reason}")
-        write_table(part / "cases.csv", [*columns, "subject", "kind"], [rows[name] for name in sorted(rows)])
-        write_atomic(part / "README.md", _readme(columns, counts, left_out, seed, what).encode())
+        made, rows = _write_cases(making, sources, part, kinds, healthy_share, seed)
+        if not any(made.counts[kind] for kind in kinds):
+            reason = next(iter(made.left_out.values()), "no image was given")
+            raise ThoradError(f"Nothing could be implanted in the {len(sources)} images. The first: {reason}")
+        write_table(made.table, [*making.columns, "subject", "kind"], rows)
+        write_atomic(part / "README.md", _readme(making, made, seed).encode())
         try:
             os.replace(part, out)
         except OSError as error:
             raise ThoradError(f"{out}: can't be written ({error.strerror}). Name another folder.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Bench(out / "cases.csv", counts, left_out)
+    return ImplantedSet(out / "cases.csv", made.counts, made.left_out)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A healthy image."""
+
+    scan: Scan
+    name: str
+    """Of its file alone, not of the folders: it decides on the random numbers."""
+    subject: str
+
+
+def _sources(inputs: Sequence[Path]) -> list[_Source]:
+    scans = list(find_scans(inputs).values()) if inputs else []
+    paths = [scan.path for scan in scans if scan.series is None]
+    names = dict(zip(paths, case_names(paths, [path.parent for path in paths]), strict=True))
+    # The paths of DICOM files may say who was scanned; their scans' names don't.
+    return [
+        _Source(scan, names[scan.path], subject_of(scan.path))
+        if scan.series is None
+        else _Source(scan, scan.name, scan.subject)
+        for scan in scans
+    ]
+
+
+def _write_cases(
+    making: _Making,
+    sources: Sequence[_Source],
+    folder: Path,
+    kinds: Sequence[str],
+    healthy_share: float,
+    seed: int,
+) -> tuple[ImplantedSet, list[dict[str, str]]]:
+    """Write the files of all cases into a folder; also gives the rows of the table, by the cases' names."""
+    subjects = sorted({source.subject for source in sources})
+    order = [subjects[index] for index in np.random.default_rng(seed).permutation(len(subjects))]
+    untouched = set(order[: round(healthy_share * len(subjects))])
+    rank = {subject: place for place, subject in enumerate(order)}
+    made = ImplantedSet(folder / "cases.csv", dict.fromkeys([*kinds, "healthy"], 0), {})
+    rows: dict[str, dict[str, str]] = {}
+    # In the order that the seed draws, so that no kind gets all images of one scanner.
+    for source in sorted(sources, key=lambda source: (rank[source.subject], source.name)):
+        path = source.scan.path
+        try:
+            pixels = _pixels(source.scan)
+            if source.subject in untouched:
+                kind, files = "healthy", making.healthy(pixels)
+            else:
+                kind, files = _rarest_that_fits(pixels, made.counts, f"{seed}/{source.name}", making.diseased)
+        except ThoradError as error:
+            made.left_out[path] = str(error) if str(path) in str(error) else f"{path}: {error}"
+            continue
+        made.counts[kind] += 1
+        rows[source.name] = _write_case(folder, source.name, kind, files) | {"subject": source.subject, "kind": kind}
+    return made, [rows[name] for name in sorted(rows)]
 
 
 def _rarest_that_fits(
     pixels: NDArray[np.float32],
-    counts: dict[str, int],
+    counts: Mapping[str, int],
     seed: str,
     diseased: Callable[[NDArray[np.float32], str, np.random.Generator], Files],
 ) -> tuple[str, Files]:
@@ -367,14 +360,18 @@ def _rarest_that_fits(
     raise refusals[0]
 
 
-def _pixels(path: Path) -> NDArray[np.float32]:
-    pixels = scale(read_image(path).pixels)
-    if min(pixels.shape) < SMALLEST_SIDE:
+def _pixels(scan: Scan) -> NDArray[np.float32]:
+    """(H, W) in [0, 1]."""
+    if scan.is_volume:
+        raise ThoradError(f"{scan.path}: a volume; expected pictures. `thorad prepare` cuts slices of it.")
+    (image,) = images_of(scan, skull=False, indices=())
+    height, width = image.pixels.shape
+    if min(height, width) < SMALLEST_SIDE:
         raise ThoradError(
-            f"{path}: the image is {pixels.shape[1]} x {pixels.shape[0]} px; expected sides of {SMALLEST_SIDE} px at "
+            f"{scan.path}: the image is {width} x {height} px; expected sides of {SMALLEST_SIDE} px at "
             "least, so that thin findings can be seen. Use larger images."
         )
-    return pixels
+    return scale(image.pixels)
 
 
 def _generator(seed: str) -> np.random.Generator:
@@ -395,25 +392,25 @@ def _write_case(folder: Path, name: str, kind: str, files: Files) -> dict[str, s
     return row
 
 
-def _readme(columns: Sequence[str], counts: dict[str, int], left_out: dict[Path, str], seed: int, what: str) -> str:
+def _readme(making: _Making, made: ImplantedSet, seed: int) -> str:
     lines = [
-        "# A bench of implanted findings",
+        "# Implanted findings",
         "",
         f"Made by thorad {version('thorad')} from healthy images, seed {seed}. **The findings' places and looks are "
         "simulated.** What is found here says that a method sees such changes, not how well it does on patients.",
         "",
         "Cases, one image each:",
         "",
-        *(f"- {kind}: {count}" for kind, count in counts.items()),
+        *(f"- {kind}: {count}" for kind, count in made.counts.items()),
         "",
-        *([f"{len(left_out)} of the given images were of no use and are left out.", ""] if left_out else []),
-        f"`cases.csv` has the columns {', '.join([*columns, 'subject', 'kind'])}; paths are relative to it. Healthy "
-        "images are of other subjects than diseased ones. Pixels are divided by the image's own 98th percentile, "
-        "clipped to [0, 1] and stored in 8 bits.",
+        *([f"{len(made.left_out)} of the given images were of no use and are left out.", ""] if made.left_out else []),
+        f"`cases.csv` has the columns {', '.join([*making.columns, 'subject', 'kind'])}; paths are relative to it. "
+        "Healthy images are of other subjects than diseased ones. Pixels are divided by the image's own 98th "
+        "percentile, clipped to [0, 1] and stored in 8 bits.",
         "",
-        what,
+        making.readme,
         "",
-        "Source and licence of the healthy images: *to be filled in before this bench is passed on.*",
+        "Source and licence of the healthy images: *to be filled in before this set is passed on.*",
     ]
     return "\n".join(lines) + "\n"
 
@@ -434,4 +431,4 @@ def _check_free(out: Path) -> None:
     except OSError as error:
         raise ThoradError(f"{out}: can't be read ({error.strerror}). Check the path and its permissions.") from error
     if taken:
-        raise ThoradError(f"{out}: already there and not an empty folder. Name a new folder for the bench.")
+        raise ThoradError(f"{out}: already there and not an empty folder. Name a new folder.")

@@ -1,0 +1,378 @@
+"""Implant findings in healthy X-rays of limbs: wires, plates, fractures, foreign bodies and swellings.
+
+Places and looks are simulated. What is found among them says that a method works, not how well it does on patients. No
+paper gives the constants below; they are this project's choice, of what the finding looks like in X-rays of hands.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
+
+from thorad.errors import ThoradError
+from thorad.implant.lesions import Implanted, check_radius_and_strength, check_region
+
+CONTRAST: Final = 0.2
+"""By how much metal, a foreign body or a fracture must differ from what was there, on average over its mask."""
+
+COVERED: Final = 0.25
+"""Share of a pixel that a drawn finding must cover for the pixel to be in its mask: wires are thinner than a pixel."""
+
+LONG: Final = 0.65
+"""Least elongation of the bone about a finding that follows or crosses its axis: 1 - (short / long axis)^2."""
+
+IN_BONE: Final = 0.5
+"""Least share of a metal's mask that must lie in the bone."""
+
+TRIES: Final = 300
+"""Places that are tried before an image is said to have none."""
+
+PIN_ANGLE: Final = (0.2, 0.7)
+"""Of the first wire to the bone's axis, radians: 11 to 40 degrees, as wires cross a fracture."""
+
+PIN_TURN: Final = (0.2, 0.5)
+"""Between two wires, radians."""
+
+PIN_MIDDLE: Final = (0.35, 0.65)
+"""Where along the wire the bone's middle lies, as a share of the wire."""
+
+MOST_PINS: Final = 2
+
+SCREWS: Final = (3, 5)
+"""How many hold a plate."""
+
+SCREWS_REACH: Final = 0.42
+"""Of the plate's length, from its middle to the outermost screw."""
+
+SCREW_WIDTH: Final = 0.5
+"""In plate widths."""
+
+FRACTURE_TILT: Final = 0.6
+"""By how much, at most, a fracture line is not at right angles to the bone, radians."""
+
+FRACTURE_STEP: Final = 1.5
+"""From one corner of the line to the next, in its widths."""
+
+FRACTURE_JITTER: Final = 0.4
+"""Standard deviation of the corners about a straight line, in line widths."""
+
+FRACTURE_LENGTH: Final = (2.0, 2.5)
+"""What a line must exceed to be taken for one: in half thicknesses of the bone, and in its own widths."""
+
+BODY_EDGES: Final = 5
+"""Corners of a foreign body."""
+
+BODY_FLATTEST: Final = 1.5
+"""Its axes are the radius times, and divided by, a number from 1 to this."""
+
+BODY_JITTER: Final = 0.4
+"""By how much, at most, its edges are turned from those of a regular polygon, radians."""
+
+THINNEST_SKIN: Final = 1.5
+"""px under the body's surface within which the middle of a swelling may lie, where a third of its radius is less."""
+
+SKIN_BLUR: Final = 0.5
+"""Standard deviation of the blur of the body's outline, by which outward is found, in radii."""
+
+SKIN_SLOPE: Final = 0.3
+"""Least slope of that outline, in 1 / radius: less is no surface."""
+
+BULGE: Final = (0.35, 0.55)
+"""How far a swelling moves the skin outward, in radii."""
+
+SOFT_BLUR: Final = 0.2
+"""Standard deviation of the blur with which soft tissue fades into bone, in radii."""
+
+SHOWN: Final = 0.25
+"""Least mean change over the mask of a swelling, in strengths: less would not be seen."""
+
+
+def implant_pins(
+    image: NDArray[Any], generator: np.random.Generator, *, bone: NDArray[np.bool_], length_px: float, width_px: float
+) -> Implanted:
+    """Drive one or two straight wires into a bone, at an acute angle to its axis: as bright as anything, sharp edges.
+
+    Args:
+        image: (H, W) in [0, 1]; left as it is.
+        generator: draws the place, the angles and how many.
+        bone: (H, W), where the bones are. At least half of the wires lies in it.
+        length_px: of a wire, px.
+        width_px: of a wire, px; at least 0.5.
+
+    Raises:
+        ThoradError: sizes that differ, values out of bounds, or no bone on which such wires would show.
+    """
+    check_region(image, bone)
+    for centre, axis, _ in _long_bones(image, generator, bone, image < 1 - CONTRAST):
+        tilt = generator.choice([-1, 1]) * generator.uniform(*PIN_ANGLE)
+        metal = np.zeros(image.shape)
+        for wire in range(generator.integers(1, MOST_PINS + 1)):
+            direction = _turned(axis, tilt + wire * generator.uniform(*PIN_TURN))
+            along = generator.uniform(*PIN_MIDDLE) * length_px
+            metal = np.maximum(metal, _stroke(image.shape, centre, direction, -along, length_px - along, width_px))
+        implanted = _brightened(image, metal)
+        if implanted is not None and _lies_in(bone, implanted[1]):
+            return implanted
+    raise _no_place("pins", f"{length_px:g} px long", bone)
+
+
+def implant_plate(
+    image: NDArray[Any], generator: np.random.Generator, *, bone: NDArray[np.bool_], length_px: float, width_px: float
+) -> Implanted:
+    """Fix a plate along a bone, seen from its edge, with three to five screws across the bone.
+
+    Args:
+        image: (H, W) in [0, 1]; left as it is.
+        generator: draws the place, the side and the number of screws.
+        bone: (H, W), where the bones are.
+        length_px: of the plate, px.
+        width_px: of the plate, px; its screws have half of it.
+
+    Raises:
+        ThoradError: sizes that differ, values out of bounds, or no bone on which such a plate would show.
+    """
+    check_region(image, bone)
+    for centre, axis, depth in _long_bones(image, generator, bone, image < 1 - CONTRAST):
+        across = _turned(axis, generator.choice([-1, 1]) * np.pi / 2)
+        middle = centre + across * depth
+        metal = _stroke(image.shape, middle, axis, -length_px / 2, length_px / 2, width_px)
+        screws = int(generator.integers(SCREWS[0], SCREWS[1] + 1))
+        length, width = width_px / 2 + 2 * depth, SCREW_WIDTH * width_px
+        for at in np.linspace(-SCREWS_REACH, SCREWS_REACH, screws) * length_px:
+            metal = np.maximum(metal, _stroke(image.shape, middle + axis * at, -across, 0, length, width))
+        implanted = _brightened(image, metal)
+        if implanted is not None and _lies_in(bone, implanted[1]):
+            return implanted
+    raise _no_place("a plate", f"{length_px:g} px long", bone)
+
+
+def implant_fracture(
+    image: NDArray[Any],
+    generator: np.random.Generator,
+    *,
+    bone: NDArray[np.bool_],
+    length_px: float,
+    width_px: float,
+    strength: float,
+) -> Implanted:
+    """Break a bone: a thin, dark, jagged line across it, from one side to the other.
+
+    Args:
+        image: (H, W) in [0, 1]; left as it is.
+        generator: draws the place, the angle and the line.
+        bone: (H, W), where the bones are; the line ends half its width beyond.
+        length_px: of the line at most, px, where the bone is wider.
+        width_px: of the line, px; at least 0.5.
+        strength: which share of the bone's brightness is gone in the line, in (0, 1].
+
+    Raises:
+        ThoradError: sizes that differ, values out of bounds, or no bone on which such a line would show.
+    """
+    check_region(image, bone)
+    if not 0 < strength <= 1:
+        raise ThoradError(f"Strength {strength:g}; expected above 0 up to 1.")
+    for centre, axis, depth in _long_bones(image, generator, bone, strength * image > CONTRAST):
+        across = _turned(axis, np.pi / 2 + generator.uniform(-FRACTURE_TILT, FRACTURE_TILT))
+        reach = [_reach(bone, centre, side * across, length_px / 2) + width_px / 2 for side in (-1, 1)]
+        line = _jagged_line(image.shape, generator, centre, across, reach, width_px)
+        broken = (image * (1 - strength * line)).astype(np.float32)
+        mask = line > COVERED
+        shortest = max(FRACTURE_LENGTH[0] * depth, FRACTURE_LENGTH[1] * width_px)
+        if sum(reach) > shortest and (image - broken)[mask].mean() > CONTRAST:
+            return broken, np.asarray(mask, dtype=np.bool_)
+    raise _no_place("a fracture", f"{width_px:g} px wide, strength {strength:g}", bone)
+
+
+def implant_foreign_body(
+    image: NDArray[Any], generator: np.random.Generator, *, region: NDArray[np.bool_], radius_px: float
+) -> Implanted:
+    """Put a small, dense splinter into the tissue: bright, compact, angular, with a sharp edge.
+
+    Args:
+        image: (H, W) in [0, 1]; left as it is.
+        generator: draws the place and the shape.
+        region: (H, W), where it may lie, such as the soft tissue.
+        radius_px: in the mean over its two axes, px; at least 0.5.
+
+    Raises:
+        ThoradError: sizes that differ, values out of bounds, or a region without a place for it.
+    """
+    check_region(image, region)
+    centres = np.argwhere(region & (image < 1 - 2 * CONTRAST))
+    rows, columns = np.indices(image.shape)
+    for row, column in generator.permutation(centres)[:TRIES]:
+        regular = np.arange(BODY_EDGES) * 2 * np.pi / BODY_EDGES + generator.uniform(0, 2 * np.pi)
+        angles = regular + generator.uniform(-BODY_JITTER, BODY_JITTER, BODY_EDGES)
+        flatness, turn = generator.uniform(1, BODY_FLATTEST), generator.uniform(0, np.pi)
+        y, x = rows - row, columns - column
+        along = (y * np.sin(turn) + x * np.cos(turn)) / flatness
+        across = (y * np.cos(turn) - x * np.sin(turn)) * flatness
+        # How far a pixel lies beyond the farthest of the polygon's edges, each of which is a radius from the centre.
+        beyond = np.max([along * np.cos(angle) + across * np.sin(angle) for angle in angles], axis=0) - radius_px
+        implanted = _brightened(image, np.clip(0.5 - beyond, 0, 1))
+        if implanted is not None and region[implanted[1]].all():
+            return implanted
+    raise _no_place("a foreign body", f"of radius {radius_px:g} px", region)
+
+
+def implant_swelling(
+    image: NDArray[Any],
+    generator: np.random.Generator,
+    *,
+    body: NDArray[np.bool_],
+    bone: NDArray[np.bool_],
+    radius_px: float,
+    strength: float,
+) -> Implanted:
+    """Swell the soft tissue beside a bone: the skin bulges outward, and the tissue is broadly, smoothly brighter.
+
+    Args:
+        image: (H, W) in [0, 1]; left as it is.
+        generator: draws the place.
+        body: (H, W), where the body is.
+        bone: (H, W), where the bones are; they stay in their place.
+        radius_px: of the swelling, px, where it has half its strength.
+        strength: which share of the way to white its middle goes, in (0, 1].
+
+    Raises:
+        ThoradError: sizes that differ, values out of bounds, or no soft tissue at the skin.
+    """
+    check_region(image, body)
+    check_region(image, bone)
+    check_radius_and_strength(radius_px, strength)
+    spread = radius_px / np.sqrt(2 * np.log(2))
+    slope = np.stack(np.gradient(gaussian_filter(body.astype(float), SKIN_BLUR * radius_px)), axis=-1)  # (H, W, 2)
+    positions = np.indices(image.shape).astype(np.float64)  # (2, H, W)
+    # At a distance d from the bone, tissue comes from no nearer to it than 0.45 d: the bone stays where it is.
+    apart = np.minimum(distance_transform_edt(np.pad(~bone, 1, constant_values=True))[1:-1, 1:-1] / radius_px, 1)
+    soft = 1 - gaussian_filter(bone.astype(float), SOFT_BLUR * radius_px)
+    for row, column in generator.permutation(_skin(image, body, bone, radius_px))[:TRIES]:
+        steepness = float(np.hypot(*slope[row, column]))
+        if steepness < SKIN_SLOPE / radius_px:
+            continue
+        outward = -slope[row, column] / steepness
+        profile = np.exp(-((positions[0] - row) ** 2 + (positions[1] - column) ** 2) / (2 * spread**2))  # (H, W)
+        bulge = generator.uniform(*BULGE) * radius_px * profile * apart
+        sources = positions - outward[:, None, None] * bulge
+        moved = map_coordinates(image.astype(float), sources, order=1, mode="nearest")
+        tissue = map_coordinates(body.astype(float), sources, order=1, mode="nearest")
+        # Soft tissue fades into bone and air, and so does what is added to it.
+        added = strength * profile * gaussian_filter(tissue, 0.5) * soft
+        swollen = np.clip(moved + added * (1 - moved), 0, 1).astype(np.float32)
+        mask = (profile > 0.5) & (tissue > 0.5)
+        if mask.any() and np.abs(swollen - image)[mask].mean() > SHOWN * strength:
+            return swollen, np.asarray(mask, dtype=np.bool_)
+    raise _no_place("a swelling", f"of radius {radius_px:g} px", body & ~bone)
+
+
+def _skin(image: NDArray[Any], body: NDArray[np.bool_], bone: NDArray[np.bool_], radius_px: float) -> NDArray[np.int64]:
+    """Where a swelling may have its middle, (N, 2): at the skin, but not where the image's border cuts the body."""
+    depth = distance_transform_edt(np.pad(body, 1, mode="edge"))[1:-1, 1:-1]
+    inner = np.zeros(image.shape, bool)
+    margin = int(np.ceil(radius_px))
+    inner[margin:-margin, margin:-margin] = True
+    near = depth <= max(THINNEST_SKIN, radius_px / 3)
+    return np.argwhere(body & ~bone & inner & near & (image < 1 - CONTRAST))
+
+
+def _lies_in(bone: NDArray[np.bool_], mask: NDArray[np.bool_]) -> bool:
+    """Whether enough of a metal lies in the bone."""
+    return bool(np.count_nonzero(bone & mask) >= IN_BONE * np.count_nonzero(mask))
+
+
+def _long_bones(
+    image: NDArray[Any], generator: np.random.Generator, bone: NDArray[np.bool_], allowed: NDArray[np.bool_]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], float]]:
+    """Places in the middle of long bones, drawn at random: (row, column), the unit vector along the bone, its depth.
+
+    The depth is that of the bone's middle under its surface, px: half its thickness.
+    """
+    depth = distance_transform_edt(np.pad(bone, 1))[1:-1, 1:-1]
+    rows, columns = np.indices(bone.shape)
+    for row, column in generator.permutation(np.argwhere(bone & allowed & (depth > 1)))[:TRIES]:
+        half = float(depth[row, column])
+        near = bone & ((rows - row) ** 2 + (columns - column) ** 2 <= (2 + 3 * half) ** 2)
+        shares, axes = np.linalg.eigh(np.cov(np.argwhere(near), rowvar=False))
+        if shares[0] <= (1 - LONG) * shares[1]:
+            yield np.array([row, column], float), axes[:, 1], half
+
+
+def _turned(direction: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
+    """A (row, column) vector, turned by an angle in radians."""
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return np.array([cosine * direction[0] - sine * direction[1], sine * direction[0] + cosine * direction[1]])
+
+
+def _jagged_line(
+    shape: tuple[int, ...],
+    generator: np.random.Generator,
+    centre: NDArray[np.float64],
+    direction: NDArray[np.float64],
+    reach: list[float],
+    width: float,
+) -> NDArray[np.float64]:
+    """A line through a place, as far as it reaches back and ahead: (H, W), the share of a pixel covered."""
+    corners = max(3, round(sum(reach) / (FRACTURE_STEP * width)))
+    steps = np.linspace(-reach[0], reach[1], corners)
+    aside = generator.normal(0, FRACTURE_JITTER * width, corners)
+    points = centre + steps[:, None] * direction + aside[:, None] * _turned(direction, np.pi / 2)  # (corners, 2)
+    line = np.zeros(shape)
+    for start, end in pairwise(points):
+        length = float(np.hypot(*(end - start)))
+        line = np.maximum(line, _stroke(shape, start, (end - start) / length, 0, length, width))
+    return line
+
+
+def _stroke(
+    shape: tuple[int, ...],
+    origin: NDArray[np.float64],
+    direction: NDArray[np.float64],
+    start: float,
+    end: float,
+    width: float,
+) -> NDArray[np.float64]:
+    """A straight bar from origin + start * direction to origin + end * direction: (H, W), the share of a pixel covered.
+
+    Exact where an edge runs along the grid, else within a few per cent.
+    """
+    rows, columns = np.arange(shape[0])[:, None] - origin[0], np.arange(shape[1])[None, :] - origin[1]
+    along = rows * direction[0] + columns * direction[1]
+    across = rows * direction[1] - columns * direction[0]
+
+    def covered(middle: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+        """Length of [low, high] within a pixel about each middle."""
+        length: NDArray[np.float64] = np.minimum(middle + 0.5, high) - np.maximum(middle - 0.5, low)
+        return np.clip(length, 0, 1)
+
+    share: NDArray[np.float64] = covered(along, start, end) * covered(across, -width / 2, width / 2)
+    return share
+
+
+def _brightened(image: NDArray[Any], dense: NDArray[np.float64]) -> Implanted | None:
+    """The image where a share of each pixel is metal, that lets no ray through; None if it would hardly show."""
+    mask = dense > COVERED
+    bright = (image + dense * (1 - image)).astype(np.float32)
+    if not mask.any() or (bright - image)[mask].mean() <= CONTRAST:
+        return None
+    return bright, np.asarray(mask, dtype=np.bool_)
+
+
+def _reach(bone: NDArray[np.bool_], origin: NDArray[np.float64], direction: NDArray[np.float64], most: float) -> float:
+    """How far one can go from a place within the bone, px, in quarter steps up to `most`."""
+    distance = 0.0
+    while distance < most:
+        row, column = np.rint(origin + (distance + 0.25) * direction).astype(int)
+        if not (0 <= row < bone.shape[0] and 0 <= column < bone.shape[1] and bone[row, column]):
+            break
+        distance += 0.25
+    return distance
+
+
+def _no_place(finding: str, measures: str, region: NDArray[np.bool_]) -> ThoradError:
+    return ThoradError(
+        f"The region of {np.count_nonzero(region)} px has no place where {finding} {measures} would show. "
+        "Choose smaller measures, or another image."
+    )
