@@ -12,14 +12,16 @@ import torch
 from scipy.stats import betabinom, binom
 
 import thorad.model
+from test_io_dicom import DX, base, blob, save
+from test_io_scans import scans_of
 from thorad.apps.calibrate import calibrate_command, calibrate_files, calibration_folder, save_calibration
 from thorad.apps.run import detect_files, open_results
 from thorad.calibration import conformal_p_value, read_calibrations
 from thorad.detector import Detector
 from thorad.errors import ThoradError
-from thorad.io.images import Image, named_images, read_image
+from thorad.io.images import Image, read_image
 from thorad.io.preprocess import to_model_input
-from thorad.io.scans import scans_of
+from thorad.io.scans import find_scans
 from thorad.model import CALIBRATION, CARD, RECIPE, WEIGHTS, load_model, model_folder
 
 
@@ -50,7 +52,7 @@ def test_thresholds_and_scores_are_those_of_the_healthy_maps(detector: Detector,
     named = scans(tmp_path / "in", 21)
     detector.batch_size = 4  # the last batch is not full
     seen: list[tuple[int, int]] = []
-    found = calibrate_files(detector, named, on_progress=lambda *now: seen.append(now))
+    found = calibrate_files(detector, scans_of(named), on_progress=lambda *now: seen.append(now))
     x = torch.stack([to_model_input(read_image(path).pixels, 32)[0] for path in named.values()])
     maps = detector.model_maps(x, list(named))
     assert found.calibration.scores == tuple(np.sort(detector.scores(maps).numpy()).tolist())
@@ -62,7 +64,7 @@ def test_thresholds_and_scores_are_those_of_the_healthy_maps(detector: Detector,
 
 
 def test_a_detection_with_a_calibration(detector: Detector, model: Path, tmp_path: Path) -> None:
-    found = calibrate_files(detector, scans(tmp_path / "in", 19)).calibration
+    found = calibrate_files(detector, scans_of(scans(tmp_path / "in", 19))).calibration
     assert save_calibration(found, model) == model
     calibrated = Detector(model, method="zscore", device="cpu", seed=3)
     assert calibrated.calibration == found
@@ -97,7 +99,7 @@ def test_a_detection_with_a_calibration(detector: Detector, model: Path, tmp_pat
 
 def test_results_hold_what_the_calibration_says(detector: Detector, model: Path, tmp_path: Path) -> None:
     healthy = scans(tmp_path / "in", 19)
-    save_calibration(calibrate_files(detector, healthy).calibration, model)
+    save_calibration(calibrate_files(detector, scans_of(healthy)).calibration, model)
     calibrated = Detector(model, method="zscore", device="cpu")
     assert calibrated.calibration is not None
     summary = detect_files(calibrated, scans_of(healthy), open_results(calibrated, tmp_path / "out"))
@@ -118,7 +120,9 @@ def test_results_hold_what_the_calibration_says(detector: Detector, model: Path,
     with pytest.raises(ThoradError, match=r"other options: calibration \(there .*'false_positives': 0\.01"):
         open_results(other_rate, tmp_path / "out")
     del healthy["h3"]
-    save_calibration(calibrate_files(detector, {**healthy, "n": write_scan(tmp_path / "n.png", 77)}).calibration, model)
+    save_calibration(
+        calibrate_files(detector, scans_of({**healthy, "n": write_scan(tmp_path / "n.png", 77)})).calibration, model
+    )
     with pytest.raises(ThoradError, match=r"other options: calibration \(there .*Choose another --out"):
         open_results(Detector(model, method="zscore", device="cpu"), tmp_path / "out")
     with pytest.raises(ThoradError, match=r"other options: calibration \(there .*, now None\)"):
@@ -132,25 +136,25 @@ def test_bad_scans_are_left_out_and_told(detector: Detector, tmp_path: Path) -> 
     mask[5:20, 5:20] = 255
     PIL.Image.fromarray(mask).save(named["h7"])
     named["gone"] = tmp_path / "gone.png"
-    found = calibrate_files(detector, named)
+    found = calibrate_files(detector, scans_of(named))
     assert found.calibration.scans == 20
     assert set(found.failed) == {"h4", "h7", "gone"}
     for name, reason in found.failed.items():
         assert str(named[name]) in reason
     assert "looks like a mask" in found.failed["h7"]
     del named["h4"], named["h7"], named["gone"]
-    assert calibrate_files(detector, named).calibration == found.calibration
+    assert calibrate_files(detector, scans_of(named)).calibration == found.calibration
 
 
 def test_too_few_scans_are_refused(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = scans(tmp_path / "in", 19)
-    assert calibrate_files(detector, named, level=0.05).calibration.scans == 19
-    assert calibrate_files(detector, {"h0": named["h0"]}, level=0.5).calibration.scans == 1
+    assert calibrate_files(detector, scans_of(named), level=0.05).calibration.scans == 19
+    assert calibrate_files(detector, scans_of({"h0": named["h0"]}), level=0.5).calibration.scans == 1
     with pytest.raises(ThoradError, match=r"down to 0\.01 need 99 healthy scans, found 19\. .*give 80 more, or a high"):
-        calibrate_files(detector, named, level=0.01)
+        calibrate_files(detector, scans_of(named), level=0.01)
     named["h5"].write_bytes(b"")
     with pytest.raises(ThoradError, match=r"need 19 healthy scans, found 18 \(1 were left out: .*h5\.png: the file is"):
-        calibrate_files(detector, named)
+        calibrate_files(detector, scans_of(named))
     write_scan(named["h5"], 5)
     maps_of = Detector.model_maps
 
@@ -162,17 +166,29 @@ def test_too_few_scans_are_refused(detector: Detector, tmp_path: Path, monkeypat
     monkeypatch.setattr(Detector, "model_maps", broken)
     detector.batch_size = 19
     with pytest.raises(ThoradError, match=r"found 18 \(1 were left out: .*h0\.png: the map is not finite"):
-        calibrate_files(detector, named)
-    assert calibrate_files(detector, named, level=0.1).calibration.scans == 18
+        calibrate_files(detector, scans_of(named))
+    assert calibrate_files(detector, scans_of(named), level=0.1).calibration.scans == 18
 
 
 def test_scans_of_one_subject_are_told(detector: Detector, tmp_path: Path) -> None:
     named = scans(tmp_path / "in", 18)
     for session in (1, 2):
         named[f"r{session}"] = write_scan(tmp_path / "in" / f"sub-01_ses-{session}.png", session + 50)
-    warning = calibrate_files(detector, named).warning
+    warning = calibrate_files(detector, scans_of(named)).warning
     assert warning is not None
     assert warning.startswith("20 scans of 19 subjects: scans of one subject are not independent")
+
+
+def test_dicom_pictures_calibrate_too(detector: Detector, tmp_path: Path) -> None:
+    for index in range(2):
+        dataset = base(DX, "DX", blob()[:, :, index] + 1)
+        save(dataset, tmp_path / "Mustermann" / f"I{index}")
+    (tmp_path / "Mustermann" / "bad.dcm").write_bytes(b"no DICOM at all")
+    found = calibrate_files(detector, find_scans([tmp_path]), level=0.5)
+    assert found.calibration.scans == 2
+    assert found.warning is None
+    assert len(found.failed) == 1
+    assert "Mustermann" not in str(found.failed)
 
 
 def test_too_little_memory_is_told(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +197,7 @@ def test_too_little_memory_is_told(detector: Detector, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Detector, "model_maps", full)
     with pytest.raises(ThoradError, match="smaller --batch-size"):
-        calibrate_files(detector, scans(tmp_path / "in", 19))
+        calibrate_files(detector, scans_of(scans(tmp_path / "in", 19)))
 
 
 # ---- where it goes
@@ -190,8 +206,10 @@ def test_too_little_memory_is_told(detector: Detector, tmp_path: Path, monkeypat
 def test_in_place_and_in_a_copy(detector: Detector, model: Path, tmp_path: Path) -> None:
     before = {file: (model / file).read_bytes() for file in (WEIGHTS, RECIPE, CARD)}
     named = scans(tmp_path / "in", 20)
-    first, second = (calibrate_files(detector, dict(list(named.items())[start:])).calibration for start in (0, 1))
-    two_sided = calibrate_files(Detector(model, method="zscore-two-sided", device="cpu"), named).calibration
+    first, second = (
+        calibrate_files(detector, scans_of(dict(list(named.items())[start:]))).calibration for start in (0, 1)
+    )
+    two_sided = calibrate_files(Detector(model, method="zscore-two-sided", device="cpu"), scans_of(named)).calibration
     copy = tmp_path / "new" / "copy"
     assert save_calibration(first, model, copy) == copy
     assert "calibrations" not in json.loads((model / CALIBRATION).read_text())
@@ -219,7 +237,7 @@ def test_a_bundled_model_is_not_written_to(
     assert calibration_folder("brain-t1-compact", bundled) == bundled, "by those who mean it"
     assert calibration_folder("brain-t1-compact", tmp_path / "copy") == tmp_path / "copy"
 
-    found = calibrate_files(detector, scans(tmp_path / "in", 19)).calibration
+    found = calibrate_files(detector, scans_of(scans(tmp_path / "in", 19))).calibration
     monkeypatch.setattr(thorad.model, "_bundled", lambda: tmp_path)
     with pytest.raises(ThoradError, match="comes with thorad"):
         save_calibration(found, "model")
@@ -242,7 +260,7 @@ def test_a_folder_of_something_else_is_refused(
     (other / RECIPE).write_text((other / RECIPE).read_text() + "\n")
     with pytest.raises(ThoradError, match="holds something else than model"):
         calibration_folder(model, other)
-    found = calibrate_files(detector, scans(tmp_path / "in", 19)).calibration
+    found = calibrate_files(detector, scans_of(scans(tmp_path / "in", 19))).calibration
     (model / CALIBRATION).write_text(json.dumps({"weights_sha256": "0" * 64}))
     with pytest.raises(ThoradError, match="is of another model"):
         save_calibration(found, model)
@@ -255,7 +273,7 @@ def test_a_folder_of_something_else_is_refused(
 def test_a_calibration_copied_from_another_model_is_refused(detector: Detector, model: Path, tmp_path: Path) -> None:
     """The bundled model with the tiny one's numbers: the sha256 of the weights beside them tells."""
     other = Path(shutil.copytree(model_folder("brain-t1-compact"), tmp_path / "other"))
-    save_calibration(calibrate_files(detector, scans(tmp_path / "in", 19)).calibration, model)
+    save_calibration(calibrate_files(detector, scans_of(scans(tmp_path / "in", 19))).calibration, model)
     mine, theirs = (json.loads((folder / CALIBRATION).read_text()) for folder in (model, other))
     (other / CALIBRATION).write_text(json.dumps({**theirs, "calibrations": mine["calibrations"]}))
     for false_positives in (None, 0.01):
@@ -288,7 +306,7 @@ def test_p_values_of_healthy_scans_that_were_not_calibrated_on(shared_data: Path
 
     With 29 calibration scans, the number of 29 others with p <= k / 30 is a Beta-binomial variable (29, k, 30 - k).
     """
-    named = named_images([shared_data / "stroke-bench" / "healthy"])
+    named = find_scans([shared_data / "stroke-bench" / "healthy"])
     assert len(named) == 58
     order = np.random.default_rng(0).permutation(sorted(named)).tolist()
     halves = [{name: named[name] for name in order[start::2]} for start in (0, 1)]
@@ -298,7 +316,7 @@ def test_p_values_of_healthy_scans_that_were_not_calibrated_on(shared_data: Path
     assert found.calibration.scans == 29
     copy = save_calibration(found.calibration, "brain-t1-compact", tmp_path / "model")
     calibrated = Detector(copy, **options)  # type: ignore[arg-type]
-    judged = detect_files(calibrated, scans_of(halves[1]), open_results(calibrated, tmp_path / "out")).judged
+    judged = detect_files(calibrated, halves[1], open_results(calibrated, tmp_path / "out")).judged
     assert judged.keys() == halves[1].keys()
     p_values = np.array([p for p, _ in judged.values()])
     assert (p_values <= 0.05).sum() <= binom.ppf(0.975, 29, 0.05)
@@ -313,8 +331,8 @@ def test_p_values_of_healthy_scans_that_were_not_calibrated_on(shared_data: Path
 
 def test_p_values_over_many_splits(shared_data: Path) -> None:
     """The z-score's scores of the same scans, split 2000 times: P(p <= a) = floor(30 a) / 30, four standard errors."""
-    named = named_images([shared_data / "stroke-bench" / "healthy"])
-    scores = np.array(calibrate_files(Detector(method="zscore", device="cpu"), named).calibration.scores)
+    scans = find_scans([shared_data / "stroke-bench" / "healthy"])
+    scores = np.array(calibrate_files(Detector(method="zscore", device="cpu"), scans).calibration.scores)
     assert np.unique(scores).size == 58
     generator = np.random.default_rng(1)
     first = []

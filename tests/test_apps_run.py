@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import thorad
+from test_io_scans import scans_of
 from thorad.apps.run import RunSummary, detect_files, open_results
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.images import Image
-from thorad.io.scans import scans_of
 from thorad.io.volumes import Volume, write_nifti
 from thorad.records import Detection
 

@@ -1,5 +1,6 @@
 """Which cases a user's inputs are, and that nothing of a DICOM file's patient gets out unasked."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,15 @@ import pytest
 from test_io_dicom import AXIAL, DX, IDENTITY, base, blob, save, slices
 from thorad.errors import ThoradError
 from thorad.io.images import Image
-from thorad.io.scans import find_scans, scans_of
+from thorad.io.scans import Scan, find_scans
 from thorad.io.volumes import Volume, write_nifti
 
 PATIENT = [value.split("^")[0] for value in IDENTITY.values()]
+
+
+def scans_of(named: Mapping[str, Path]) -> dict[str, Scan]:
+    """Pictures and volumes under names of a test's own."""
+    return {name: Scan(name, path, str(path)) for name, path in named.items()}
 
 
 def write_picture(path: Path) -> Path:

@@ -14,11 +14,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from test_io_scans import scans_of
 from thorad import cli
 from thorad.apps.run import detect_files, open_results
 from thorad.detector import Detector
 from thorad.errors import ThoradError
-from thorad.io.scans import scans_of
 from thorad.io.shards import Shard
 
 SLICES = 2000
@@ -177,9 +177,8 @@ def test_two_thousand_slices_and_a_kill(tiny_model: Path, tmp_path: Path) -> Non
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from thorad.io.images import named_images
 from thorad.detector import Detector
-from thorad.io.scans import scans_of
+from thorad.io.scans import find_scans
 from thorad.apps.run import detect_files, open_results
 
 def peak():
@@ -193,7 +192,7 @@ def report(done, total):
 
 inputs, out, model = map(Path, sys.argv[1:])
 detector = Detector(model, method="zscore", device="cpu")
-detect_files(detector, scans_of(named_images([inputs])), open_results(detector, out), on_progress=report)
+detect_files(detector, find_scans([inputs]), open_results(detector, out), on_progress=report)
 print(peaks[0], peak())
 """
 

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from thorad.apps.run import Progress, read_scan
+from thorad.apps.run import Progress
 from thorad.calibration import Calibration, calibrate_maps, map_options, scans_needed, with_calibration
-from thorad.datasets.cases import subject_of
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
+from thorad.io.images import Image
 from thorad.io.preprocess import to_model_input
+from thorad.io.scans import Scan
+from thorad.io.slices import images_of
 from thorad.io.tables import listing
 from thorad.model import CALIBRATION, CARD, PERCEPTUAL, RECIPE, WEIGHTS, is_bundled, model_folder
 
@@ -37,13 +39,13 @@ class CalibrationSummary:
 
 
 def calibrate_files(
-    detector: Detector, named: Mapping[str, Path], *, level: float = 0.05, on_progress: Progress | None = None
+    detector: Detector, scans: Mapping[str, Scan], *, level: float = 0.05, on_progress: Progress | None = None
 ) -> CalibrationSummary:
     """Calibrate a detector on healthy scans that its model was not trained on.
 
     Args:
         detector: the model and the method.
-        named: {name: file}, of `thorad.io.images.named_images`.
+        scans: {name: scan}, of `thorad.io.scans.find_scans`; of a volume the slices that the model was trained on.
         level: the smallest p-value that must be possible.
         on_progress: called with (scans done or failed, scans in all).
 
@@ -53,17 +55,25 @@ def calibrate_files(
     """
     began = time.perf_counter()
     needed = scans_needed(level)
-    _refuse_too_few(len(named), needed, level, {})
     report = on_progress or (lambda done, total: None)
+    section = detector.model.recipe.volume
+    first, last = section.axial_slices
+    indices = range(first, last + 1) if section.template else ()
+    if not any(scan.is_volume for scan in scans.values()):
+        _refuse_too_few(len(scans), needed, level, {})
     failed: dict[str, str] = {}
     inputs: dict[str, torch.Tensor] = {}  # (1, S, S) each
-    for name, path in named.items():
+    scan_of: dict[str, Scan] = {}
+    for scan in scans.values():
         try:
-            inputs[name] = _model_input(path, name, detector.model_size)
+            for image in images_of(scan, skull=section.skull, indices=indices):
+                inputs[image.name] = _model_input(image, scan, detector.model_size)
+                scan_of[image.name] = scan
         except ThoradError as error:
-            failed[name] = str(error)
+            failed[scan.name] = scan.redacted(str(error))
     _refuse_too_few(len(inputs), needed, level, failed)
-    report(len(failed), len(named))
+    total = len(inputs) + len(failed)
+    report(len(failed), total)
 
     names = list(inputs)
     maps = []
@@ -76,11 +86,11 @@ def calibrate_files(
                 f"the memory of {detector.device} doesn't hold {detector.batch_size} images at once. "
                 "Choose a smaller --batch-size."
             ) from error
-        report(len(failed) + start + len(batch), len(named))
+        report(len(failed) + start + len(batch), total)
     every_map = torch.cat(maps)  # (N, 1, S, S)
     finite = torch.isfinite(every_map).all(dim=3).all(dim=2)[:, 0]  # (N,)
     for name in np.asarray(names)[~finite.numpy()]:
-        failed[str(name)] = f"{named[str(name)]}: the map is not finite. Is the model damaged?"
+        failed[str(name)] = f"{scan_of[str(name)].source}: the map is not finite. Is the model damaged?"
     used = every_map[finite]
     _refuse_too_few(len(used), needed, level, failed)
     calibration = calibrate_maps(
@@ -89,7 +99,7 @@ def calibrate_files(
     return CalibrationSummary(
         calibration=calibration,
         failed=failed,
-        warning=_repeated_subjects([path for name, path in named.items() if name not in failed]),
+        warning=_repeated_subjects([scan_of[name] for name in names if name not in failed]),
         seconds=time.perf_counter() - began,
     )
 
@@ -163,10 +173,9 @@ def calibrate_command(detector: Detector, model: str | Path) -> str:
     return " ".join([*words, "--out FOLDER"] if is_bundled(model_folder(model)) else words)
 
 
-def _model_input(path: Path, name: str, size: int) -> torch.Tensor:
-    image = read_scan(path, name)
+def _model_input(image: Image, scan: Scan, size: int) -> torch.Tensor:
     if ((image.pixels == image.pixels.min()) | (image.pixels == image.pixels.max())).all():
-        raise ThoradError(f"{path}: has only two values and looks like a mask. Calibrate on healthy scans only.")
+        raise ThoradError(f"{scan.path}: has only two values and looks like a mask. Calibrate on healthy scans only.")
     return to_model_input(image.pixels, size)[0]
 
 
@@ -180,14 +189,14 @@ def _refuse_too_few(found: int, needed: int, level: float, failed: Mapping[str, 
     )
 
 
-def _repeated_subjects(paths: list[Path]) -> str | None:
-    subjects = {subject_of(path) for path in paths}
-    if len(subjects) == len(paths):
+def _repeated_subjects(scans: list[Scan]) -> str | None:
+    subjects = {scan.subject for scan in scans}
+    if len(subjects) == len(scans):
         return None
     return (
-        f"{len(paths)} scans of {len(subjects)} subjects: scans of one subject are not independent, so the p-values "
+        f"{len(scans)} scans of {len(subjects)} subjects: scans of one subject are not independent, so the p-values "
         "promise more than they hold. Keep one scan of each. "
-        "(The subject is the file name's leading sub-XXXX, else the whole name.)"
+        "(The subject is the leading sub-XXXX of the file's or a folder's name, else the whole name.)"
     )
 
 

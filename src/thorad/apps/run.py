@@ -17,10 +17,10 @@ import torch
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.io.images import Image, read_image
-from thorad.io.intensity import scale
+from thorad.io.images import Image
 from thorad.io.scans import Scan
 from thorad.io.shards import Shard
+from thorad.io.slices import images_of
 from thorad.io.tables import listing
 from thorad.io.volumes import Volume
 from thorad.records import Detection, VolumeDetection
@@ -206,7 +206,7 @@ def _detect_pictures(detector: Detector, scans: Sequence[Scan], tally: _Tally, k
     by_name = {scan.name: scan for scan in scans}
     for scan in scans:
         try:
-            images.append(_picture(scan))
+            images += images_of(scan, skull=True, indices=())
         except ThoradError as error:
             tally.fail(scan, str(error))
     for detection in detector.detect_batch(images, keep_steps=keep_steps):
@@ -263,26 +263,3 @@ def _done_before(
             f"the folder holds results of other files under the same names: {listing(others)}. Choose another --out."
         )
     return done, judged
-
-
-def _picture(scan: Scan) -> Image:
-    image = scan.read()
-    assert isinstance(image, Image)
-    return _scalable(image, scan.path)
-
-
-def read_scan(path: Path, name: str) -> Image:
-    """Read an image that the detector takes; whatever is bad about it is told with the file's name.
-
-    Raises:
-        ThoradError: as `thorad.io.images.read_image` and `thorad.io.preprocess.scale`.
-    """
-    return _scalable(read_image(path, name), path)
-
-
-def _scalable(image: Image, path: Path) -> Image:
-    try:
-        scale(image.pixels)
-    except ThoradError as error:
-        raise ThoradError(f"{path}: {error}") from error
-    return image

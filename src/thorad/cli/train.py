@@ -85,16 +85,16 @@ def calibrate(
 
     They hold for the same method and options only.
     """
-    from thorad.io.images import named_images
+    from thorad.io.scans import find_scans
 
-    named = named_images(healthy, leave_out=out)
+    scans = find_scans(healthy, leave_out=out)
 
     from thorad.apps.calibrate import calibrate_files, calibration_folder, save_calibration
 
     calibration_folder(options.model, out)  # a refusal should come before the work
     detector = options.detector()
     with progress_bar("calibrate", quiet) as report:
-        summary = calibrate_files(detector, named, level=level, on_progress=report)
+        summary = calibrate_files(detector, scans, level=level, on_progress=report)
     folder = save_calibration(summary.calibration, options.model, out)
     print_failures(summary.failed, "left out")
     if summary.warning:

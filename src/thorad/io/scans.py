@@ -135,11 +135,6 @@ def find_scans(
     return {scan.name: scan for scan in scans}
 
 
-def scans_of(named: Mapping[str, Path]) -> dict[str, Scan]:
-    """Pictures and volumes under names that somebody has chosen: {case name: file}."""
-    return {name: Scan(name, path, str(path)) for name, path in named.items()}
-
-
 def read_picture(path: Path, name: str | None = None) -> Image:
     """Read one picture of any kind, as a table of cases names it: PNG, JPEG, TIFF, NPY or a DICOM file.
 
