@@ -27,7 +27,6 @@ from thorad.datasets.wrist import is_test_patient
 from thorad.detector import Detector, comparison
 from thorad.errors import ThoradError
 from thorad.evaluation.evaluate import evaluate
-from thorad.evaluation.lesions import brain_lesions
 from thorad.evaluation.statistics import title
 
 QUICK = Settings(device="cpu", bootstrap=20)
@@ -272,7 +271,7 @@ def test_figure_4(
     thor = Detector(tiny_model, method="thor", noise="gaussian", noise_level=50, device="cpu")
     assert thor.options.harmonise_at == (50,)
     cases = read_cases(brain / "cases.csv")
-    (expected,), _ = brain_lesions(cases, [], [thor], bootstrap=20, permutations=0, seed=0)
+    (expected,) = evaluate(cases, [], [thor], tmp_path / "same", bootstrap=20, permutations=0)
     point = found.results[4]
     assert point["best_dice"] == expected["best_dice"]
     assert point["intervals"]["best_dice"] == expected["intervals"]["best_dice"]

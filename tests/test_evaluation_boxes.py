@@ -17,8 +17,8 @@ from thorad.evaluation.boxes import (
     Candidate,
     box_figures,
     candidates,
-    counts,
     iou,
+    is_counted,
     match,
     overlaps,
     peak_inside,
@@ -128,9 +128,9 @@ def test_a_candidate_in_the_margin_of_a_box_is_neither_right_nor_wrong() -> None
     (inside,) = candidates(map_of((Box("", 8, 8, 10, 10), 0.9)), EVERYWHERE, 0.5)
     (margin,) = candidates(map_of((Box("", 16, 8, 18, 10), 0.9)), EVERYWHERE, 0.5)
     (wrong,) = candidates(map_of((Box("", 8, 26, 10, 28), 0.9)), EVERYWHERE, 0.5)
-    assert [counts(one, truth) for one in (inside, margin, wrong)] == [True, False, True]
-    assert counts(margin, BoxTruth([TEN], None)), "without a mask everything counts"
-    assert not counts(inside, BoxTruth([], elsewhere)), "a healthy image's mask counts too"
+    assert [is_counted(one, truth) for one in (inside, margin, wrong)] == [True, False, True]
+    assert is_counted(margin, BoxTruth([TEN], None)), "without a mask everything counts"
+    assert not is_counted(inside, BoxTruth([], elsewhere)), "a healthy image's mask counts too"
 
 
 def test_froc_by_hand() -> None:

@@ -230,7 +230,7 @@ def test_test_labels_never_choose_the_threshold(tables: dict[str, list[Case]], t
 def test_without_validation_healthy_volumes_give_the_threshold(tables: dict[str, list[Case]], tmp_path: Path) -> None:
     detector = FakeDetector(faint)
     (result,) = evaluate(tables["test"], [], [detector], tmp_path / "o", protocol="brain-volumes", bootstrap=0)
-    assert "1 % of the voxels of 1 healthy volumes, for want of validation" in result["thresholds"]["mean_dice_source"]
+    assert "1 % of the voxels of 1 healthy volumes (no validation labels available)" in result["thresholds"]["mean_dice_source"]
     maps = np.stack([faint(f"well_{number}") for number in range(7)]).astype(np.float32)
     values = post_process(maps, EVERYWHERE)[:, erode(EVERYWHERE)]
     assert result["thresholds"]["mean_dice"] == pytest.approx(metrics.threshold_at_fpr(values, 0.01))

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     },
     "results": {"evaluation", "records", "pictures", "datasets", "io", "errors", "__init__"},
     "calibration": {"evaluation", "io", "errors"},
-    "evaluation": {"datasets", "io", "table", "errors"},
+    "evaluation": {"datasets", "io", "findings", "table", "errors"},
     "implant": {"datasets", "io", "errors"},
     "datasets": {"io", "registry", "errors"},
     "model": {"diffusion", "io", "recipe", "errors", "__init__"},

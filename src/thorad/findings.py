@@ -1,14 +1,46 @@
-"""What a threshold leaves of a map: a binary mask, and the places in it."""
+"""What a threshold leaves of a map: the connected components of a binary mask.
+
+Shapes: C components.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import label
+from scipy import ndimage
 
 from thorad.records import Finding
+
+
+class Components(NamedTuple):
+    """The connected components of a mask; pixels or voxels touch by faces, edges and corners."""
+
+    labels: NDArray[np.int32]
+    """As the mask: 1 ... C, 0 outside."""
+    sizes: NDArray[np.int64]
+    """(C,) pixels or voxels of each."""
+
+
+def components(mask: NDArray[np.bool_]) -> Components:
+    """Find the connected components of a mask of any number of axes."""
+    labels, count = ndimage.label(mask, structure=np.ones([3] * mask.ndim, int))
+    return Components(labels, np.bincount(labels.ravel(), minlength=count + 1)[1:])
+
+
+def peak_pixels(labels: NDArray[np.int32], values: NDArray[Any]) -> NDArray[np.int64]:
+    """The highest pixel of each component, of equally high ones the first: (C,) flat indices.
+
+    Args:
+        labels: of `components`.
+        values: of the same shape; finite within the components.
+    """
+    inside = np.flatnonzero(labels)
+    component = labels.ravel()[inside]
+    by_height = np.lexsort((inside, -values.ravel()[inside], component))
+    _, first = np.unique(component[by_height], return_index=True)
+    return inside[by_height[first]]
 
 
 def findings_in(
@@ -21,23 +53,19 @@ def findings_in(
         mask: of the same shape.
         spacing: of the pixels or voxels along each axis, mm, where known.
     """
-    components, count = label(mask, structure=np.ones([3] * mask.ndim, int))
-    inside = np.flatnonzero(mask)
-    component, values = components.ravel()[inside] - 1, np.asarray(anomaly_map, np.float64).ravel()[inside]
-    pixels = np.bincount(component, minlength=count)
-    sums = np.bincount(component, values, minlength=count)
-    by_height = np.lexsort((inside, -values, component))
-    highest = by_height[np.searchsorted(component[by_height], np.arange(count))]  # one pixel of each component
+    values = np.asarray(anomaly_map, np.float64)
+    labels, sizes = components(mask)
+    sums = np.bincount(labels[mask], values[mask], minlength=sizes.size + 1)[1:]
     each_mm = None if spacing is None else math.prod(spacing)
     found = [
         Finding(
-            pixels=int(pixels[number]),
-            area_mm2=None if each_mm is None or mask.ndim != 2 else float(pixels[number] * each_mm),
-            volume_mm3=None if each_mm is None or mask.ndim != 3 else float(pixels[number] * each_mm),
-            peak=float(values[pixel]),
-            peak_position=tuple(int(index) for index in np.unravel_index(inside[pixel], mask.shape)),
-            mean=float(sums[number] / pixels[number]),
+            pixels=int(size),
+            area_mm2=None if each_mm is None or mask.ndim != 2 else float(size * each_mm),
+            volume_mm3=None if each_mm is None or mask.ndim != 3 else float(size * each_mm),
+            peak=float(values.flat[peak]),
+            peak_position=tuple(int(index) for index in np.unravel_index(peak, mask.shape)),
+            mean=float(total / size),
         )
-        for number, pixel in enumerate(highest)
+        for size, total, peak in zip(sizes, sums, peak_pixels(labels, values), strict=True)
     ]
     return tuple(sorted(found, key=lambda finding: -finding.peak))

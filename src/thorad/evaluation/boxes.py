@@ -22,7 +22,6 @@ Shapes: N images, S the grid's side, A annotated boxes, C candidates, R rows of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -34,8 +33,11 @@ from thorad.datasets.boxes import Box, boxes_to_model_grid, read_boxes
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics, statistics
-from thorad.evaluation.bench import Bools, Floats, Found, MapDetector, Progress, find_all, healthy_cases
-from thorad.evaluation.statistics import Figures, Sample, interval
+from thorad.evaluation.contract import Measured, Protocol, Resampling, Rows, percent
+from thorad.evaluation.metrics import Bools, Floats
+from thorad.evaluation.runs import DetectorRun
+from thorad.evaluation.statistics import Sample, interval
+from thorad.findings import components, peak_pixels
 from thorad.io.images import read_image, read_mask
 from thorad.io.preprocess import mask_to_model_grid, to_model_input
 
@@ -91,47 +93,6 @@ class BoxFigures(NamedTuple):
     false_positives: Floats
 
 
-def boxes(
-    cases: Sequence[Case],
-    healthy: Sequence[Path],
-    detectors: Sequence[MapDetector],
-    *,
-    bootstrap: int,
-    permutations: int,
-    seed: int,
-    on_progress: Progress | None = None,
-    keep: Path | None = None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measure detectors on images whose findings are marked by boxes; see the module's head.
-
-    Returns:
-        The results, and the rows of `cases.csv`.
-
-    Raises:
-        ThoradError: no healthy image, or no case with boxes, that can be used.
-    """
-    named = [*cases, *healthy_cases(cases, healthy, lambda case: case.boxes is None, _healthy_image)]
-    found = find_all(named, detectors, read_box_case, lambda case: case.boxes is not None, "boxes", on_progress, keep)
-    if all(case.boxes is not None for case in found[0].bench.cases):
-        raise ThoradError(
-            "None of the images is healthy and can be used, but the protocol boxes takes its threshold from healthy "
-            "ones. Add rows with an empty column boxes, or a folder of healthy images."
-        )
-    subjects = [case.subject for case in found[0].bench.cases]
-    weights = metrics.subject_resamples(subjects, bootstrap, np.random.default_rng(seed))
-    measured = [_measure(one, weights) for one in found]
-    swaps = statistics.subject_swaps(
-        [subjects[image] for image in measured[0].image_of_box], permutations, np.random.default_rng([seed, 1])
-    )
-
-    def pair(first: int, second: int) -> Figures:
-        return statistics.paired_means(measured[first].of_box, measured[second].of_box)
-
-    compared = statistics.versus([one.sample for one in measured], pair, swaps)
-    results = [one.result | {"versus": versus} for one, versus in zip(measured, compared, strict=True)]
-    return results, [row for one in measured for row in one.rows]
-
-
 def read_box_case(case: Case, size: int) -> tuple[torch.Tensor, BoxTruth]:
     """Read one image (1, S, S) and what is known of it on the model's grid.
 
@@ -145,10 +106,6 @@ def read_box_case(case: Case, size: int) -> tuple[torch.Tensor, BoxTruth]:
     if case.boxes is None:
         return image, BoxTruth([], elsewhere)
     return image, BoxTruth(boxes_to_model_grid(read_boxes(case.boxes, height, width), placement), elsewhere)
-
-
-def _healthy_image(image: Path, subject: str, name: str) -> Case:
-    return Case(image=image, mask=None, subject=subject, name=name)
 
 
 def pixels_inside(box: Box, size: int) -> Bools:
@@ -166,7 +123,7 @@ def _inside(start: float, stop: float, size: int) -> Bools:
 
 
 def box_figures(map: ArrayLike, truth: BoxTruth, region: Bools, threshold: float) -> BoxFigures:
-    """Judge each box of one image by the paper's rule.
+    """Figures of each box of one image by the paper's rule.
 
     Args:
         map: (S, S) anomaly map.
@@ -193,18 +150,15 @@ def box_figures(map: ArrayLike, truth: BoxTruth, region: Bools, threshold: float
 def candidates(map: ArrayLike, region: Bools, threshold: float) -> list[Candidate]:
     """The connected components (8 neighbours) of the region's pixels above the threshold."""
     values = np.asarray(map, np.float64)
-    labels, count = ndimage.label((values > threshold) & region, structure=np.ones((3, 3)))
-    if not count:
-        return []
-    peaks = ndimage.maximum_position(values, labels, range(1, count + 1))
+    labels, _ = components((values > threshold) & region)
     return [
         Candidate(
             box=Box("", float(columns.start), float(rows.start), float(columns.stop), float(rows.stop)),
-            row=row + 0.5,
-            column=column + 0.5,
-            peak=float(values[row, column]),
+            row=float(peak // values.shape[1]) + 0.5,
+            column=float(peak % values.shape[1]) + 0.5,
+            peak=float(values.flat[peak]),
         )
-        for (rows, columns), (row, column) in zip(ndimage.find_objects(labels), peaks, strict=True)
+        for (rows, columns), peak in zip(ndimage.find_objects(labels), peak_pixels(labels, values), strict=True)
     ]
 
 
@@ -213,7 +167,7 @@ def peak_inside(candidate: Candidate, box: Box) -> bool:
     return box.left <= candidate.column < box.right and box.top <= candidate.row < box.bottom
 
 
-def counts(candidate: Candidate, truth: BoxTruth) -> bool:
+def is_counted(candidate: Candidate, truth: BoxTruth) -> bool:
     """Whether a candidate is a finding, right or wrong: its peak is elsewhere, or it has to do with a box."""
     if truth.elsewhere is None or truth.elsewhere[int(candidate.row), int(candidate.column)]:
         return True
@@ -246,25 +200,26 @@ class Hits:
 
 
 def match(
-    found: Sequence[Sequence[Candidate]],
+    proposed: Sequence[Sequence[Candidate]],
     marked: Sequence[Sequence[Box]],
     hits: Callable[[Candidate, Box], bool] = peak_inside,
 ) -> Hits:
     """Match candidates with boxes, image by image. Several hits of one box count once; none of them is false.
 
     Args:
-        found: N images' candidates.
+        proposed: N images' candidates.
         marked: N images' boxes.
         hits: the rule.
     """
     best: list[float] = []
     false: list[float] = []
-    for of_image, boxes_of_image in zip(found, marked, strict=True):
-        hit = [[hits(candidate, box) for box in boxes_of_image] for candidate in of_image]
-        for place in range(len(boxes_of_image)):
-            best.append(max((one.peak for one, row in zip(of_image, hit, strict=True) if row[place]), default=-np.inf))
-        false += [one.peak for one, row in zip(of_image, hit, strict=True) if not any(row)]
-    return Hits(np.asarray(best, np.float64), np.asarray(false, np.float64), len(found))
+    for of_image, boxes_of_image in zip(proposed, marked, strict=True):
+        hit = np.asarray([[hits(candidate, box) for box in boxes_of_image] for candidate in of_image], np.bool_)
+        hit = hit.reshape(len(of_image), len(boxes_of_image))
+        peaks = np.asarray([candidate.peak for candidate in of_image], np.float64)
+        best += np.where(hit, peaks[:, None], -np.inf).max(axis=0, initial=-np.inf).tolist()
+        false += peaks[~hit.any(axis=1)].tolist()
+    return Hits(np.asarray(best, np.float64), np.asarray(false, np.float64), len(proposed))
 
 
 def sensitivities(hits: Hits, rates: ArrayLike = FALSE_POSITIVES_AN_IMAGE) -> Floats:
@@ -287,96 +242,146 @@ def sensitivities(hits: Hits, rates: ArrayLike = FALSE_POSITIVES_AN_IMAGE) -> Fl
 
 
 @dataclass(frozen=True)
-class _Measured:
-    result: dict[str, Any]
-    rows: list[dict[str, Any]]
+class _Found:
+    """What one detector found in N images."""
+
+    figures: list[BoxFigures]
+    """Of each image's boxes."""
+    of_box: dict[str, Floats]
+    """(A,) each of these figures, over the boxes of all images."""
     image_of_box: NDArray[np.int64]
     """(A,) index of each box's image."""
-    of_box: dict[str, Floats]
-    """(A,) of each compared figure."""
-    sample: Sample
+    kinds: dict[str, Bools]
+    """(A,) the boxes of each kind, all of them first."""
+    proposed: list[list[Candidate]]
+    """Of each image, those that count."""
+    by_peak: Hits
+    by_overlap: Hits
 
 
-def _measure(found: Found[Case, BoxTruth], weights: Floats) -> _Measured:
-    cases, truths, region = found.bench.cases, found.bench.truths, found.region
-    ill = np.asarray([case.boxes is not None for case in cases], dtype=np.bool_)
+def measure(run: DetectorRun[BoxTruth], resampling: Resampling) -> Measured[dict[str, Floats]]:
+    """Turn one detector's maps into its result and its rows of `cases.csv`; see the module's head.
+
+    Raises:
+        ThoradError: no healthy image that can be used.
+    """
+    cases = run.labelled.cases
+    diseased = np.asarray([case.has_finding for case in cases], dtype=np.bool_)
+    if diseased.all():
+        raise ThoradError(
+            "None of the images is healthy and can be used, but the protocol boxes takes its threshold from healthy "
+            "ones. Add rows with an empty column boxes, or a folder of healthy images."
+        )
     # Every image has the same number of pixels, so the mean of the images' shares is the share of all pixels.
-    threshold = metrics.threshold_at_fpr(found.maps[~ill][:, region], HEALTHY_SHARE)
-    of_image = [box_figures(map, truth, region, threshold) for map, truth in zip(found.maps, truths, strict=True)]
-    of_box = {name: np.concatenate([getattr(one, name) for one in of_image]) for name in BoxFigures._fields}
-    image_of_box = np.repeat(np.arange(len(cases)), [len(truth.boxes) for truth in truths])
-    resampled = statistics.weighted_means({name: of_box[name] for name in COMPARED}, weights[:, image_of_box])
-
-    proposed = [
-        [one for one in candidates(map, region, threshold) if counts(one, truth)]
-        for map, truth in zip(found.maps, truths, strict=True)
-    ]
-    marked = [truth.boxes for truth in truths]
-    by_peak, by_iou = match(proposed, marked), match(proposed, marked, overlaps)
-    labels = np.asarray([box.label for truth in truths for box in truth.boxes])
-    kinds = {ALL_KINDS: np.ones(labels.size, dtype=np.bool_), **{kind: labels == kind for kind in np.unique(labels)}}
-
-    def froc(hits: Hits, members: Bools) -> dict[str, Any]:
-        read = sensitivities(Hits(hits.best[members], hits.false, hits.images))
-        at = {f"{rate:g}": float(value) for rate, value in zip(FALSE_POSITIVES_AN_IMAGE, read, strict=True)}
-        return {"mean": float(read.mean()), "sensitivity_at": at}
-
-    figures = {name: float(of_box[name].mean()) for name in COMPARED}
+    threshold = metrics.threshold_at_fpr(run.maps[~diseased][:, run.region], HEALTHY_SHARE)
+    found = _find(run, threshold)
+    subjects = [case.subject for case in cases]
+    weights = resampling.weights(subjects)
+    compared = {name: found.of_box[name] for name in COMPARED}
+    resampled = statistics.weighted_means(compared, weights[:, found.image_of_box])
     result: dict[str, Any] = {
-        **found.about,
-        "kinds": {
-            str(kind): {
-                "boxes": int(members.sum()),
-                **{name: float(values[members].mean()) for name, values in of_box.items()},
-                "froc": froc(by_peak, members),
-                "froc_iou": froc(by_iou, members),
-            }
-            for kind, members in kinds.items()
-        },
-        "image_auroc": metrics.auroc(found.scores, ill),
-        "network_calls": found.detector.network_calls,
-        "cpu_seconds_per_case": found.cpu_seconds_per_case,
+        **run.about,
+        "kinds": {kind: _kind(found, members) for kind, members in found.kinds.items()},
+        "image_auroc": metrics.auroc(run.scores, diseased),
+        "network_calls": run.detector.network_calls,
+        "cpu_seconds_per_case": run.cpu_seconds_per_case,
         "intervals": {
             **{name: interval(values) for name, values in resampled.items()},
-            "image_auroc": interval(metrics.resampled_image_auroc(found.scores, ill, weights)),
+            "image_auroc": interval(metrics.resampled_image_auroc(run.scores, diseased, weights)),
         },
         "thresholds": {
             "boxes": threshold,
-            "boxes_source": f"{100 * HEALTHY_SHARE:g} % of the pixels of the {int((~ill).sum())} healthy images "
+            "boxes_source": f"{100 * HEALTHY_SHARE:g} % of the pixels of the {int((~diseased).sum())} healthy images "
             "of this evaluation",
         },
         "counts": {
-            "images_with_boxes": int(ill.sum()),
-            "healthy_images": int((~ill).sum()),
-            "boxes": int(labels.size),
-            "boxes_not_found": int((of_box["recall"] == 0).sum()),
-            "candidates": sum(map(len, proposed)),
-            "subjects": len({case.subject for case in cases}),
-            "region_pixels": int(region.sum()),
-            "bootstrap_resamples": len(weights),
+            "images_with_boxes": int(diseased.sum()),
+            "healthy_images": int((~diseased).sum()),
+            "boxes": found.image_of_box.size,
+            "boxes_not_found": int((found.of_box["recall"] == 0).sum()),
+            "candidates": sum(map(len, found.proposed)),
+            "subjects": len(set(subjects)),
+            "region_pixels": int(run.region.sum()),
+            "bootstrap_resamples": resampling.bootstrap,
         },
-        "failures": found.bench.failures,
+        "failures": run.labelled.failures,
     }
-    rows = [
-        {
-            **found.about,
-            "name": case.name,
-            "subject": case.subject,
-            "kind": "boxes" if ill[index] else "healthy",
-            "score": float(found.scores[index]),
-            "boxes": len(truths[index].boxes),
-            "boxes_not_found": int((of_image[index].recall == 0).sum()),
-            "recall": float(of_image[index].recall.mean()) if ill[index] else None,
-            "f1": float(of_image[index].f1.mean()) if ill[index] else None,
-            "candidates": len(proposed[index]),
-            "boxes_not_hit_by_peak": int(np.isneginf(by_peak.best[image_of_box == index]).sum()),
-        }
-        for index, case in enumerate(cases)
-    ]
-    return _Measured(
+    return Measured(
         result=result,
-        rows=rows,
-        image_of_box=image_of_box,
-        of_box={name: of_box[name] for name in COMPARED},
-        sample=Sample(found.about, figures, resampled),
+        rows=_rows(run, found),
+        subjects=[subjects[image] for image in found.image_of_box],
+        sample=Sample(run.about, {name: float(values.mean()) for name, values in compared.items()}, resampled),
+        kept=compared,
     )
+
+
+BOXES: Final = Protocol[BoxTruth, dict[str, Floats]](
+    truth="boxes",
+    read_truth=read_box_case,
+    measure=measure,
+    pair=statistics.paired_means,
+    headline=lambda result: percent(result["kinds"][ALL_KINDS]["f1"]),
+    headline_name="F1",
+)
+
+
+def _find(run: DetectorRun[BoxTruth], threshold: float) -> _Found:
+    truths = run.labelled.truths
+    images = list(zip(run.maps, truths, strict=True))
+    figures = [box_figures(map, truth, run.region, threshold) for map, truth in images]
+    proposed = [
+        [candidate for candidate in candidates(map, run.region, threshold) if is_counted(candidate, truth)]
+        for map, truth in images
+    ]
+    marked = [truth.boxes for truth in truths]
+    labels = np.asarray([box.label for boxes in marked for box in boxes])
+    return _Found(
+        figures=figures,
+        of_box={name: np.concatenate([getattr(one, name) for one in figures]) for name in BoxFigures._fields},
+        image_of_box=np.repeat(np.arange(len(marked)), [len(boxes) for boxes in marked]),
+        kinds={
+            ALL_KINDS: np.ones(labels.size, dtype=np.bool_),
+            **{str(kind): labels == kind for kind in np.unique(labels)},
+        },
+        proposed=proposed,
+        by_peak=match(proposed, marked),
+        by_overlap=match(proposed, marked, overlaps),
+    )
+
+
+def _kind(found: _Found, members: Bools) -> dict[str, Any]:
+    """Figures of the boxes of one kind."""
+    return {
+        "boxes": int(members.sum()),
+        **{name: float(values[members].mean()) for name, values in found.of_box.items()},
+        "froc": _froc(found.by_peak, members),
+        "froc_iou": _froc(found.by_overlap, members),
+    }
+
+
+def _froc(hits: Hits, members: Bools) -> dict[str, Any]:
+    read = sensitivities(Hits(hits.best[members], hits.false, hits.images))
+    at = {f"{rate:g}": float(value) for rate, value in zip(FALSE_POSITIVES_AN_IMAGE, read, strict=True)}
+    return {"mean": float(read.mean()), "sensitivity_at": at}
+
+
+def _rows(run: DetectorRun[BoxTruth], found: _Found) -> Rows:
+    rows: Rows = []
+    for index, (case, figures) in enumerate(zip(run.labelled.cases, found.figures, strict=True)):
+        not_hit = np.isneginf(found.by_peak.best[found.image_of_box == index])
+        rows.append(
+            {
+                **run.about,
+                "name": case.name,
+                "subject": case.subject,
+                "kind": "boxes" if case.has_finding else "healthy",
+                "score": float(run.scores[index]),
+                "boxes": len(figures.recall),
+                "boxes_not_found": int((figures.recall == 0).sum()),
+                "recall": float(figures.recall.mean()) if case.has_finding else None,
+                "f1": float(figures.f1.mean()) if case.has_finding else None,
+                "candidates": len(found.proposed[index]),
+                "boxes_not_hit_by_peak": int(not_hit.sum()),
+            }
+        )
+    return rows

@@ -19,8 +19,9 @@ import numpy as np
 
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
-from thorad.evaluation.bench import MapDetector, Progress
-from thorad.evaluation.protocols import DEFAULT_PROTOCOL, PROTOCOLS, Protocol
+from thorad.evaluation.contract import Protocol, Resampling
+from thorad.evaluation.protocols import DEFAULT_PROTOCOL, PROTOCOLS
+from thorad.evaluation.runs import MapDetector, Progress
 from thorad.evaluation.statistics import PERMUTATIONS, title
 from thorad.evaluation.tables import table_of
 from thorad.io.atomic import write_atomic
@@ -56,7 +57,7 @@ def evaluate(
         bootstrap: resamples over subjects for the 95 % intervals; 0 for no intervals.
         permutations: of the test between methods; 0 for no p-values.
         seed: of the bootstrap and the permutations.
-        on_progress: see `bench.Progress`.
+        on_progress: see `runs.Progress`.
         keep_maps: keep each image's map in `out`/maps, and take it from there if the same detector has seen the same
             image before: an interrupted evaluation goes on, and a method more costs only itself.
 
@@ -70,23 +71,21 @@ def evaluate(
     chosen = _protocol(protocol)
     if not detectors:
         raise ThoradError("No method to evaluate was given; name at least one.")
-    if validation and not chosen.validated:
+    if validation and chosen.check_validation is None:
         raise ThoradError(
             f"The protocol {protocol} chooses nothing on validation cases, but some were given. Leave them out."
         )
     _check_writable(out)
-    results, rows = chosen.measure(
+    found, rows = chosen.run(
         cases,
         healthy,
         detectors,
-        bootstrap=bootstrap,
-        permutations=permutations,
-        seed=seed,
+        Resampling(bootstrap, permutations, seed),
+        validation=validation,
         on_progress=on_progress,
         keep=out / "maps" if keep_maps else None,
-        **({"validation": validation} if chosen.validated else {}),
     )
-    results = [_without_nan({"protocol": protocol, **result}) for result in results]
+    results = [_without_nan({"protocol": protocol, **result}) for result in found]
     write_atomic(out / "cases.csv", _csv_text(rows).encode())
     write_atomic(out / "table.md", table_of(results).markdown().encode())
     write_atomic(out / "metrics.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
@@ -123,7 +122,7 @@ def honest_floor_warning(results: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
-def _protocol(name: str) -> Protocol:
+def _protocol(name: str) -> Protocol[Any, Any]:
     if name not in PROTOCOLS:
         raise ThoradError(f"Unknown protocol {name!r}. Known: {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]

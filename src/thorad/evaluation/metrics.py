@@ -9,7 +9,7 @@ resample is then a weighted sum of counts, and a thousand of them cost one matri
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -127,29 +127,32 @@ class ThresholdCounts:
 
 
 def count_above(
-    values: ArrayLike, truth: ArrayLike, thresholds: ArrayLike, missed: ArrayLike | None = None
+    values: Sequence[NDArray[Any]] | NDArray[Any],
+    truth: Sequence[Bools] | Bools,
+    thresholds: ArrayLike,
+    missed: ArrayLike | None = None,
 ) -> ThresholdCounts:
     """Count each case's pixels above each threshold.
 
     Args:
-        values: (N, P) map values inside the region.
-        truth: (N, P) lesion pixels.
+        values: N times (P,) map values inside the region; P may differ between cases.
+        truth: N times (P,) lesion pixels.
         thresholds: (K,) falling.
         missed: (N,) lesion pixels outside the region; none by default.
     """
-    maps, lesions, falling = np.asarray(values), np.asarray(truth, bool), np.asarray(thresholds, np.float64)
-    predicted = np.empty((len(maps), falling.size))
+    falling = np.asarray(thresholds, np.float64)
+    predicted = np.empty((len(values), falling.size))
     true_positive = np.empty_like(predicted)
-    for index, (pixels, lesion) in enumerate(zip(maps, lesions, strict=True)):
+    for index, (pixels, lesion) in enumerate(zip(values, truth, strict=True)):
         for counts, counted in ((predicted, pixels), (true_positive, pixels[lesion])):
             counts[index] = counted.size - np.searchsorted(np.sort(counted), falling, side="right")
     return ThresholdCounts(
         thresholds=falling,
         predicted=predicted,
         true_positive=true_positive,
-        pixels=np.full(len(maps), float(maps.shape[1])),
-        lesion=lesions.sum(axis=1).astype(np.float64),
-        missed=np.zeros(len(maps)) if missed is None else np.asarray(missed, np.float64),
+        pixels=np.asarray([pixels.size for pixels in values], np.float64),
+        lesion=np.asarray([lesion.sum() for lesion in truth], np.float64),
+        missed=np.zeros(len(values)) if missed is None else np.asarray(missed, np.float64),
     )
 
 
@@ -174,21 +177,6 @@ def case_dice(counts: ThresholdCounts) -> Floats:
     return _ratio(2 * counts.true_positive, total)
 
 
-def best_dice(values: ArrayLike, truth: ArrayLike, thresholds: ArrayLike) -> BestDice:
-    """Find the best pooled Dice over the given thresholds: an upper bound, chosen on the labels themselves.
-
-    Args:
-        values: map values, any shape.
-        truth: lesion pixels, same shape.
-        thresholds: (K,) falling, in map units.
-
-    Returns:
-        The Dice and its threshold; among equals the highest threshold. NaN for both where there is no lesion.
-    """
-    maps, lesions = np.asarray(values).reshape(1, -1), np.asarray(truth, bool).reshape(1, -1)
-    return best_of_counts(count_above(maps, lesions, thresholds))
-
-
 def best_of_counts(counts: ThresholdCounts) -> BestDice:
     """Find the best pooled Dice of these cases over the counts' thresholds; NaN where there is no lesion."""
     if not (counts.lesion + counts.missed).sum():
@@ -196,6 +184,20 @@ def best_of_counts(counts: ThresholdCounts) -> BestDice:
     values = pooled_dice(counts)[0]
     best = int(np.argmax(values))
     return BestDice(float(values[best]), float(counts.thresholds[best]))
+
+
+def threshold_curves(counts: ThresholdCounts) -> dict[str, list[float]]:
+    """Share of pixels predicted, Dice, precision and recall of these cases, pooled, at each falling threshold.
+
+    Precision is 0 where nothing is predicted.
+    """
+    predicted, right = counts.predicted.sum(axis=0), counts.true_positive.sum(axis=0)
+    return {
+        "predicted_share": (predicted / counts.pixels.sum()).tolist(),
+        "dice": pooled_dice(counts)[0].tolist(),
+        "precision": (right / np.maximum(predicted, 1)).tolist(),
+        "recall": (right / (counts.lesion + counts.missed).sum()).tolist(),
+    }
 
 
 def exact_best_dice(values: ArrayLike, truth: ArrayLike, missed: int = 0) -> BestDice:
@@ -327,8 +329,8 @@ def resampled_image_auroc(scores: ArrayLike, diseased: ArrayLike, weights: Array
     score, positive, times = np.asarray(scores, np.float64), np.asarray(diseased, bool), np.asarray(weights, np.float64)
     difference = score[positive][:, None] - score[~positive][None, :]
     ordered = (difference > 0) + 0.5 * (difference == 0)  # (diseased, healthy): a tie counts half
-    ill, well = times[:, positive], times[:, ~positive]
-    return _ratio(((ill @ ordered) * well).sum(axis=1), ill.sum(axis=1) * well.sum(axis=1))
+    of_diseased, of_healthy = times[:, positive], times[:, ~positive]
+    return _ratio(((of_diseased @ ordered) * of_healthy).sum(axis=1), of_diseased.sum(axis=1) * of_healthy.sum(axis=1))
 
 
 def _weights(counts: ThresholdCounts, weights: ArrayLike | None) -> Floats:

@@ -11,9 +11,8 @@ eroded mask as 0. A volume of one slice is filtered in the plane.
 Shapes: V volumes, D slices of a volume, S the grid's side.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -23,20 +22,11 @@ from scipy import ndimage
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics, statistics
-from thorad.evaluation.bench import (
-    Bools,
-    Floats,
-    Found,
-    MapDetector,
-    Progress,
-    find_all,
-    free_names,
-    has_lesion,
-    healthy_cases,
-    healthy_slice,
-    read_masked,
-)
-from thorad.evaluation.statistics import Figures, Sample, interval
+from thorad.evaluation.contract import Measured, Protocol, Resampling, percent
+from thorad.evaluation.metrics import Bools, Floats
+from thorad.evaluation.runs import DetectorRun, read_masked
+from thorad.evaluation.statistics import Sample, interval
+from thorad.findings import components
 from thorad.io.tables import listing
 
 MEDIAN: Final = 5
@@ -69,50 +59,6 @@ class Volume:
     """(D, S, S)."""
 
 
-def brain_volumes(
-    cases: Sequence[Case],
-    healthy: Sequence[Path],
-    detectors: Sequence[MapDetector],
-    *,
-    validation: Sequence[Case],
-    bootstrap: int,
-    permutations: int,
-    seed: int,
-    on_progress: Progress | None = None,
-    keep: Path | None = None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measure detectors on volumes whose lesions are known: Behrendt et al.'s protocol.
-
-    The threshold has the best mean Dice on the validation set; without one, 1 % of the healthy scans' voxels exceed it.
-    The test labels never choose it.
-
-    Returns:
-        The results, and the rows of `cases.csv`, one for each volume.
-
-    Raises:
-        ThoradError: nothing to choose a threshold from, subjects both in test and validation, a volume of two subjects.
-    """
-    named = [*cases, *healthy_cases(cases, healthy, lambda case: case.mask is None, healthy_slice)]
-    _check_sources(named, validation)
-    names = free_names([case.name for case in validation], {case.name for case in named}, "validation")
-    validating = [replace(case, name=name) for case, name in zip(validation, names, strict=True)]
-    kept_apart = set(names)
-
-    def counts(case: Case) -> bool:
-        return has_lesion(case) and case.name not in kept_apart
-
-    found = find_all([*named, *validating], detectors, read_masked, counts, "mask", on_progress, keep)
-    measured = [_measure(one, kept_apart, bootstrap, seed) for one in found]
-    swaps = statistics.subject_swaps(measured[0].subjects, permutations, np.random.default_rng([seed, 1]))
-
-    def pair(first: int, second: int) -> Figures:
-        return statistics.paired_means(measured[first].of_volume, measured[second].of_volume)
-
-    compared = statistics.versus([one.sample for one in measured], pair, swaps)
-    results = [one.result | {"versus": versus} for one, versus in zip(measured, compared, strict=True)]
-    return results, [row for one in measured for row in one.rows]
-
-
 def post_process(maps: NDArray[np.float32], region: Bools) -> NDArray[np.float32]:
     """Median-filter a volume's maps and cut them to the eroded brain mask.
 
@@ -136,11 +82,8 @@ def erode(region: Bools) -> Bools:
 
 def drop_small(predicted: Bools) -> Bools:
     """Drop the components of a (D, S, S) prediction that have fewer than `SMALLEST_COMPONENT` voxels."""
-    labels, _ = ndimage.label(predicted, structure=np.ones((3, 3, 3)))
-    sizes = np.bincount(labels.ravel())
-    kept = sizes >= SMALLEST_COMPONENT
-    kept[0] = False  # the background
-    return np.asarray(kept[labels], dtype=np.bool_)
+    labels, sizes = components(predicted)
+    return np.asarray(np.append(False, sizes >= SMALLEST_COMPONENT)[labels], dtype=np.bool_)
 
 
 def volume_dice(volume: Volume, threshold: float) -> float:
@@ -159,23 +102,83 @@ def best_threshold(volumes: Sequence[Volume]) -> float:
     Args:
         volumes: of the validation set, at least one diseased.
     """
-    ill = [volume for volume in volumes if volume.diseased]
-    thresholds = np.unique(metrics.tail_thresholds(np.concatenate([volume.values.ravel() for volume in ill])))[::-1]
-    means = [np.mean([volume_dice(volume, threshold) for volume in ill]) for threshold in thresholds]
+    diseased = [volume for volume in volumes if volume.diseased]
+    values = np.concatenate([volume.values.ravel() for volume in diseased])
+    thresholds = np.unique(metrics.tail_thresholds(values))[::-1]
+    means = [np.mean([volume_dice(volume, threshold) for volume in diseased]) for threshold in thresholds]
     return float(thresholds[int(np.argmax(means))])
 
 
-def _check_sources(cases: Sequence[Case], validation: Sequence[Case]) -> None:
-    diseased = {_volume_of(case) for case in cases if has_lesion(case)}
-    if not any(map(has_lesion, validation)) and all(_volume_of(case) in diseased for case in cases):
+def measure(run: DetectorRun[Bools], resampling: Resampling) -> Measured[dict[str, Floats]]:
+    """Turn one detector's maps into its result and its rows of `cases.csv`, one for each volume.
+
+    The threshold has the best mean Dice on the validation set; without one, 1 % of the healthy scans' voxels exceed it.
+    The test labels never choose it.
+    """
+    tested, validating = _volumes(run, validation=False), _volumes(run, validation=True)
+    healthy = [volume for volume in tested if not volume.diseased]
+    threshold, source = _threshold(validating, healthy, erode(run.region))
+    diseased = np.asarray([volume.diseased for volume in tested], dtype=np.bool_)
+    dice = np.asarray([volume_dice(volume, threshold) if volume.diseased else np.nan for volume in tested])
+    auprc = np.asarray([volume_auprc(volume) if volume.diseased else np.nan for volume in tested])
+    predicted = np.asarray([drop_small(volume.values > threshold).sum() for volume in tested])
+    of_volume = {"mean_dice": dice[diseased], "mean_auprc": auprc[diseased]}
+    subjects = [volume.subject for volume in tested if volume.diseased]
+    resampled = statistics.weighted_means(of_volume, resampling.weights(subjects))
+    figures = {name: float(values.mean()) for name, values in of_volume.items()}
+    result: dict[str, Any] = {
+        **run.about,
+        **figures,
+        "standard_deviation": {name: float(values.std()) for name, values in of_volume.items()},
+        "network_calls": run.detector.network_calls,
+        "cpu_seconds_per_case": run.cpu_seconds_per_case,
+        "intervals": {name: interval(values) for name, values in resampled.items()},
+        "thresholds": {"mean_dice": threshold, "mean_dice_source": source},
+        "counts": {
+            "lesion_volumes": len(subjects),
+            "healthy_volumes": len(healthy),
+            "validation_volumes": len(validating),
+            "slices": sum(len(volume.values) for volume in tested),
+            "subjects": len({volume.subject for volume in tested}),
+            "mean_false_voxels_in_healthy": float(predicted[~diseased].mean()) if healthy else None,
+            "bootstrap_resamples": resampling.bootstrap,
+        },
+        "failures": run.labelled.failures,
+    }
+    rows = [
+        {
+            **run.about,
+            "name": volume.name,
+            "subject": volume.subject,
+            "kind": "lesion" if volume.diseased else "healthy",
+            "slices": len(volume.values),
+            "lesion_voxels": int(volume.lesion.sum()),
+            "predicted_voxels": int(predicted[index]),
+            "dice": float(dice[index]),
+            "auprc": float(auprc[index]),
+        }
+        for index, volume in enumerate(tested)
+    ]
+    return Measured(result, rows, subjects, Sample(run.about, figures, resampled), kept=of_volume)
+
+
+def check_validation(cases: Sequence[Case], validation: Sequence[Case]) -> None:
+    """Refuse test and validation cases that don't go together.
+
+    Raises:
+        ThoradError: nothing to choose a threshold from, subjects in both, a volume of several subjects.
+    """
+    diseased = {_volume_of(case) for case in cases if case.has_finding}
+    labelled = any(case.has_finding for case in validation)
+    if not labelled and all(_volume_of(case) in diseased for case in cases):
         raise ThoradError(
             "The protocol brain-volumes needs a threshold that the test labels don't choose. Give labelled validation "
             "cases of other subjects, or healthy images."
         )
-    shared = sorted({case.subject for case in cases if has_lesion(case)} & {case.subject for case in validation})
+    shared = sorted({case.subject for case in cases if case.has_finding} & {case.subject for case in validation})
     if shared:
         raise ThoradError(
-            f"{len(shared)} subjects stand in both the test and the validation cases: {listing(shared)}. A threshold "
+            f"{len(shared)} subjects appear in both the test and the validation cases: {listing(shared)}. A threshold "
             "that is chosen on a test subject says nothing; move all images of a subject to one side."
         )
     for role in (cases, validation):
@@ -183,7 +186,7 @@ def _check_sources(cases: Sequence[Case], validation: Sequence[Case]) -> None:
         for case in role:
             if case.volume is not None:
                 subjects.setdefault(case.volume, set()).add(case.subject)
-        mixed = [volume for volume, found in subjects.items() if len(found) > 1]
+        mixed = [volume for volume, of_volume in subjects.items() if len(of_volume) > 1]
         if mixed:
             raise ThoradError(
                 f"{len(mixed)} volumes have slices of several subjects: {listing(mixed)}. Give every volume a name of "
@@ -191,17 +194,29 @@ def _check_sources(cases: Sequence[Case], validation: Sequence[Case]) -> None:
             )
 
 
+BRAIN_VOLUMES: Final = Protocol[Bools, dict[str, Floats]](
+    truth="mask",
+    read_truth=read_masked,
+    measure=measure,
+    pair=statistics.paired_means,
+    headline=lambda result: percent(result["mean_dice"]),
+    headline_name="mean Dice",
+    check_validation=check_validation,
+)
+
+
 def _volume_of(case: Case) -> tuple[bool, str]:
     """What the slices of a volume have in common. (A volume may be called like a slice that is one by itself.)"""
     return case.volume is None, case.volume or case.name
 
 
-def _volumes(found: Found[Case, Bools], indices: Sequence[int]) -> list[Volume]:
+def _volumes(run: DetectorRun[Bools], *, validation: bool) -> list[Volume]:
     """Put the slices of each volume together, in the order of their slice numbers, then of the table."""
+    cases, truths = run.labelled.cases, run.labelled.truths
     members: dict[tuple[bool, str], list[int]] = {}
-    cases = found.bench.cases
-    for index in indices:
-        members.setdefault(_volume_of(cases[index]), []).append(index)
+    for index, case in enumerate(cases):
+        if (case.name in run.validation) == validation:
+            members.setdefault(_volume_of(case), []).append(index)
     volumes: list[Volume] = []
     for (_, name), slices in members.items():
         ordered = sorted(slices, key=lambda index: cases[index].slice_number or 0)
@@ -209,89 +224,26 @@ def _volumes(found: Found[Case, Bools], indices: Sequence[int]) -> list[Volume]:
             Volume(
                 name=name,
                 subject=cases[ordered[0]].subject,
-                diseased=any(has_lesion(cases[index]) for index in ordered),
-                values=post_process(found.maps[ordered], found.region),
-                lesion=np.stack([found.bench.truths[index] for index in ordered]),
+                diseased=any(cases[index].has_finding for index in ordered),
+                values=post_process(run.maps[ordered], run.region),
+                lesion=np.stack([truths[index] for index in ordered]),
             )
         )
     return volumes
 
 
-@dataclass(frozen=True)
-class _Measured:
-    result: dict[str, Any]
-    rows: list[dict[str, Any]]
-    subjects: list[str]
-    """Of the diseased volumes."""
-    of_volume: Mapping[str, Floats]
-    """(V,) figures of the diseased volumes."""
-    sample: Sample
-
-
-def _measure(found: Found[Case, Bools], kept_apart: set[str], bootstrap: int, seed: int) -> _Measured:
-    cases = found.bench.cases
-    tested = _volumes(found, [index for index, case in enumerate(cases) if case.name not in kept_apart])
-    validating = _volumes(found, [index for index, case in enumerate(cases) if case.name in kept_apart])
-    ill = [volume for volume in tested if volume.diseased]
-    well = [volume for volume in tested if not volume.diseased]
-    threshold, source = _threshold(validating, well, erode(found.region))
-    diseased = np.asarray([volume.diseased for volume in tested], dtype=np.bool_)
-    dice = np.asarray([volume_dice(volume, threshold) if volume.diseased else np.nan for volume in tested])
-    auprc = np.asarray([volume_auprc(volume) if volume.diseased else np.nan for volume in tested])
-    of_volume = {"mean_dice": dice[diseased], "mean_auprc": auprc[diseased]}
-    subjects = [volume.subject for volume in ill]
-    weights = metrics.subject_resamples(subjects, bootstrap, np.random.default_rng(seed))
-    resampled = statistics.weighted_means(of_volume, weights)
-    figures = {name: float(values.mean()) for name, values in of_volume.items()}
-    predicted_where_healthy = [int(drop_small(volume.values > threshold).sum()) for volume in well]
-    result: dict[str, Any] = {
-        **found.about,
-        **figures,
-        "standard_deviation": {name: float(values.std()) for name, values in of_volume.items()},
-        "network_calls": found.detector.network_calls,
-        "cpu_seconds_per_case": found.cpu_seconds_per_case,
-        "intervals": {name: interval(values) for name, values in resampled.items()},
-        "thresholds": {"mean_dice": threshold, "mean_dice_source": source},
-        "counts": {
-            "lesion_volumes": len(ill),
-            "healthy_volumes": len(well),
-            "validation_volumes": len(validating),
-            "slices": sum(len(volume.values) for volume in tested),
-            "subjects": len({volume.subject for volume in tested}),
-            "mean_false_voxels_in_healthy": float(np.mean(predicted_where_healthy)) if well else None,
-            "bootstrap_resamples": bootstrap,
-        },
-        "failures": found.bench.failures,
-    }
-    rows = [
-        {
-            **found.about,
-            "name": volume.name,
-            "subject": volume.subject,
-            "kind": "lesion" if volume.diseased else "healthy",
-            "slices": len(volume.values),
-            "lesion_voxels": int(volume.lesion.sum()),
-            "predicted_voxels": int(drop_small(volume.values > threshold).sum()),
-            "dice": float(dice[index]),
-            "auprc": float(auprc[index]),
-        }
-        for index, volume in enumerate(tested)
-    ]
-    return _Measured(result, rows, subjects, of_volume, Sample(found.about, figures, resampled))
-
-
-def _threshold(validating: Sequence[Volume], well: Sequence[Volume], brain: Bools) -> tuple[float, str]:
+def _threshold(validating: Sequence[Volume], healthy: Sequence[Volume], brain: Bools) -> tuple[float, str]:
     """The threshold and where it comes from."""
     labelled = sum(volume.diseased for volume in validating)
     if labelled:
         return best_threshold(validating), f"best mean Dice on {labelled} labelled validation volumes"
-    if not well:
+    if not healthy:
         raise ThoradError(
             "None of the validation cases or healthy images can be used, so there is no threshold. Look at the images "
             "and their masks, or give others."
         )
-    values = np.concatenate([volume.values[:, brain].ravel() for volume in well])
+    values = np.concatenate([volume.values[:, brain].ravel() for volume in healthy])
     return (
         metrics.threshold_at_fpr(values, FALLBACK_RATE),
-        f"{100 * FALLBACK_RATE:g} % of the voxels of {len(well)} healthy volumes, for want of validation labels",
+        f"{100 * FALLBACK_RATE:g} % of the voxels of {len(healthy)} healthy volumes (no validation labels available)",
     )

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from thorad.datasets.cases import Case
-from thorad.evaluation.bench import Found, find_all, has_lesion, read_masked
+from thorad.evaluation.runs import DetectorRun, read_masked, run_detectors
 
 
 class CountingDetector:
@@ -44,8 +44,8 @@ def cases(tmp_path: Path, rng: np.random.Generator) -> list[Case]:
     return found
 
 
-def find(cases: list[Case], detector: CountingDetector, keep: Path | None) -> Found[Case, np.ndarray]:
-    return find_all(cases, [detector], read_masked, has_lesion, "mask", keep=keep)[0]
+def find(cases: list[Case], detector: CountingDetector, keep: Path | None) -> DetectorRun[np.ndarray]:
+    return run_detectors(cases, [detector], read_masked, "mask", keep=keep)[0]
 
 
 def test_kept_maps_are_taken_and_equal(cases: list[Case], tmp_path: Path) -> None:

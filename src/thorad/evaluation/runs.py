@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -79,51 +79,44 @@ class MapDetector(Protocol):
         """All that decides the maps; only asked for where maps are kept."""
 
 
-class LabelledCase(Protocol):
-    """What a bench needs of a case; its truth is the protocol's matter."""
-
-    @property
-    def image(self) -> Path:
-        """The image file."""
-
-    @property
-    def subject(self) -> str:
-        """Cases of one subject are not independent."""
-
-    @property
-    def name(self) -> str:
-        """Case id, unique among the cases."""
-
-
-CaseType = TypeVar("CaseType", bound=LabelledCase)
 TruthType = TypeVar("TruthType")
+
+Read = Callable[[Case, int], tuple[torch.Tensor, TruthType]]
+"""Reads a case onto a grid of S x S px: (1, S, S) image in [0, 1], and the truth about it."""
 
 
 @dataclass(frozen=True)
-class Bench(Generic[CaseType, TruthType]):
-    """The cases on one model grid that can be used."""
+class LabelledSet(Generic[TruthType]):
+    """The cases that can be used, on one model grid."""
 
-    cases: list[CaseType]
+    cases: list[Case]
     images: torch.Tensor
     """(N, 1, S, S) in [0, 1]."""
     truths: list[TruthType]
     """Of each case, on the model's grid."""
     failures: list[Failure]
+    """The cases that can't be used."""
+
+    def __len__(self) -> int:
+        """The number N of cases."""
+        return len(self.cases)
 
 
 @dataclass(frozen=True)
-class Found(Generic[CaseType, TruthType]):
-    """What one detector found in the cases that every detector could use."""
+class DetectorRun(Generic[TruthType]):
+    """What one detector made of the cases that every detector could use."""
 
     detector: MapDetector
     region: Bools
     """(S, S), not empty."""
-    bench: Bench[CaseType, TruthType]
+    labelled: LabelledSet[TruthType]
     maps: NDArray[np.float32]
     """(N, S, S)."""
     scores: Floats
     """(N,)."""
     cpu_seconds_per_case: float
+    validation: Set[str] = frozenset()
+    """Names of the cases that are there to choose a threshold only."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -131,87 +124,100 @@ class Found(Generic[CaseType, TruthType]):
         detector = self.detector
         values = (detector.method, detector.noise, detector.steps, detector.model_name)
         asked = {name: getattr(detector, name, None) for name in ASKED}
-        return dict(zip(ABOUT, values, strict=True)) | {name: one for name, one in asked.items() if one is not None}
+        return dict(zip(ABOUT, values, strict=True)) | {name: v for name, v in asked.items() if v is not None}
+
+    def without(self, failures: list[Failure]) -> "DetectorRun[TruthType]":
+        """The run without the cases that failed for some detector; these are listed as its failures."""
+        lost = {failure["name"] for failure in failures}
+        whole = self.labelled
+        kept = [index for index, case in enumerate(whole.cases) if case.name not in lost]
+        left = LabelledSet(
+            cases=[whole.cases[index] for index in kept],
+            images=whole.images[kept],
+            truths=[whole.truths[index] for index in kept],
+            failures=failures,
+        )
+        return replace(self, labelled=left, maps=self.maps[kept], scores=self.scores[kept])
 
 
-def find_all(
-    cases: Sequence[CaseType],
+def run_detectors(
+    cases: Sequence[Case],
     detectors: Sequence[MapDetector],
-    read: Callable[[CaseType, int], tuple[torch.Tensor, TruthType]],
-    counts: Callable[[CaseType], bool],
-    labels: str,
+    read: Read[TruthType],
+    truth_column: str,
+    *,
+    validation: Sequence[Case] = (),
     on_progress: Progress | None = None,
     keep: Path | None = None,
-) -> list[Found[CaseType, TruthType]]:
-    """Run the detectors over the cases.
+) -> list[DetectorRun[TruthType]]:
+    """Run the detectors over the cases, those of a validation set behind the others.
 
     A case that can't be read, or for which any detector gives a map that is not finite, is left out for every
-    detector, so that all are compared on the same cases, and listed among the failures of each bench.
+    detector, so that all are compared on the same cases, and listed among the failures of each run.
 
     Args:
         cases: of which each has a name of its own.
         detectors: their models may have different grids and regions.
         read: reads a case onto a grid of S x S px: (1, S, S) image in [0, 1], and the truth.
-        counts: whether a case has something to be found, without any of which there is nothing to measure.
-        labels: the column of the user's table that holds the truth, for errors.
+        truth_column: the column of the user's table that holds the truth, for errors.
+        validation: cases that are there to choose a threshold only; where one has the name of another case, its name
+            gets a prefix.
         on_progress: see `Progress`.
         keep: folder where maps are kept, and taken from if the same detector has seen the same images before.
 
     Returns:
-        What each detector found, on the same cases in the same order.
+        One run of each detector, on the same cases in the same order.
 
     Raises:
-        ThoradError: no case that counts is left; a region is empty.
+        ThoradError: no case with a finding is left outside the validation set; a region is empty.
     """
     for detector in detectors:
         if not np.asarray(detector.region).any():
             raise ThoradError(f"{detector.method}: the model's region is empty, so there is nothing to measure in.")
-    benches = {
-        size: _read_bench(cases, size, read, counts, labels)
+    names = free_names([case.name for case in validation], {case.name for case in cases}, "validation")
+    every_case = [*cases, *(replace(case, name=name) for case, name in zip(validation, names, strict=True))]
+    needed = {case.name for case in cases if case.has_finding}
+    labelled_sets = {
+        size: _read_labelled_set(every_case, size, read, needed, truth_column)
         for size in dict.fromkeys(detector.model_size for detector in detectors)
     }
-    total = sum(len(benches[detector.model_size].cases) for detector in detectors)
+    total = sum(len(labelled_sets[detector.model_size]) for detector in detectors)
     done = 0
-    found: list[Found[CaseType, TruthType]] = []
+    runs: list[DetectorRun[TruthType]] = []
     for detector in detectors:
-        bench = benches[detector.model_size]
-        found.append(_detect(detector, bench, done, total, on_progress, keep))
-        done += len(bench.cases)
+        labelled = labelled_sets[detector.model_size]
+        runs.append(_run_detector(detector, labelled, done, total, on_progress, keep))
+        done += len(labelled)
     failures = [
-        *{failure["name"]: failure for bench in benches.values() for failure in bench.failures}.values(),
-        *_not_finite(found, counts),
+        *{failure["name"]: failure for labelled in labelled_sets.values() for failure in labelled.failures}.values(),
+        *_not_finite(runs, needed),
     ]
-    return [_leave_out(failures, one) for one in found]
+    return [replace(run.without(failures), validation=frozenset(names)) for run in runs]
 
 
-def healthy_cases(
-    cases: Sequence[CaseType],
-    healthy: Sequence[Path],
-    is_healthy: Callable[[CaseType], bool],
-    make: Callable[[Path, str, str], CaseType],
-) -> list[CaseType]:
+def healthy_cases(cases: Sequence[Case], healthy: Sequence[Path]) -> list[Case]:
     """Make cases of healthy images, without those that are among the cases already, under names that are still free.
 
     Args:
         cases: the table's.
         healthy: more healthy images.
-        is_healthy: whether one of the table's cases is healthy.
-        make: makes a healthy case of a file, its subject and a name.
 
     Raises:
         ThoradError: an image that is not healthy is among the healthy ones.
     """
-    ill = {case.image.resolve() for case in cases if not is_healthy(case)}
-    both = sorted(ill & {path.resolve() for path in healthy})
+    diseased = {case.image.resolve() for case in cases if case.has_finding}
+    both = sorted(diseased & {path.resolve() for path in healthy})
     if both:
         raise ThoradError(
             f"{len(both)} images are marked as diseased and are among the healthy ones, too: "
             f"{listing(list(map(str, both)))}. Take them out of one of the two."
         )
-    known = {case.image.resolve() for case in cases if is_healthy(case)}
+    known = {case.image.resolve() for case in cases if not case.has_finding}
     new = [path for path in healthy if path.resolve() not in known]
     names = free_names(case_names(new, [path.parent for path in new]), {case.name for case in cases}, "healthy")
-    return [make(path, subject_of(path), name) for path, name in zip(new, names, strict=True)]
+    return [
+        Case(image=path, mask=None, subject=subject_of(path), name=name) for path, name in zip(new, names, strict=True)
+    ]
 
 
 def free_names(names: Sequence[str], taken: set[str], prefix: str) -> list[str]:
@@ -224,16 +230,6 @@ def free_names(names: Sequence[str], taken: set[str], prefix: str) -> list[str]:
         used.add(name)
         free.append(name)
     return free
-
-
-def healthy_slice(image: Path, subject: str, name: str) -> Case:
-    """A case without a lesion."""
-    return Case(image=image, mask=None, subject=subject, name=name)
-
-
-def has_lesion(case: Case) -> bool:
-    """Whether a case has a lesion mask."""
-    return case.mask is not None
 
 
 def read_masked(case: Case, size: int) -> tuple[torch.Tensor, Bools]:
@@ -253,15 +249,18 @@ def read_masked(case: Case, size: int) -> tuple[torch.Tensor, Bools]:
     return image, mask_to_model_grid(mask, size)
 
 
-def _read_bench(
-    cases: Sequence[CaseType],
+def _read_labelled_set(
+    cases: Sequence[Case],
     size: int,
-    read: Callable[[CaseType, int], tuple[torch.Tensor, TruthType]],
-    counts: Callable[[CaseType], bool],
-    labels: str,
-) -> Bench[CaseType, TruthType]:
-    """Read every case onto the model's grid; keep out, and list, those that can't be used."""
-    usable: list[CaseType] = []
+    read: Read[TruthType],
+    needed: Set[str],
+    truth_column: str,
+) -> LabelledSet[TruthType]:
+    """Read every case onto the model's grid; leave out, and list, those that can't be used.
+
+    Without any of the needed cases it is an error.
+    """
+    usable: list[Case] = []
     images: list[torch.Tensor] = []
     truths: list[TruthType] = []
     failures: list[Failure] = []
@@ -274,87 +273,94 @@ def _read_bench(
         usable.append(case)
         images.append(image)
         truths.append(truth)
-    if not any(map(counts, usable)):
+    if needed.isdisjoint(case.name for case in usable):
         reasons = "".join(f"\n  {failure['name']}: {failure['reason']}" for failure in failures)
         raise ThoradError(
-            f"None of the {len(cases)} cases has anything in the column {labels} that can be used, so there is "
-            f"nothing to measure. Give a CSV with the columns image and {labels}.{reasons}"
+            f"None of the {len(cases)} cases has anything in the column {truth_column} that can be used, so there is "
+            f"nothing to measure. Give a CSV with the columns image and {truth_column}.{reasons}"
         )
-    return Bench(usable, torch.stack(images), truths, failures)
+    return LabelledSet(usable, torch.stack(images), truths, failures)
 
 
-def _detect(
-    detector: MapDetector,
-    bench: Bench[CaseType, TruthType],
-    done: int,
-    total: int,
-    on_progress: Progress | None,
-    keep: Path | None,
-) -> Found[CaseType, TruthType]:
-    names = [case.name for case in bench.cases]
-    seen: list[_Seen] = []
-    for start in range(0, len(names), detector.batch_size):
-        batch = slice(start, start + detector.batch_size)
-        seen += _see(detector, bench.images[batch], names[batch], keep)
-        if on_progress is not None:
-            on_progress(done + min(batch.stop, len(names)), total, detector.method)
-    return Found(
-        detector=detector,
-        region=np.asarray(detector.region, dtype=np.bool_),
-        bench=bench,
-        maps=np.stack([one.map for one in seen]),
-        scores=np.stack([one.score for one in seen]),
-        cpu_seconds_per_case=float(np.mean([one.cpu_seconds for one in seen])),
-    )
-
-
-class _Seen(NamedTuple):
-    """What a detector found in one image."""
+class _CachedMap(NamedTuple):
+    """What a detector made of one image, as it is kept."""
 
     map: NDArray[np.float32]  # (S, S)
     score: Floats  # ()
     cpu_seconds: Floats  # ()
 
 
-def _see(detector: MapDetector, images: torch.Tensor, names: Sequence[str], keep: Path | None) -> list[_Seen]:
-    """What a detector finds in a batch, without the images that it is known to have seen before."""
-    seen: dict[int, _Seen] = {}
-    files: list[Path] = []
-    if keep is not None:
-        provenance = json.dumps(detector.provenance(), sort_keys=True).encode()
-        for index, name in enumerate(names):
-            everything = b"\0".join((provenance, name.encode(), images[index].numpy().tobytes()))
-            files.append(keep / f"{hashlib.sha256(everything).hexdigest()[:32]}.npz")
-            if files[index].is_file():
-                with np.load(files[index], allow_pickle=False) as kept:
-                    seen[index] = _Seen(**kept)
-    todo = [index for index in range(len(names)) if index not in seen]
-    if todo:
+def _run_detector(
+    detector: MapDetector,
+    labelled: LabelledSet[TruthType],
+    done: int,
+    total: int,
+    on_progress: Progress | None,
+    keep: Path | None,
+) -> DetectorRun[TruthType]:
+    names = [case.name for case in labelled.cases]
+    made: list[_CachedMap] = []
+    for start in range(0, len(names), detector.batch_size):
+        batch = slice(start, start + detector.batch_size)
+        made += _maps_of_batch(detector, labelled.images[batch], names[batch], keep)
+        if on_progress is not None:
+            on_progress(done + min(batch.stop, len(names)), total, detector.method)
+    return DetectorRun(
+        detector=detector,
+        region=np.asarray(detector.region, dtype=np.bool_),
+        labelled=labelled,
+        maps=np.stack([cached.map for cached in made]),
+        scores=np.stack([cached.score for cached in made]),
+        cpu_seconds_per_case=float(np.mean([cached.cpu_seconds for cached in made])),
+    )
+
+
+def _maps_of_batch(
+    detector: MapDetector, images: torch.Tensor, names: Sequence[str], keep: Path | None
+) -> list[_CachedMap]:
+    """The maps of a batch: those that are kept, and the others made now, and kept."""
+    files = [] if keep is None else _cache_files(detector, images, names, keep)
+    made: dict[int, _CachedMap] = {}
+    for index, file in enumerate(files):
+        if file.is_file():
+            with np.load(file, allow_pickle=False) as content:
+                made[index] = _CachedMap(**content)
+    missing = [index for index in range(len(names)) if index not in made]
+    if missing:
         before = time.process_time()
-        maps = detector.model_maps(images[todo], [names[index] for index in todo])  # (B, 1, S, S)
-        scores = detector.scores(maps)  # (B,)
-        seconds = np.asarray((time.process_time() - before) / len(todo))
-        for index, map, score in zip(todo, maps.detach().float().cpu(), scores.detach().double().cpu(), strict=True):
-            seen[index] = _Seen(map[0].numpy(), score.numpy().reshape(()), seconds)
-            if keep is not None:
-                content = io.BytesIO()
-                np.savez(content, **seen[index]._asdict())
-                write_atomic(files[index], content.getvalue())
-    return [seen[index] for index in range(len(names))]
+        maps = detector.model_maps(images[missing], [names[index] for index in missing])  # (B, 1, S, S)
+        scores = detector.scores(maps).detach().double().cpu()  # (B,)
+        seconds = np.asarray((time.process_time() - before) / len(missing))
+        for index, map, score in zip(missing, maps.detach().float().cpu(), scores, strict=True):
+            made[index] = _CachedMap(map[0].numpy(), score.numpy().reshape(()), seconds)
+            if files:
+                written = io.BytesIO()
+                np.savez(written, **made[index]._asdict())
+                write_atomic(files[index], written.getvalue())
+    return [made[index] for index in range(len(names))]
 
 
-def _not_finite(found: Sequence[Found[CaseType, TruthType]], counts: Callable[[CaseType], bool]) -> list[Failure]:
-    """List the cases for which a detector gave NaN or infinity; an error where that leaves nothing to measure."""
+def _cache_files(detector: MapDetector, images: torch.Tensor, names: Sequence[str], keep: Path) -> list[Path]:
+    """Where the map of each image is kept: a name that tells the detector, the case and the pixels."""
+    provenance = json.dumps(detector.provenance(), sort_keys=True).encode()
+    contents = (
+        b"\0".join((provenance, name.encode(), image.numpy().tobytes()))
+        for name, image in zip(names, images, strict=True)
+    )
+    return [keep / f"{hashlib.sha256(content).hexdigest()[:32]}.npz" for content in contents]
+
+
+def _not_finite(runs: Sequence[DetectorRun[TruthType]], needed: Set[str]) -> list[Failure]:
+    """List the cases for which a detector gave NaN or infinity; an error where that leaves none of the needed ones."""
     broken_by: dict[str, list[str]] = {}  # case -> detectors
     files: dict[str, str] = {}
-    needed: set[str] = set()
-    for one in found:
-        files |= {case.name: str(case.image) for case in one.bench.cases}
-        needed |= {case.name for case in one.bench.cases if counts(case)}
-        finite = np.isfinite(one.maps).all(axis=(1, 2)) & np.isfinite(one.scores)
+    for run in runs:
+        cases = run.labelled.cases
+        files |= {case.name: str(case.image) for case in cases}
+        finite = np.isfinite(run.maps).all(axis=(1, 2)) & np.isfinite(run.scores)
         for index in np.flatnonzero(~finite):
-            broken_by.setdefault(one.bench.cases[index].name, []).append(title(one.about))
-    if needed <= broken_by.keys():
+            broken_by.setdefault(cases[index].name, []).append(title(run.about))
+    if needed & files.keys() <= broken_by.keys():
         titles = dict.fromkeys(title for broken in broken_by.values() for title in broken)
         raise ThoradError(
             f"{', '.join(titles)} gave a map or score with NaN or infinity, and no lesion case is left without. "
@@ -369,17 +375,3 @@ def _not_finite(found: Sequence[Found[CaseType, TruthType]], counts: Callable[[C
         }
         for name, titles in broken_by.items()
     ]
-
-
-def _leave_out(failures: list[Failure], found: Found[CaseType, TruthType]) -> Found[CaseType, TruthType]:
-    """Take these cases out of what a detector found, and list them."""
-    lost = {failure["name"] for failure in failures}
-    bench = found.bench
-    kept = [index for index, case in enumerate(bench.cases) if case.name not in lost]
-    left = Bench(
-        cases=[bench.cases[index] for index in kept],
-        images=bench.images[kept],
-        truths=[bench.truths[index] for index in kept],
-        failures=failures,
-    )
-    return replace(found, bench=left, maps=found.maps[kept], scores=found.scores[kept])
