@@ -230,7 +230,8 @@ def test_test_labels_never_choose_the_threshold(tables: dict[str, list[Case]], t
 def test_without_validation_healthy_volumes_give_the_threshold(tables: dict[str, list[Case]], tmp_path: Path) -> None:
     detector = FakeDetector(faint)
     (result,) = evaluate(tables["test"], [], [detector], tmp_path / "o", protocol="brain-volumes", bootstrap=0)
-    assert "1 % of the voxels of 1 healthy volumes (no validation labels available)" in result["thresholds"]["mean_dice_source"]
+    source = result["thresholds"]["mean_dice_source"]
+    assert source == "1 % of the voxels of 1 healthy volumes (no validation labels available)"
     maps = np.stack([faint(f"well_{number}") for number in range(7)]).astype(np.float32)
     values = post_process(maps, EVERYWHERE)[:, erode(EVERYWHERE)]
     assert result["thresholds"]["mean_dice"] == pytest.approx(metrics.threshold_at_fpr(values, 0.01))
@@ -250,7 +251,7 @@ def test_volumes_refuse_what_would_not_be_honest(tables: dict[str, list[Case]], 
 
     with pytest.raises(ThoradError, match="needs a threshold that the test labels don't choose"):
         run(test[:21], [])  # healthy slices of diseased volumes are no healthy volumes
-    with pytest.raises(ThoradError, match="1 subjects stand in both the test and the validation cases: s-ill1"):
+    with pytest.raises(ThoradError, match="1 subjects appear in both the test and the validation cases: s-ill1"):
         run(test, test[:7])
     with pytest.raises(ThoradError, match="1 volumes have slices of several subjects: ill1"):
         run([replace(test[0], subject="someone"), *test[1:]], validation)
