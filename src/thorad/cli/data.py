@@ -5,53 +5,49 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
-from thorad.cli.options import (
-    DEFAULT_MODEL,
-    IdentityOption,
-    QuietOption,
-    ShardOption,
-    SlicesOption,
-    verb,
+from thorad.cli import options as opt
+from thorad.cli.render import (
+    RESUMES,
+    print_failures,
+    print_line,
+    print_outcome,
+    print_table,
+    print_warnings,
+    progress_bar,
 )
-from thorad.cli.render import RESUMES, print_failures, print_line, print_table, print_warnings, progress_bar
 from thorad.records import parse_indices
 from thorad.table import Table
 
 SHOWN_PROBLEMS = 10  # of each kind that a check finds
 PANEL = "Data"
 
-app = typer.Typer(rich_help_panel=PANEL)
-data_app = typer.Typer(help="Check data sets, and split them by subject.", no_args_is_help=True, rich_help_panel=PANEL)
+app = Typer(rich_help_panel=PANEL)
+data_app = Typer(help="Check data sets, and split them by subject.", no_args_is_help=True, rich_help_panel=PANEL)
 app.add_typer(data_app, name="data", rich_help_panel=PANEL)
 
-DataFolder = Annotated[Path, typer.Argument(help="Folder of the data set, as published or of your own.")]
+DataFolder = Annotated[Path, Argument(help="Folder of the data set, as published or of your own.")]
 KindOption = Annotated[
-    str | None,
-    typer.Option(help="grazpedwri, ixi, atlas, bids, brats, tables or folder. Default: told from the file names."),
+    str | None, Option(help="grazpedwri, ixi, atlas, bids, brats, tables or folder. Default: told from the file names.")
 ]
 
 
-@verb(app, example="thorad prepare scans/ -o slices --jobs 4", interrupted=RESUMES)
+@opt.verb(app, example="thorad prepare scans/ -o slices --jobs 4", interrupted=RESUMES)
 def prepare(
-    inputs: Annotated[
-        list[Path], typer.Argument(help="Volumes (NIfTI, NRRD, MetaImage), DICOM series, or folders of them.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the slices; an interrupted run resumes in it.")],
+    inputs: Annotated[list[Path], Argument(help="Volumes (NIfTI, NRRD, MetaImage), DICOM series, or folders of them.")],
+    out: Annotated[Path, opt.out_option("Folder for the slices; an interrupted run resumes in it.")],
     model: Annotated[
         str,
-        typer.Option(
+        Option(
             help="The model the slices are for: name of a bundled model or recipe, a model folder or a recipe file."
         ),
-    ] = DEFAULT_MODEL,
-    slices: SlicesOption = None,
-    jobs: Annotated[
-        int, typer.Option(help="Parallel processes; each takes half a GB of memory for 1 mm voxels.", min=1)
-    ] = 1,
-    keep_identity: IdentityOption = False,
-    shard: ShardOption = None,
-    quiet: QuietOption = False,
+    ] = opt.DEFAULT_MODEL,
+    slices: opt.Slices = None,
+    jobs: Annotated[int, Option(help="Parallel processes; each takes half a GB of memory for 1 mm voxels.", min=1)] = 1,
+    keep_identity: opt.KeepIdentity = False,
+    shard: opt.Shard = None,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Register T1w volumes to the model's template and cut its slices, for detect, train and calibrate."""
     from thorad.apps.prepare import prepare_files, volume_section
@@ -68,20 +64,18 @@ def prepare(
     print_failures(summary.failed)
     print_warnings(summary.warned)
     if not quiet:
-        earlier = f" ({summary.already_done} of them before)" if summary.already_done else ""
-        counts = f"{len(summary.done)} done{earlier}, {len(summary.failed)} failed"
-        print_line(f"{counts}, in {summary.seconds:.1f} s.")
+        print_outcome(len(summary.done), summary.already_done, len(summary.failed), summary.seconds)
         if summary.done:
             print_line(f"Look at {out / '*' / 'overlay.png'} first; slices: {out / 'slices.csv'}")
     if summary.failed:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
-@verb(data_app, "check", example="thorad data check IXI/ --json found.json")
+@opt.verb(data_app, "check", example="thorad data check IXI/ --json found.json")
 def check_data(
     folder: DataFolder,
     kind: KindOption = None,
-    json: Annotated[Path | None, typer.Option(help="Also write everything that was found to this file.")] = None,
+    json: Annotated[Path | None, Option(help="Also write everything that was found to this file.")] = None,
 ) -> None:
     """Say what a data set holds, what is missing, damaged or duplicated, and what leaks between its splits.
 
@@ -105,17 +99,17 @@ def check_data(
         report.write(json)
         print_line(f"All of it: {json}")
     if report.problems:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
-@verb(data_app, "split", example="thorad data split IXI/ -o split --fractions 0.8,0.1,0.1")
+@opt.verb(data_app, "split", example="thorad data split IXI/ -o split --fractions 0.8,0.1,0.1")
 def split_data(
     folder: DataFolder,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for train.csv, val.csv and test.csv.")],
+    out: Annotated[Path, opt.out_option("Folder for train.csv, val.csv and test.csv.")],
     fractions: Annotated[
-        str, typer.Option(help="Fractions of the subjects for train, val and test; 0: no such part.")
+        str, Option(help="Fractions of the subjects for train, val and test; 0: no such part.")
     ] = "0.8,0.1,0.1",
-    seed: Annotated[int, typer.Option(help="Random seed for the assignment of subjects.")] = 0,
+    seed: Annotated[int, Option(help="Random seed for the assignment of subjects.")] = 0,
     kind: KindOption = None,
 ) -> None:
     """Split a data set by subject: nobody is in two parts, and the same seed gives the same parts."""

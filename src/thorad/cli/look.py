@@ -6,27 +6,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
-from thorad.cli.options import (
-    DEFAULT_MODEL,
-    BootstrapOption,
-    DetectorOptions,
-    DeviceOption,
-    IdentityOption,
-    Inputs,
-    ModelOption,
-    QuietOption,
-    ReportOption,
-    ShardOption,
-    SlicesOption,
-    parse_words,
-    verb,
-)
+from thorad.cli import options as opt
 from thorad.cli.render import (
     RESUMES,
     print_failures,
     print_line,
+    print_outcome,
     print_table,
     print_warnings,
     progress_bar,
@@ -41,41 +28,40 @@ if TYPE_CHECKING:
 
 HIGHEST = 5  # scores shown at the end of a detection
 
-app = typer.Typer(rich_help_panel="Detect and look")
+app = Typer(rich_help_panel="Detect and look")
 
-ResultsArgument = Annotated[Path, typer.Argument(help="A result folder of `thorad detect`.")]
+ResultsArgument = Annotated[Path, Argument(help="A result folder of `thorad detect`.")]
 TruthOption = Annotated[
-    Path | None, typer.Option(help="CSV with columns image and mask for these images, as for `thorad evaluate`.")
+    Path | None, Option(help="CSV with columns image and mask for these images, as for `thorad evaluate`.")
 ]
 
 
-@verb(app, example="thorad detect scan.nii.gz -o results --report", interrupted=RESUMES)
+@opt.verb(app, example="thorad detect scan.nii.gz -o results --report", interrupted=RESUMES)
 def detect(
-    inputs: Inputs,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; an interrupted run resumes in it.")],
-    options: DetectorOptions,
+    inputs: opt.Inputs,
+    out: Annotated[Path, opt.out_option("Folder for the results; an interrupted run resumes in it.")],
+    options: opt.DetectorOptions,
     finish: Annotated[
-        bool,
-        typer.Option("--finish", help="Spend more network calls on a finer pseudo-healthy image; the map is the same."),
+        bool, Option("--finish", help="Spend more network calls on a finer pseudo-healthy image; the map is the same.")
     ] = False,
     false_positives: Annotated[
         float | None,
-        typer.Option(
+        Option(
             help="Fraction of healthy pixels that may exceed the mask's threshold: 0.01, 0.02 or 0.05 with a "
             "calibrated model. Default: 0.01, or no mask without a calibration."
         ),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Mask everything above this map value; needs no calibration.")
+        float | None, Option(help="Mask everything above this map value; needs no calibration.")
     ] = None,
-    slices: SlicesOption = None,
+    slices: opt.Slices = None,
     keep_steps: Annotated[
-        bool, typer.Option("--keep-steps", help="Keep pictures of every harmonisation step, for the report.")
+        bool, Option("--keep-steps", help="Keep pictures of every harmonisation step, for the report.")
     ] = False,
-    keep_identity: IdentityOption = False,
-    shard: ShardOption = None,
-    make_report: ReportOption = False,
-    quiet: QuietOption = False,
+    keep_identity: opt.KeepIdentity = False,
+    shard: opt.Shard = None,
+    make_report: opt.Report = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Find anomalies in images: an anomaly map, an overlay, a pseudo-healthy image and a score for each.
 
@@ -101,7 +87,9 @@ def detect(
     print_failures(summary.failed)
     print_warnings(summary.warned)
     if not quiet:
-        _print_detections(summary, detector, f"Shard {part}: " if part else "")
+        named = f"Shard {part}: " if part else ""
+        print_outcome(len(summary.done), summary.already_done, len(summary.failed), summary.seconds, named)
+        _print_highest_scores(summary, detector)
         _print_masks(detector, options.model)
         if any(scan.series or scan.problem for scan in scans.values()) and not keep_identity:
             print_line("DICOM files are named by hashes; --keep-identity names them by their paths.")
@@ -109,14 +97,10 @@ def detect(
     if make_report and summary.done:
         print_report(out, quiet=quiet)
     if summary.failed:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
-def _print_detections(summary: RunSummary, detector: Detector, part: str) -> None:
-    """How many cases were done, and the highest scores."""
-    earlier = f" ({summary.already_done} of them before)" if summary.already_done else ""
-    counts = f"{len(summary.done)} done{earlier}, {len(summary.failed)} failed"
-    print_line(f"{part}{counts}, in {summary.seconds:.1f} s.")
+def _print_highest_scores(summary: RunSummary, detector: Detector) -> None:
     columns = ["highest scores", ""]
     columns += [*(["p"] if detector.calibration else []), *(["findings"] if detector.threshold is not None else [])]
     rows = []
@@ -164,30 +148,26 @@ def print_report(
         print_line(f"{summary.path} ({summary.bytes / 1e6:.1f} MB): open it in any browser; it needs no network.")
 
 
-@verb(app, example="thorad report results")
+@opt.verb(app, example="thorad report results")
 def report(
-    results: Annotated[Path, typer.Argument(help="A result folder of `thorad detect` or `thorad evaluate`.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The HTML file. Default: report.html in the folder.")
-    ] = None,
+    results: Annotated[Path, Argument(help="A result folder of `thorad detect` or `thorad evaluate`.")],
+    out: Annotated[Path | None, opt.out_option("The HTML file. Default: report.html in the folder.")] = None,
     truth: TruthOption = None,
-    bootstrap: BootstrapOption = 1000,
-    quiet: QuietOption = False,
+    bootstrap: opt.Bootstrap = 1000,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Turn a result folder into one HTML file: what was run, figures, and every case to look at. Works offline."""
     print_report(results, out, truth, bootstrap, quiet)
 
 
-@verb(app, example="thorad volume results --case scan")
+@opt.verb(app, example="thorad volume results --case scan")
 def volume(
-    results: Annotated[Path, typer.Argument(help="A result folder of `thorad detect` on volumes.")],
-    case: Annotated[str | None, typer.Option(help="Name of the volume. Default: the only one.")] = None,
+    results: Annotated[Path, Argument(help="A result folder of `thorad detect` on volumes.")],
+    case: Annotated[str | None, Option(help="Name of the volume. Default: the only one.")] = None,
     scan: Annotated[
-        Path | None, typer.Option(help="The scan itself, NIfTI, NRRD or MHA. Default: the file it was read from.")
+        Path | None, Option(help="The scan itself, NIfTI, NRRD or MHA. Default: the file it was read from.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The HTML file. Default: CASE.html in the result folder.")
-    ] = None,
+    out: Annotated[Path | None, opt.out_option("The HTML file. Default: CASE.html in the result folder.")] = None,
 ) -> None:
     """Turn a volume into one HTML page: its map over the scan in three linked planes. Works offline; holds the scan."""
     from thorad.results.volume_page import volume_cases, write_volume_page
@@ -201,43 +181,42 @@ def volume(
     print_line(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in any browser; it needs no network.")
 
 
-@verb(app, example="thorad figure results --case scan1,scan2 -o figure.pdf")
+@opt.verb(app, example="thorad figure results --case scan1,scan2 -o figure.pdf")
 def figure(
     results: ResultsArgument,
-    case: Annotated[str, typer.Option(help="Names of the cases, separated by commas: one row each.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file: .pdf, .png or .svg.")],
+    case: Annotated[str, Option(help="Names of the cases, separated by commas: one row each.")],
+    out: Annotated[Path, opt.out_option("The file: .pdf, .png or .svg.")],
     panels: Annotated[
         Literal["cases", "restoration"],
-        typer.Option(help="cases: input, pseudo-healthy, map, overlay, truth; restoration: step by step."),
+        Option(help="cases: input, pseudo-healthy, map, overlay, truth; restoration: step by step."),
     ] = "cases",
     truth: TruthOption = None,
     slice_number: Annotated[
-        int | None, typer.Option("--slice", help="Slice of a volume. Default: the one with the map's highest value.")
+        int | None, Option("--slice", help="Slice of a volume. Default: the one with the map's highest value.")
     ] = None,
 ) -> None:
     """Draw cases as panels for a publication, on one colour scale. Needs the extra `plots`."""
     from thorad.results.figure import write_figure
 
-    write_figure(results, parse_words(case), out, layout=panels, truth=truth, slice_number=slice_number)
+    write_figure(results, opt.parse_words(case), out, layout=panels, truth=truth, slice_number=slice_number)
     print_line(f"Figure: {out}")
 
 
-@verb(app, example="thorad view results", interrupted="Nothing of what was dropped in is left.")
+@opt.verb(app, example="thorad view results", interrupted="Nothing of what was dropped in is left.")
 def view(
     results: Annotated[
-        list[Path] | None, typer.Argument(help="Result folders of `thorad detect`, or folders of them.")
+        list[Path] | None, Argument(help="Result folders of `thorad detect`, or folders of them.")
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="A model folder to offer besides the bundled ones; can be repeated.")
+        list[str] | None, Option(help="A model folder to offer besides the bundled ones; can be repeated.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder that keeps the results of dropped scans. Default: nothing is kept."),
+        Path | None, opt.out_option("Folder that keeps the results of dropped scans. Default: nothing is kept.")
     ] = None,
     port: Annotated[
-        int, typer.Option(help="Port on 127.0.0.1. Default: any free one.", min=0, max=65535, show_default=False)
+        int, Option(help="Port on 127.0.0.1. Default: any free one.", min=0, max=65535, show_default=False)
     ] = 0,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+    no_browser: Annotated[bool, Option("--no-browser", help="Only print the address.")] = False,
 ) -> None:
     """Open the viewer in a browser: look at results, drop scans in, watch their restoration. Ctrl-C ends it.
 
@@ -258,11 +237,11 @@ def view(
     print_line(f"Scans processed: {processed}.")
 
 
-@verb(app, example="thorad demo -o demo", interrupted="Run the same command again to start over.")
+@opt.verb(app, example="thorad demo -o demo", interrupted="Run the same command again to start over.")
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures and results.")],
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "auto",
+    out: Annotated[Path, opt.out_option("Folder for the pictures and results.")],
+    model: opt.Model = opt.DEFAULT_MODEL,
+    device: opt.Device = "auto",
 ) -> None:
     """Make anomaly maps of a real head, as it is and with implanted lesions."""
     from thorad.apps.demo import run_demo

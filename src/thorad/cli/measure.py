@@ -6,77 +6,52 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
+from thorad.cli import options as opt
 from thorad.cli.look import print_report
-from thorad.cli.options import (
-    DEFAULT_MODEL,
-    BatchOption,
-    BootstrapOption,
-    DeviceOption,
-    Inputs,
-    ModelOption,
-    QuietOption,
-    ReportOption,
-    RunOptions,
-    SeedOption,
-    StepsOption,
-    parse_steps,
-    parse_words,
-    verb,
-)
 from thorad.cli.render import RESUMES, print_error, print_failures, print_line, print_table, progress_bar
 from thorad.errors import ThoradError
 
 if TYPE_CHECKING:
     from thorad.detector import Detector
 
-app = typer.Typer(rich_help_panel="Evaluate and reproduce")
+app = Typer(rich_help_panel="Evaluate and reproduce")
 
 
-@verb(app, example="thorad evaluate cases.csv --method thor,zscore -o evaluation", interrupted=RESUMES)
+@opt.verb(app, example="thorad evaluate cases.csv --method thor,zscore -o evaluation", interrupted=RESUMES)
 def evaluate(
     cases: Annotated[
-        Path,
-        typer.Argument(help="CSV with columns image and mask or boxes (empty if healthy), and optionally subject."),
+        Path, Argument(help="CSV with columns image and mask or boxes (empty if healthy), and optionally subject.")
     ],
     out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Folder for metrics.json, cases.csv, table.md and maps; an interrupted run resumes in it.",
-        ),
+        Path, opt.out_option("Folder for metrics.json, cases.csv, table.md and maps; an interrupted run resumes in it.")
     ],
-    options: RunOptions,
+    options: opt.RunOptions,
     protocol: Annotated[
         Literal["brain-lesions", "brain-volumes", "boxes"],
-        typer.Option(help="What to measure: lesions by size, means over volumes, or boxes in X-rays."),
+        Option(help="What to measure: lesions by size, means over volumes, or boxes in X-rays."),
     ] = "brain-lesions",
     model: Annotated[
-        str, typer.Option(help="Models, separated by commas; each method takes the first that supports it.")
-    ] = DEFAULT_MODEL,
+        str, Option(help="Models, separated by commas; each method takes the first that supports it.")
+    ] = opt.DEFAULT_MODEL,
     method: Annotated[
-        str | None,
-        typer.Option(help="Methods, separated by commas. Default: all that the models support, and the z-score."),
+        str | None, Option(help="Methods, separated by commas. Default: all that the models support, and the z-score.")
     ] = None,
     noise: Annotated[
-        str, typer.Option(help="gaussian, simplex, or all: each method with every noise that it and the model support.")
+        str, Option(help="gaussian, simplex, or all: each method with every noise that it and the model support.")
     ] = "all",
-    healthy: Annotated[Path | None, typer.Option(help="Folder or CSV of additional healthy images.")] = None,
+    healthy: Annotated[Path | None, Option(help="Folder or CSV of additional healthy images.")] = None,
     validation: Annotated[
-        Path | None,
-        typer.Option(help="CSV like CASES, of other subjects, on which brain-volumes chooses its threshold."),
+        Path | None, Option(help="CSV like CASES, of other subjects, on which brain-volumes chooses its threshold.")
     ] = None,
-    bootstrap: BootstrapOption = 1000,
+    bootstrap: opt.Bootstrap = 1000,
     permutations: Annotated[
         int,
-        typer.Option(
-            help="Permutations for the test of each method against THOR and the z-score; 0: no p-values.", min=0
-        ),
+        Option(help="Permutations for the test of each method against THOR and the z-score; 0: no p-values.", min=0),
     ] = 2000,
-    make_report: ReportOption = False,
-    quiet: QuietOption = False,
+    make_report: opt.Report = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Measure methods on images with known lesions, by one of the field's protocols."""
     from thorad.datasets.cases import read_cases
@@ -119,17 +94,17 @@ def evaluate(
     failures = results[0]["failures"]
     print_failures({failure["name"]: failure["reason"] for failure in failures})
     if failures:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
-def _compared(options: RunOptions, models: str, methods: str | None, noises: str) -> list[Detector]:
+def _compared(options: opt.RunOptions, models: str, methods: str | None, noises: str) -> list[Detector]:
     """A detector for each method and noise that were asked for, as words separated by commas."""
     from thorad.detector import DEFAULT_STEPS, comparison, uses_perceptual
 
     chosen = comparison(
-        parse_words(models),
-        parse_words(methods) if methods else None,
-        None if noises == "all" else parse_words(noises),
+        opt.parse_words(models),
+        opt.parse_words(methods) if methods else None,
+        None if noises == "all" else opt.parse_words(noises),
         preset=options.preset,
     )
     detectors = []
@@ -145,37 +120,34 @@ def _compared(options: RunOptions, models: str, methods: str | None, noises: str
     return detectors
 
 
-@verb(app, example="thorad reproduce table1 --data ATLAS/ -o table1", interrupted=RESUMES)
+@opt.verb(app, example="thorad reproduce table1 --data ATLAS/ -o table1", interrupted=RESUMES)
 def reproduce(
-    target: Annotated[
-        Literal["table1", "table2", "fig4"], typer.Argument(help="The table or figure of the THOR paper.")
-    ],
+    target: Annotated[Literal["table1", "table2", "fig4"], Argument(help="The table or figure of the THOR paper.")],
     data: Annotated[
         Path,
-        typer.Option(
+        Option(
             help="Folder of ATLAS v2.0 (table1, fig4) or GRAZPEDWRI-DX (table2) as published, or of a bench with "
             "cases.csv and healthy/."
         ),
     ],
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for report.md, metrics.json and the rest; --check needs none."),
+        Path | None, opt.out_option("Folder for report.md, metrics.json and the rest; --check needs none.")
     ] = None,
     models: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Models, separated by commas; each method and noise takes the first that supports it. Default: the "
             "bundled ones: hand-xray64 for table2, otherwise brain-t1-compact,brain-t1-patched."
         ),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only check the folder and print what it holds.")] = False,
-    every: Annotated[int, typer.Option(help="Take only every N-th case, on slow machines.", min=1)] = 1,
-    steps: StepsOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
-    batch_size: BatchOption = 16,
-    bootstrap: BootstrapOption = 1000,
-    quiet: QuietOption = False,
+    check: Annotated[bool, Option("--check", help="Only check the folder and print what it holds.")] = False,
+    every: Annotated[int, Option(help="Take only every N-th case, on slow machines.", min=1)] = 1,
+    steps: opt.Steps = None,
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
+    batch_size: opt.BatchSize = 16,
+    bootstrap: opt.Bootstrap = 1000,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Measure a table or the figure of the THOR paper again, next to the published numbers."""
     if check:
@@ -187,16 +159,16 @@ def reproduce(
     from thorad.apps.reproduce import Settings
     from thorad.apps.reproduce import reproduce as measure
 
-    settings = Settings(parse_steps(steps), device, seed, batch_size, bootstrap, every)
-    chosen = models or ("hand-xray64" if target == "table2" else f"{DEFAULT_MODEL},brain-t1-patched")
+    settings = Settings(opt.parse_steps(steps), device, seed, batch_size, bootstrap, every)
+    chosen = models or ("hand-xray64" if target == "table2" else f"{opt.DEFAULT_MODEL},brain-t1-patched")
     with progress_bar(target, quiet) as show:
-        measured = measure(target, data, parse_words(chosen), out, settings, on_progress=show)
+        measured = measure(target, data, opt.parse_words(chosen), out, settings, on_progress=show)
     if not quiet:
         print_table(measured.table)
         print_line(f"Results: {out} (report.md first)")
     print_failures(measured.failures)
     if measured.failures:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _check_layout(target: Literal["table1", "table2", "fig4"], data: Path, quiet: bool) -> None:
@@ -209,14 +181,14 @@ def _check_layout(target: Literal["table1", "table2", "fig4"], data: Path, quiet
     for problem in layout.problems:
         print_error(f"Unusable: {problem}")
     if layout.problems:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
-@verb(app, example="thorad bench --json speed.json")
+@opt.verb(app, example="thorad bench --json speed.json")
 def bench(
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "auto",
-    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
+    model: opt.Model = opt.DEFAULT_MODEL,
+    device: opt.Device = "auto",
+    json: Annotated[Path | None, Option(help="Also write the figures to this file.")] = None,
 ) -> None:
     """Measure the speed of detection and training on this machine."""
     from thorad.apps.speed import measure_speed
@@ -231,25 +203,24 @@ def bench(
         print_line(f"Figures: {json}")
 
 
-@verb(app, example="thorad implant healthy/ -o bench --findings dark,bright")
+@opt.verb(app, example="thorad implant healthy/ -o bench --findings dark,bright")
 def implant(
-    healthy: Inputs,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bench; must be new or empty.")],
+    healthy: opt.Inputs,
+    out: Annotated[Path, opt.out_option("Folder for the bench; must be new or empty.")],
     findings: Annotated[
-        str,
-        typer.Option(help="Kinds, separated by commas: these for X-rays, or dark and bright (lesions) for the rest."),
+        str, Option(help="Kinds, separated by commas: these for X-rays, or dark and bright (lesions) for the rest.")
     ] = "pins,plate,fracture,foreign-body,swelling",
-    seed: Annotated[int, typer.Option(help="Random seed for everything that is drawn.", min=0)] = 0,
-    healthy_share: Annotated[float, typer.Option(help="Fraction of the subjects left without a finding.")] = 0.25,
+    seed: Annotated[int, Option(help="Random seed for everything that is drawn.", min=0)] = 0,
+    healthy_share: Annotated[float, Option(help="Fraction of the subjects left without a finding.")] = 0.25,
     body_share: Annotated[
-        float, typer.Option(help="The largest fraction of an X-ray that a body can fill: 0.4 for a hand, 0.8 a wrist.")
+        float, Option(help="The largest fraction of an X-ray that a body can fill: 0.4 for a hand, 0.8 a wrist.")
     ] = 0.4,
-    quiet: QuietOption = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Make a bench from healthy images where there are no labels: simulated findings with boxes or masks."""
     from thorad.implant.image_sets import LESION_KINDS, make_lesion_set, make_xray_set
 
-    kinds = parse_words(findings)
+    kinds = opt.parse_words(findings)
     lesions = set(kinds) <= set(LESION_KINDS)
     if lesions:
         made = make_lesion_set(healthy, out, seed=seed, kinds=kinds, healthy_share=healthy_share)
@@ -263,4 +234,4 @@ def implant(
         protocol = "brain-lesions" if lesions else "boxes"
         print_line(f"Measure: thorad evaluate {made.table} --protocol {protocol} --model MODEL -o DIR")
     if made.left_out:
-        raise typer.Exit(1)
+        raise Exit(1)

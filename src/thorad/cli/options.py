@@ -10,7 +10,7 @@ from inspect import Parameter, cleandoc, get_annotations, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-import typer
+from typer import Argument, Option, Typer
 
 from thorad.cli.render import STARTS_OVER, one_line_errors
 from thorad.errors import ThoradError
@@ -19,85 +19,81 @@ if TYPE_CHECKING:
     from thorad.detector import Detector
 
 DEFAULT_MODEL = "brain-t1-compact"
-METHOD_PANEL = "Method"
-COMPUTE_PANEL = "Computation"
+METHOD, COMPUTATION = "Method", "Computation"  # panels of options in a verb's help
+
+
+def out_option(text: str) -> Any:
+    """The option --out or -o."""
+    return Option("--out", "-o", help=text)
+
 
 Inputs = Annotated[
-    list[Path],
-    typer.Argument(help="Pictures, volumes, DICOM files, folders of them, or CSV files with a column image."),
+    list[Path], Argument(help="Pictures, volumes, DICOM files, folders of them, or CSV files with a column image.")
 ]
-ModelOption = Annotated[
-    str, typer.Option(help="Name of a bundled model, or a model folder.", rich_help_panel=METHOD_PANEL)
-]
-StepsOption = Annotated[
+Model = Annotated[str, Option(help="Name of a bundled model, or a model folder.", rich_help_panel=METHOD)]
+Steps = Annotated[
     str | None,
-    typer.Option(
-        help="Number of timesteps to visit, or all. Default: the fewest that keep the quality.",
-        rich_help_panel=METHOD_PANEL,
+    Option(
+        help="Number of timesteps to visit, or all. Default: the fewest that keep the quality.", rich_help_panel=METHOD
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=COMPUTE_PANEL)]
-SeedOption = Annotated[int, typer.Option(help="Random seed for the noise.", rich_help_panel=COMPUTE_PANEL)]
-BatchOption = Annotated[
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=COMPUTATION)]
+Seed = Annotated[int, Option(help="Random seed for the noise.", rich_help_panel=COMPUTATION)]
+BatchSize = Annotated[
     int,
-    typer.Option(
+    Option(
         help="Images processed at once on an accelerator; a CPU takes one at a time.",
         min=1,
-        rich_help_panel=COMPUTE_PANEL,
+        rich_help_panel=COMPUTATION,
     ),
 ]
-BootstrapOption = Annotated[
-    int, typer.Option(help="Bootstrap resamples over subjects for the confidence intervals; 0: no intervals.", min=0)
-]
-ShardOption = Annotated[
+Shard = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="I/N: process only part I of N. Other processes can do the other parts into the same --out.",
-        rich_help_panel=COMPUTE_PANEL,
+        rich_help_panel=COMPUTATION,
     ),
 ]
-SlicesOption = Annotated[
+Bootstrap = Annotated[
+    int, Option(help="Bootstrap resamples over subjects for the confidence intervals; 0: no intervals.", min=0)
+]
+Slices = Annotated[
     str | None,
-    typer.Option(help="Axial slices of a volume, on the template's grid: 95, or 90-100. Default: the model's own."),
+    Option(help="Axial slices of a volume, on the template's grid: 95, or 90-100. Default: the model's own."),
 ]
-IdentityOption = Annotated[
-    bool, typer.Option("--keep-identity", help="Keep the paths of DICOM files, which often tell the patient's name.")
+KeepIdentity = Annotated[
+    bool, Option("--keep-identity", help="Keep the paths of DICOM files, which often tell the patient's name.")
 ]
-ReportOption = Annotated[
-    bool, typer.Option("--report", help="Also write report.html, a page with every case to look at.")
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Report = Annotated[bool, Option("--report", help="Also write report.html, a page with every case to look at.")]
+Json = Annotated[Path | None, Option(help="Also write everything to this file.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """How any method is run; the fields are those of `thorad.Detector`."""
 
-    steps: StepsOption = None
+    steps: Steps = None
     noise_level: Annotated[
         int | None,
-        typer.Option(
-            help="Timestep up to which images are noised. Default: the method's own.",
-            min=1,
-            rich_help_panel=METHOD_PANEL,
+        Option(
+            help="Timestep up to which images are noised. Default: the method's own.", min=1, rich_help_panel=METHOD
         ),
     ] = None
     preset: Annotated[
         Literal["published"] | None,
-        typer.Option(
+        Option(
             help="Follow the published implementation in every step, accidents included: thor, anoddpm, ddpm.",
-            rich_help_panel=METHOD_PANEL,
+            rich_help_panel=METHOD,
         ),
     ] = None
     perceptual_weights: Annotated[
         Path | None,
-        typer.Option(
-            help="torchvision's SqueezeNet 1.1 weights for LPIPS, instead of the model's.", rich_help_panel=METHOD_PANEL
-        ),
+        Option(help="torchvision's SqueezeNet 1.1 weights for LPIPS, instead of the model's.", rich_help_panel=METHOD),
     ] = None
-    device: DeviceOption = "auto"
-    seed: SeedOption = 0
-    batch_size: BatchOption = 16
+    device: Device = "auto"
+    seed: Seed = 0
+    batch_size: BatchSize = 16
 
     def run(self, model: str | Path, method: str, noise: Any, **options: Any) -> Detector:
         """A detector run like this; `options` are further ones of `Detector`, or replace these.
@@ -118,17 +114,16 @@ class DetectorOptions(RunOptions):
 
     method: Annotated[
         str,
-        typer.Option(
+        Option(
             help="thor, thor+ (five times the calls), anoddpm, ddpm, autoddpm, zscore, zscore-two-sided; "
             "pddpm with --model brain-t1-patched.",
-            rich_help_panel=METHOD_PANEL,
+            rich_help_panel=METHOD,
         ),
     ] = "thor"
     noise: Annotated[
-        str | None,
-        typer.Option(help="gaussian or simplex. Default: the method's own.", rich_help_panel=METHOD_PANEL),
+        str | None, Option(help="gaussian or simplex. Default: the method's own.", rich_help_panel=METHOD)
     ] = None
-    model: ModelOption = DEFAULT_MODEL
+    model: Model = DEFAULT_MODEL
 
     def detector(self, **options: Any) -> Detector:
         """The detector that was asked for; see `run`."""
@@ -155,7 +150,7 @@ def parse_words(text: str) -> list[str]:
 
 
 def verb(
-    app: typer.Typer, name: str | None = None, *, example: str, interrupted: str = STARTS_OVER
+    app: Typer, name: str | None = None, *, example: str, interrupted: str = STARTS_OVER
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a verb of a group, with one-line errors.
 
@@ -170,8 +165,10 @@ def verb(
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        asked = signature(function, eval_str=True)
-        spread: dict[str, Any] = {p.name: p.annotation for p in asked.parameters.values() if is_dataclass(p.annotation)}
+        declared = signature(function, eval_str=True)
+        spread: dict[str, Any] = {
+            p.name: p.annotation for p in declared.parameters.values() if is_dataclass(p.annotation)
+        }
 
         @wraps(function)
         def call(**given: Any) -> None:
@@ -181,12 +178,12 @@ def verb(
                 function(**given)
 
         parameters: list[Parameter] = []
-        for parameter in asked.parameters.values():
+        for parameter in declared.parameters.values():
             if parameter.name in spread:
                 parameters += _option_parameters(parameter.annotation)
             else:
                 parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
-        call.__signature__ = asked.replace(parameters=parameters)  # type: ignore[attr-defined]
+        call.__signature__ = declared.replace(parameters=parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {option.name: option.annotation for option in parameters}
         app.command(
             name,

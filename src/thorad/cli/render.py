@@ -38,6 +38,12 @@ def print_warning(text: str) -> None:
     error_console.print(text, style="yellow", markup=False, highlight=False)
 
 
+def print_outcome(done: int, earlier: int, failed: int, seconds: float, part: str = "") -> None:
+    """Print how many cases were done, how many of them by an earlier run, and how many failed."""
+    before = f" ({earlier} of them before)" if earlier else ""
+    print_line(f"{part}{done} done{before}, {failed} failed, in {seconds:.1f} s.")
+
+
 def print_failures(failed: Mapping[str, str], what: str = "failed") -> None:
     """Print an error for each of {name: reason}."""
     for name, reason in failed.items():

@@ -6,10 +6,10 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Exit, Option, Typer
 from typer.core import TyperGroup
 
-from thorad.cli.options import DetectorOptions, Inputs, QuietOption, verb
+from thorad.cli import options as opt
 from thorad.cli.render import out_console, print_failures, print_line, print_table, print_warning, progress_bar
 from thorad.table import Table
 
@@ -18,29 +18,26 @@ if TYPE_CHECKING:
 
 PANEL = "Train and calibrate"
 
-app = typer.Typer(rich_help_panel=PANEL)
+app = Typer(rich_help_panel=PANEL)
 
 
-@verb(
+@opt.verb(
     app,
     example="thorad train --recipe brain-t1-compact --train healthy.csv -o training",
     interrupted="Run the same command again to resume from the last checkpoint.",
 )
 def train(
-    recipe: Annotated[str, typer.Option(help="Name of a bundled recipe, or a TOML file. `thorad models` lists them.")],
-    train: Annotated[Path, typer.Option(help="Folder or CSV of healthy images.")],
+    recipe: Annotated[str, Option(help="Name of a bundled recipe, or a TOML file. `thorad models` lists them.")],
+    train: Annotated[Path, Option(help="Folder or CSV of healthy images.")],
     out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", help="Folder for logs, checkpoints and the model; an interrupted training resumes in it."
-        ),
+        Path, opt.out_option("Folder for logs, checkpoints and the model; an interrupted training resumes in it.")
     ],
-    validation: Annotated[Path | None, typer.Option(help="Folder or CSV of healthy images of other subjects.")] = None,
-    devices: Annotated[str, typer.Option(help="Number of devices per node, or auto.")] = "auto",
-    nodes: Annotated[int, typer.Option(help="Number of machines.", min=1)] = 1,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu, gpu or mps.")] = "auto",
-    steps: Annotated[int | None, typer.Option(help="Training steps, instead of the recipe's number.", min=1)] = None,
-    start_from: Annotated[str | None, typer.Option(help="A model whose weights to start from.")] = None,
+    validation: Annotated[Path | None, Option(help="Folder or CSV of healthy images of other subjects.")] = None,
+    devices: Annotated[str, Option(help="Number of devices per node, or auto.")] = "auto",
+    nodes: Annotated[int, Option(help="Number of machines.", min=1)] = 1,
+    accelerator: Annotated[str, Option(help="auto, cpu, gpu or mps.")] = "auto",
+    steps: Annotated[int | None, Option(help="Training steps, instead of the recipe's number.", min=1)] = None,
+    start_from: Annotated[str | None, Option(help="A model whose weights to start from.")] = None,
 ) -> None:
     """Train a model on healthy images."""
     from thorad.recipe import load_recipe
@@ -68,18 +65,15 @@ def train(
     rank_zero_only(print_line)(f"Model: {folder}\nUse it: thorad detect INPUT --model {folder} -o DIR")
 
 
-@verb(app, example="thorad calibrate healthy/ --model brain-t1-compact -o my-model")
+@opt.verb(app, example="thorad calibrate healthy/ --model brain-t1-compact -o my-model")
 def calibrate(
-    healthy: Inputs,
-    options: DetectorOptions,
+    healthy: opt.Inputs,
+    options: opt.DetectorOptions,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="Folder for a copy of the model; required for a bundled one. Default: in place."
-        ),
+        Path | None, opt.out_option("Folder for a copy of the model; required for a bundled one. Default: in place.")
     ] = None,
-    level: Annotated[float, typer.Option(help="The smallest p-value that must be possible.")] = 0.05,
-    quiet: QuietOption = False,
+    level: Annotated[float, Option(help="The smallest p-value that must be possible.")] = 0.05,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Derive thresholds and p-values for `thorad detect` from healthy scans that the model was not trained on.
 
@@ -103,7 +97,7 @@ def calibrate(
         _print_calibration(summary.calibration, summary.seconds)
         print_line(f"Calibrated model: {folder}")
     if summary.failed:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _print_calibration(calibration: Calibration, seconds: float) -> None:
@@ -124,18 +118,16 @@ class _ModelsGroup(TyperGroup):
         return super().parse_args(ctx, args if args and args[0] in known else ["show", *args])
 
 
-models_app = typer.Typer(
-    cls=_ModelsGroup,
-    help="List models and recipes, describe a model, or import one.",
-    rich_help_panel=PANEL,
+models_app = Typer(
+    cls=_ModelsGroup, help="List models and recipes, describe a model, or import one.", rich_help_panel=PANEL
 )
 app.add_typer(models_app, name="models", rich_help_panel=PANEL)
 
 
-@verb(models_app, "show", example="thorad models brain-t1-compact")
+@opt.verb(models_app, "show", example="thorad models brain-t1-compact")
 def show_models(
     model: Annotated[
-        str | None, typer.Argument(help="Name of a bundled model, or a model folder. Default: list them.")
+        str | None, Argument(help="Name of a bundled model, or a model folder. Default: list them.")
     ] = None,
 ) -> None:
     """List the bundled models and recipes, or describe one model. `thorad models NAME` does the same."""
@@ -183,21 +175,21 @@ def _print_model(model: str) -> None:
         print_line(f"\n--- {title} ---\n{text.strip()}")
 
 
-@verb(models_app, "import", example="thorad models import best_model.pt my-model --noise simplex")
+@opt.verb(models_app, "import", example="thorad models import best_model.pt my-model --noise simplex")
 def import_model(
-    checkpoint: Annotated[Path, typer.Argument(help="latest_model.pt or best_model.pt of the published code.")],
-    out: Annotated[Path, typer.Argument(help="The model folder to make; must not exist.")],
-    noise: Annotated[Literal["gaussian", "simplex"], typer.Option(help="The noise it was trained with.")] = "gaussian",
-    name: Annotated[str | None, typer.Option(help="Name of the model. Default: the folder's name.")] = None,
+    checkpoint: Annotated[Path, Argument(help="latest_model.pt or best_model.pt of the published code.")],
+    out: Annotated[Path, Argument(help="The model folder to make; must not exist.")],
+    noise: Annotated[Literal["gaussian", "simplex"], Option(help="The noise it was trained with.")] = "gaussian",
+    name: Annotated[str | None, Option(help="Name of the model. Default: the folder's name.")] = None,
     input_range: Annotated[
-        Literal["-1..1", "0..1"], typer.Option(help="Intensity range of the images it was trained on.")
+        Literal["-1..1", "0..1"], Option(help="Intensity range of the images it was trained on.")
     ] = "-1..1",
-    size: Annotated[int, typer.Option(help="Side length of those images, px.", min=1)] = 128,
+    size: Annotated[int, Option(help="Side length of those images, px.", min=1)] = 128,
     head_channels: Annotated[
         int | None,
-        typer.Option(help="Channels of an attention head. Default: 256 if that divides the channels, or 32.", min=1),
+        Option(help="Channels of an attention head. Default: 256 if that divides the channels, or 32.", min=1),
     ] = None,
-    region: Annotated[str, typer.Option(help="Where to look for anomalies. Default: everywhere.")] = "",
+    region: Annotated[str, Option(help="Where to look for anomalies. Default: everywhere.")] = "",
 ) -> None:
     """Import a checkpoint of the published implementation (GitHub: ci-ber/THOR_DDPM) as a model folder."""
     from thorad.apps.published_checkpoint import import_checkpoint
