@@ -420,6 +420,18 @@ def test_a_callback_that_ends_the_training_early(healthy: tuple[Path, Path], tmp
     load_model(fit(tiny_recipe(), healthy[0], tmp_path / "out", **options))
 
 
+def test_a_checkpoint_with_a_callbacks_objects_is_not_passed_over(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    class Keeper(lightning.Callback):
+        def state_dict(self) -> dict[str, object]:
+            return {"where": tmp_path}
+
+    out, options = tmp_path / "out", {"accelerator": "cpu", "progress_bar": False}
+    model = fit(tiny_recipe(steps=1), healthy[0], out, callbacks=[Keeper()], **options)
+    (model / "calibration.json").unlink()
+    with pytest.raises(ThoradError, match=r"\.ckpt: holds objects that may run code"):
+        fit(tiny_recipe(steps=1), healthy[0], out, callbacks=[Keeper()], **options)
+
+
 def test_killed_and_resumed_equals_uninterrupted(healthy: tuple[Path, Path], tmp_path: Path) -> None:
     """A real SIGKILL at an arbitrary moment after the first checkpoint; then the same command again."""
     recipe = tiny_recipe(steps=40)

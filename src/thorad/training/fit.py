@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,7 +109,11 @@ def fit(
 
 def _refuse_other_training(out: Path, recipe: Recipe) -> None:
     path = out / RECIPE
-    if path.is_file() and parse_recipe(path.read_text(encoding="utf-8"), source=str(path)) != recipe:
+    try:
+        earlier = path.read_text(encoding="utf-8") if path.is_file() else None
+    except OSError as error:
+        raise ThoradError(f"{path}: can't be read ({error.strerror}). Give a folder that is yours.") from error
+    if earlier is not None and parse_recipe(earlier, source=str(path)) != recipe:
         raise ThoradError(f"{out}: holds a training with another recipe. Use another folder or its recipe.")
 
 
@@ -128,7 +133,12 @@ def _latest_checkpoint(folder: Path) -> Path | None:
     for path in sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True):
         try:
             torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):  # whole, but not only tensors
+                raise ThoradError(
+                    f"{path}: holds objects that may run code when they are loaded, so it is not loaded. A callback's "
+                    "state_dict must give tensors and plain values. Train in another folder."
+                ) from error
             continue
         return path
     return None
@@ -165,6 +175,8 @@ def _expected_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # A training that was killed before its first checkpoint left a log that is worth nothing.
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        # Resuming a training writes into the folder of its earlier checkpoints.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         # The order of the images resumes by the step's number, not by a state of the loader.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         # Lightning's own use of torch.
