@@ -41,7 +41,7 @@ MAY_IMPORT = {
         *("records", "calibration", "findings", "methods", "diffusion", "maps", "io", "model", "recipe", "errors"),
         "__init__",
     },
-    "results": {"evaluation", "records", "pictures", "datasets", "io", "errors", "__init__"},
+    "results": {"table", "evaluation", "records", "pictures", "datasets", "io", "errors", "__init__"},
     "calibration": {"evaluation", "io", "errors"},
     "evaluation": {"datasets", "io", "findings", "table", "errors"},
     "implant": {"datasets", "io", "errors"},

@@ -19,7 +19,9 @@ from thorad.errors import ThoradError
 from thorad.results import charts
 from thorad.results.gallery import COLOUR_MAPS
 from thorad.results.layout import OVERLAY
-from thorad.results.report import markdown_html, write_report
+from thorad.results.page import render
+from thorad.results.report import write_report
+from thorad.table import Table
 
 EVIL = "<script>alert(1)<&script>\"'x"
 
@@ -233,12 +235,14 @@ RESULT = {
 
 
 def test_evaluation_shows_its_table_and_sizes(tmp_path: Path) -> None:
-    table = "| Method | Small |\n|---|---:|\n| thor | 10.0 [5.0, 20.0] |\n\nBest Dice. **An upper bound** < 1.\n"
     (tmp_path / "metrics.json").write_text(json.dumps([RESULT]))
-    (tmp_path / "table.md").write_text(table)
     (tmp_path / "run.json").write_text(json.dumps({"seconds": 3}))
     page = Page(write_report(tmp_path).path)
-    assert "10.0 [5.0, 20.0]" in page.text
+    (row,) = re.findall(r"<tr><td>thor</td>.*</tr>", page.content)
+    assert re.findall("<td.*?>(.*?)</td>", row)[:2] == ["thor", "simplex"]
+    assert ">10.0</td>" in row
+    assert ">–</td>" in row or ">-</td>" in row  # the size without a lesion
+    assert "<strong>Each picks its threshold on the test labels" in page.content
     assert "<broken>" in page.text
     assert "medium (0 cases)" in page.text
     assert sum(tag == "circle" for tag, _ in page.tags) == 2  # the sizes that have a value
@@ -255,16 +259,27 @@ def test_evaluation_shows_its_table_and_sizes(tmp_path: Path) -> None:
     assert "case-0" not in page.scripts
     with pytest.raises(ThoradError, match="knows its truth"):
         write_report(tmp_path, truth=tmp_path / "cases.csv")
-    (tmp_path / "table.md").unlink()
-    with pytest.raises(ThoradError, match="not a whole folder"):
-        write_report(tmp_path)
+    for damage in ("[]", "[3]", "{", json.dumps([{**RESULT, "counts": None}])):
+        (tmp_path / "metrics.json").write_text(damage)
+        with pytest.raises(ThoradError, match="not a whole folder"):
+            write_report(tmp_path)
 
 
-def test_markdown_becomes_tables_and_paragraphs() -> None:
-    assert markdown_html("| A | B |\n|---|---:|\n| <x> | **1** |\n\nSome\nwords `c`.") == (
-        '<div class="scroll"><table><tr><th>A</th><th>B</th></tr><tr><td>&lt;x&gt;</td><td><strong>1</strong></td></tr>'
-        '</table></div><p class="note">Some words <code>c</code>.</p>'
-    )
+def test_preset_of_an_earlier_version_is_a_method_now(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps([RESULT | {"preset": "published"}]))
+    assert "published-thor (simplex)" in Page(write_report(tmp_path).path).text
+
+
+def test_tables_and_their_notes_become_html() -> None:
+    following = Table(("C",), [("3",)], ["More."], title="Second")
+    table = Table(("A", "B", "W"), [("<x>", "1", "w")], ["Some **words** `c` <y>."], "", frozenset({"W"}), [following])
+    others = {"heading": "h", "subtitle": "s", "warning": "", "options": "", "index": "{}"}
+    empty: dict[str, Any] = {"navigation": {}, "facts": {}, "failures": None, "panels": [], "blocks": []}
+    html = render("report/evaluation.html", table=table, **others, **empty)
+    assert '<tr><th>A</th><th>B</th><th class="text">W</th></tr>' in html
+    assert '<tr><td>&lt;x&gt;</td><td class="value">1</td><td class="message">w</td></tr>' in html
+    assert '<p class="note">Some <strong>words</strong> <code>c</code> &lt;y&gt;.</p>' in html
+    assert html.index("Some") < html.index("<h3>Second</h3>") < html.index("<td>3</td>") < html.index("More.")
 
 
 def test_ticks_are_round_and_within() -> None:

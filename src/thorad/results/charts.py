@@ -1,4 +1,4 @@
-"""Charts of a report, as SVG text that takes its colours from the page's style sheet.
+"""Panels of a report: tables, and charts as SVG text that takes its colours from the page's style sheet.
 
 Series are told apart by line style and by their label at the line, not by colour alone.
 """
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from html import escape
 
 import numpy as np
+
+from thorad.table import Table
 
 WIDTH, LEFT, RIGHT, BOTTOM, TOP = 440, 50, 14, 40, 12  # px of the chart, and of the margins around its axes
 SERIES = 8
@@ -31,6 +33,25 @@ class Interval:
     value: float | None
     ends: tuple[float, float] | None
 
+    @property
+    def text(self) -> str:
+        """`0.512 [0.401, 0.633]`; a dash where there is no value."""
+        if self.value is None:
+            return "–"
+        return f"{self.value:.3f}" + ("" if self.ends is None else f" [{self.ends[0]:.3f}, {self.ends[1]:.3f}]")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart or a table of a report, and what there is to know about it."""
+
+    title: str
+    words: str
+    """Below it."""
+    chart: str = ""
+    """As the functions here draw it."""
+    table: Table | None = None
+
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers from low to high, as steps of 1, 2 or 5 times a power of ten."""
@@ -51,7 +72,7 @@ def curves(
     y_label: str,
     x_range: tuple[float, float],
     y_range: tuple[float, float] = (0.0, 1.0),
-    root: bool = False,
+    square_root: bool = False,
     marker: str = "",
 ) -> str:
     """Curves over one pair of axes.
@@ -63,35 +84,21 @@ def curves(
         y_label: of the vertical one.
         x_range: of the horizontal axis.
         y_range: of the vertical one.
-        root: whether the horizontal axis is spaced by square roots, so that small values spread; its range begins at 0.
+        square_root: whether the horizontal axis is spaced by square roots, so that small values spread; it begins at 0.
         marker: id of a vertical line that the page moves with its threshold; none where empty.
     """
     height = 270
-    x_ticks = _root_ticks(x_range[1]) if root else ticks(*x_range)
-    x = _axis(x_range, (LEFT, WIDTH - RIGHT), root)
+    x_ticks = _square_root_ticks(x_range[1]) if square_root else ticks(*x_range)
+    x = _axis(x_range, (LEFT, WIDTH - RIGHT), square_root)
     y = _axis(y_range, (height - BOTTOM, TOP), False)
     parts = [_frame(height, x, y, x_ticks, ticks(*y_range), x_label, y_label)]
-    for number, line in enumerate(lines[:SERIES]):
-        points = [
-            f"{x(one):.1f},{y(other):.1f}"
-            for one, other in zip(line.x, line.y, strict=True)
-            if math.isfinite(one) and math.isfinite(other)
-        ]
-        parts.append(f'<polyline class="line s{number}" points="{" ".join(points)}"/>')
+    parts += [_polyline(line, number, x, y) for number, line in enumerate(lines[:SERIES])]
     if marker:
         parts.append(
             f'<line id="{marker}" class="marker" x1="{LEFT}" x2="{LEFT}" y1="{TOP}" y2="{height - BOTTOM}" '
             f'data-left="{LEFT}" data-right="{WIDTH - RIGHT}" data-maximum="{x_range[1]:g}"/>'
         )
-    legend = ""
-    if len(lines) > 1:
-        entries = "".join(
-            f'<li><svg class="key" viewBox="0 0 30 8" aria-hidden="true"><line class="line s{number}" x1="0" x2="30" '
-            f'y1="4" y2="4"/></svg>{escape(line.label)}</li>'
-            for number, line in enumerate(lines[:SERIES])
-        )
-        legend = f'<ul class="legend">{entries}</ul>'
-    return _figure(title, height, parts) + legend
+    return _figure(title, height, parts) + _legend(lines[:SERIES])
 
 
 def histograms(rows: Sequence[tuple[str, Sequence[float], bool]], *, title: str, x_label: str) -> str:
@@ -164,7 +171,7 @@ def intervals(
     return _figure(title, height, parts)
 
 
-def _root_ticks(high: float) -> list[float]:
+def _square_root_ticks(high: float) -> list[float]:
     """Round numbers from 0 to high that are well apart when spaced by their square roots."""
     power = 10.0 ** math.floor(math.log10(high))
     found: list[float] = []
@@ -175,13 +182,34 @@ def _root_ticks(high: float) -> list[float]:
     return [0.0, *reversed(found)]
 
 
-def _axis(values: tuple[float, float], places: tuple[float, float], root: bool) -> Callable[[float], float]:
+def _polyline(line: Line, number: int, x: Callable[[float], float], y: Callable[[float], float]) -> str:
+    points = [
+        f"{x(across):.1f},{y(up):.1f}"
+        for across, up in zip(line.x, line.y, strict=True)
+        if math.isfinite(across) and math.isfinite(up)
+    ]
+    return f'<polyline class="line s{number}" points="{" ".join(points)}"/>'
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    """Under the chart; none for a single line."""
+    if len(lines) < 2:
+        return ""
+    entries = "".join(
+        f'<li><svg class="key" viewBox="0 0 30 8" aria-hidden="true"><line class="line s{number}" x1="0" x2="30" '
+        f'y1="4" y2="4"/></svg>{escape(line.label)}</li>'
+        for number, line in enumerate(lines)
+    )
+    return f'<ul class="legend">{entries}</ul>'
+
+
+def _axis(values: tuple[float, float], places: tuple[float, float], square_root: bool) -> Callable[[float], float]:
     low, high = values
     span = high - low or 1.0
 
     def at(value: float) -> float:
         share = min(1.0, max(0.0, (value - low) / span))
-        return places[0] + (places[1] - places[0]) * (math.sqrt(share) if root else share)
+        return places[0] + (places[1] - places[0]) * (math.sqrt(share) if square_root else share)
 
     return at
 

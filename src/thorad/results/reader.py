@@ -133,6 +133,17 @@ def slice_label(index: int | None) -> str:
     return "" if index is None else f"slice {index}"
 
 
+def method_title(options: Mapping[str, Any]) -> str:
+    """`thor (simplex)`: the method of a run or of an evaluation's result, with its noise where it draws any.
+
+    What earlier versions called the preset `published` of a method is a method of its own now.
+    """
+    method, noise = str(options.get("method")), options.get("noise")
+    if options.get("preset") == "published":
+        method = f"published-{method}"
+    return f"{method} ({noise})" if noise else method
+
+
 def match_truth(folder: ResultFolder, table: Path) -> dict[str, Labelled]:
     """Find the rows of an evaluation table that speak of a folder's cases.
 

@@ -1,8 +1,7 @@
 """A page for one volume of a result folder: three linked planes, the map over the scan, in one HTML file.
 
-The page is put together from thorad/assets/volume_page and holds NiiVue (thorad/assets/niivue), which draws. It opens
-from the disk and asks no network for anything; its content security policy allows its own script and style only. All
-text of the results is escaped.
+The page is made by the template in thorad/assets/volume_page and holds NiiVue (thorad/assets/niivue), which draws. It
+opens from the disk and asks no network for anything.
 
 What is embedded lies in the order nearest to right, anterior, superior, so that an index of the page is an index of
 NiiVue. `to_source` leads from there to the voxels of the results.
@@ -15,16 +14,12 @@ import gzip
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thorad import __version__
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import listing
@@ -32,8 +27,8 @@ from thorad.io.volume_header import import_nibabel, times
 from thorad.io.volumes import PACKING, read_volume
 from thorad.pictures import COLOURS
 from thorad.results.layout import VOLUME_MAP, VOLUME_MASK, VOLUME_PSEUDO_HEALTHY, CaseRecord
-from thorad.results.page import LARGEST_PAGE, json_text, script_hash
-from thorad.results.reader import ResultFolder, read_folder
+from thorad.results.page import LARGEST_PAGE, asset_bytes, json_text, render_page
+from thorad.results.reader import ResultFolder, method_title, read_folder
 
 MOST_VOXELS: Final = 40_000_000
 """A page's grid: more is slow to draw, and too much for small graphics cards. Heads of 1 mm have 7 million."""
@@ -104,7 +99,7 @@ class _Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class _Case:
+class _Volumes:
     """The volumes of one case, on the result's grid."""
 
     affine: NDArray[np.float64]
@@ -124,7 +119,7 @@ def volume_cases(results: Path) -> list[str]:
     Raises:
         ThoradError: no result folder, no case in it, or a damaged file.
     """
-    return _volumes(read_folder(results))
+    return _volume_names(read_folder(results))
 
 
 def write_volume_page(
@@ -152,33 +147,38 @@ def write_volume_page(
             another grid, a page that can't be written; nibabel is not installed.
     """
     folder = read_folder(results)
-    found = folder.case(case)
-    volumes = _volumes(folder)
-    if case not in volumes:
+    record = folder.case(case)
+    names = _volume_names(folder)
+    if case not in names:
         raise ThoradError(
             f"{results}: the case {case} is a picture, not a volume. "
-            + (f"Its volumes are {listing(volumes)}." if volumes else "It holds no volume; see `thorad report`.")
+            + (f"Its volumes are {listing(names)}." if names else "It holds no volume; see `thorad report`.")
         )
-    read, note = _read(found, scan)
+    volumes, note = _read(record, scan)
+    write_atomic(out, _fitting_page(folder, record, volumes, note, largest))
+    return out
+
+
+def _fitting_page(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, note: str, largest: int) -> bytes:
+    """The page of the finest grid with which it fits."""
     factor = 1
     while True:
-        grid = _Grid(read.anomaly_map.shape, read.affine, factor)
+        grid = _Grid(volumes.anomaly_map.shape, volumes.affine, factor)
         if math.prod(grid.page_shape) <= MOST_VOXELS:
-            page = _page(folder, found, read, grid, note)
+            page = _page(folder, case, volumes, grid, note)
             if len(page) <= largest or min(grid.page_shape) < LEAST_SIDE:
-                write_atomic(out, page)
-                return out
+                return page
         factor += 1
 
 
-def _volumes(folder: ResultFolder) -> list[str]:
+def _volume_names(folder: ResultFolder) -> list[str]:
     return [case.name for case in folder.cases if case.done and (case.folder / VOLUME_MAP).is_file()]
 
 
 # ----------------------------------------------------------------------------------------------------- reading
 
 
-def _read(case: CaseRecord, scan: Path | None) -> tuple[_Case, str]:
+def _read(case: CaseRecord, scan: Path | None) -> tuple[_Volumes, str]:
     """The volumes, and why the scan is not among them, empty where it is."""
     anomaly_map, affine = _nifti(case.folder / VOLUME_MAP)
     if not np.isfinite(anomaly_map).any():
@@ -202,7 +202,7 @@ def _read(case: CaseRecord, scan: Path | None) -> tuple[_Case, str]:
     if voxels is not None and white <= 0:
         # Mostly air, or a scale of its own, such as z-scores.
         white = float(voxels.max()) if voxels.max() > 0 else 1.0
-    return _Case(affine, anomaly_map, voxels, white, pseudo_healthy, None if mask is None else mask > 0), note
+    return _Volumes(affine, anomaly_map, voxels, white, pseudo_healthy, None if mask is None else mask > 0), note
 
 
 def _scan(
@@ -250,43 +250,37 @@ def _same(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int
 # ----------------------------------------------------------------------------------------------------- the page
 
 
-def _page(folder: ResultFolder, case: CaseRecord, read: _Case, grid: _Grid, note: str) -> bytes:
-    blocks = {"map": _packed(_page_map(read.anomaly_map, grid), grid)}
-    if read.scan is not None:
-        grey = grid.blocks(read.scan, 0).mean(axis=-1) / read.white
-        blocks["scan"] = _packed(np.rint(255 * np.clip(grey, 0, 1)).astype(np.uint8), grid)
-    if read.pseudo_healthy is not None:
-        blocks["healthy"] = _packed(_page_healthy(read.pseudo_healthy, grid), grid)
-    if read.mask is not None:
-        mask = grid.blocks(read.mask, 0).any(axis=-1)
-        blocks["mask"] = base64.b64encode(
-            gzip.compress(np.packbits(mask.ravel("F")).tobytes(), PACKING, mtime=0)
-        ).decode()
-    style = _asset("volume_page/volume.css")
-    viewer = gzip.decompress(_asset_bytes("niivue/niivue.umd.js.gz")).decode()
-    script = _asset("volume_page/volume.js")
+def _page(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid, note: str) -> bytes:
     options = folder.run["options"]
-    subtitle = f"{options.get('method')} · model {options.get('model')} · thorad {options.get('thorad', '?')}"
-    page = Template(_asset("volume_page/volume.html")).substitute(
-        version=escape(__version__),
-        title=escape(f"thorad: {case.name}"),
-        heading=escape(case.name),
-        subtitle=escape(subtitle),
-        facts=_facts(case),
-        warnings="".join(f'<p class="warning">{escape(text)}</p>' for text in (case.message,) if text),
-        notes="".join(f"<li>{escape(text)}</li>" for text in _notes(read, grid, note)),
-        style=style,
-        style_hash=script_hash(style),
-        viewer=viewer,
-        viewer_hash=script_hash(viewer),
-        script=script,
-        script_hash=script_hash(script),
-        about=json_text(_about(folder, case, read, grid)),
-        volumes="\n".join(
-            f'<script type="text/plain" id="volume-{name}">{text}</script>' for name, text in blocks.items()
-        ),
+    facts = {"Score": "–" if case.score is None else f"{case.score:.3g}"}
+    if case.p_value is not None:
+        facts["p-value"] = f"{case.p_value:.3g}"
+    facts["Findings"] = "no threshold in this run" if case.findings is None else str(case.finding_count)
+    return render_page(
+        "volume_page/volume.html",
+        heading=case.name,
+        subtitle=f"{method_title(options)} · model {options.get('model')} · thorad {options.get('thorad', '?')}",
+        facts=facts,
+        warning=case.message,
+        notes=_notes(volumes, grid, note),
+        viewer=gzip.decompress(asset_bytes("niivue/niivue.umd.js.gz")).decode(),
+        about=json_text(_about(folder, case, volumes, grid)),
+        volumes=_embedded(volumes, grid),
     )
-    return page.encode("utf-8", "replace")
+
+
+def _embedded(volumes: _Volumes, grid: _Grid) -> dict[str, str]:
+    """{name: the volume on the page's grid, packed, as text}."""
+    embedded = {"map": _packed_nifti(_page_map(volumes.anomaly_map, grid), grid)}
+    if volumes.scan is not None:
+        grey = grid.blocks(volumes.scan, 0).mean(axis=-1) / volumes.white
+        embedded["scan"] = _packed_nifti(np.rint(255 * np.clip(grey, 0, 1)).astype(np.uint8), grid)
+    if volumes.pseudo_healthy is not None:
+        embedded["healthy"] = _packed_nifti(_page_healthy(volumes.pseudo_healthy, grid), grid)
+    if volumes.mask is not None:
+        mask = grid.blocks(volumes.mask, 0).any(axis=-1)
+        embedded["mask"] = _packed(np.packbits(mask.ravel("F")).tobytes())
+    return embedded
 
 
 def _page_map(anomaly_map: NDArray[np.float32], grid: _Grid) -> NDArray[np.float32]:
@@ -305,10 +299,10 @@ def _page_healthy(pseudo_healthy: NDArray[np.float32], grid: _Grid) -> NDArray[n
     return np.where(count > 0, 1 + np.rint(254 * np.clip(mean, 0, 1)), 0).astype(np.uint8)
 
 
-def _about(folder: ResultFolder, case: CaseRecord, read: _Case, grid: _Grid) -> Mapping[str, Any]:
+def _about(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid) -> Mapping[str, Any]:
     """What the page's script is told, beside the volumes."""
-    highest = np.unravel_index(int(np.nanargmax(read.anomaly_map)), read.anomaly_map.shape)
-    value = float(read.anomaly_map[highest])
+    highest = np.unravel_index(int(np.nanargmax(volumes.anomaly_map)), volumes.anomaly_map.shape)
+    value = float(volumes.anomaly_map[highest])
     places = [{"label": "Highest value", **_place(highest, value, grid)}]
     try:
         for order, finding in enumerate(case.findings or (), start=1):
@@ -322,7 +316,7 @@ def _about(folder: ResultFolder, case: CaseRecord, read: _Case, grid: _Grid) -> 
         "toSource": grid.to_source.tolist(),
         "affine": (grid.affine @ grid.to_source).tolist(),
         "factor": grid.factor,
-        "white": read.white,
+        "white": volumes.white,
         "maximum": float(folder.run["overlay_maximum"]),
         "highest": max(value, 0.0),
         "threshold": folder.threshold,
@@ -337,17 +331,9 @@ def _place(voxel: Sequence[Any], value: float, grid: _Grid) -> dict[str, Any]:
     return {"voxel": [i, j, k], "index": grid.from_source((i, j, k)), "value": value}
 
 
-def _facts(case: CaseRecord) -> str:
-    facts = {"Score": "–" if case.score is None else f"{case.score:.3g}"}
-    if case.p_value is not None:
-        facts["p-value"] = f"{case.p_value:.3g}"
-    facts["Findings"] = "no threshold in this run" if case.findings is None else str(len(case.findings))
-    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-
-
-def _notes(read: _Case, grid: _Grid, note: str) -> list[str]:
+def _notes(volumes: _Volumes, grid: _Grid, note: str) -> list[str]:
     """What a reader should know of this page."""
-    looked_at = np.isfinite(read.anomaly_map)
+    looked_at = np.isfinite(volumes.anomaly_map)
     notes = []
     if note:
         notes.append(f"The scan is not in this page: {note}")
@@ -360,7 +346,7 @@ def _notes(read: _Case, grid: _Grid, note: str) -> list[str]:
             f"So that this file stays small, {grid.factor} x {grid.factor} x {grid.factor} voxels are one here: the "
             "map's highest value and the scan's mean in them. The folder keeps all."
         )
-    angle = _angle(read.affine)
+    angle = _angle(volumes.affine)
     if angle > 0.5:
         notes.append(
             f"The planes are those of the scan's own voxels, tilted by {angle:.0f}° against the scanner's axes; "
@@ -375,16 +361,11 @@ def _angle(affine: NDArray[np.float64]) -> float:
     return float(np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0).min(), 0, 1))))
 
 
-def _packed(voxels: NDArray[Any], grid: _Grid) -> str:
-    """A NIfTI file, packed, as text."""
+def _packed_nifti(voxels: NDArray[Any], grid: _Grid) -> str:
     image = import_nibabel().Nifti1Image(voxels, grid.affine @ grid.to_source)
     image.header.set_xyzt_units("mm")
-    return base64.b64encode(gzip.compress(image.to_bytes(), PACKING, mtime=0)).decode()
+    return _packed(image.to_bytes())
 
 
-def _asset(name: str) -> str:
-    return _asset_bytes(name).decode("utf-8")
-
-
-def _asset_bytes(name: str) -> bytes:
-    return (resources.files("thorad") / "assets" / name).read_bytes()
+def _packed(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content, PACKING, mtime=0)).decode()

@@ -44,6 +44,7 @@ from starlette.types import ASGIApp
 from thorad import __version__
 from thorad.errors import ThoradError
 from thorad.records import parse_indices
+from thorad.results.page import render
 from thorad.results.report import write_report
 from thorad.viewer.guard import Guard
 from thorad.viewer.jobs import LARGEST_TOGETHER, MOST_FILES, STOPPED_COMING, Job, Jobs
@@ -199,13 +200,12 @@ class _Pages:
         self._jobs, self._folder = jobs, folder
         self._folders = {f"folder-{number}": path for number, path in enumerate(folders, start=1)}
         self._results = {name: Results(path) for name, path in self._folders.items()}
-        gallery = (_assets("report") / "gallery.html").read_text(encoding="utf-8")
         note = (
             "Pictures are as large as the results, 1024 px at most; maps have 8 bits here, fine near 0 and coarse near "
             "a map's peak. Above the threshold the map lies over the scan, stronger with its value; below it the scan "
             "is as it is."
         )
-        self._gallery = Template(gallery).substitute(note=escape(note))
+        self._gallery = render("report/gallery.html", note=note)
 
     # ------------------------------------------------------------------------------------------- pages
 
