@@ -9,7 +9,7 @@ import pytest
 from thorad.apps import prepare
 from thorad.apps.prepare import load_prepared, overlay, prepare_files, volume_section
 from thorad.errors import ThoradError
-from thorad.io.images import find_images, read_image
+from thorad.io.images import read_image
 from thorad.io.registration import Registration, template_brain
 from thorad.io.scans import find_scans
 from thorad.io.tables import read_table
@@ -70,7 +70,7 @@ def test_slices_are_the_templates(tmp_path: Path, registered: list[str]) -> None
     assert rows == [
         {"image": f"{name}/slice_{k:03d}.png", "subject": "sub-01", "volume": name, "slice": f"{k}"} for k in (94, 96)
     ]
-    assert [path.name for path in find_images([out / "slices.csv"])] == ["slice_094.png", "slice_096.png"]
+    assert [scan.path.name for scan in find_scans([out / "slices.csv"]).values()] == ["slice_094.png", "slice_096.png"]
     np.testing.assert_array_equal(prepared.affine, read_volume(tmp_path / "heads" / f"{name}.nii.gz").affine)
     assert prepared.shape == head.voxels.shape
 

@@ -6,7 +6,7 @@ import pytest
 
 from thorad.datasets.cases import Case, read_cases, subject_of
 from thorad.errors import ThoradError
-from thorad.io.images import named_images
+from thorad.io.scans import find_scans
 
 
 def scan(path: Path, seed: int = 0) -> None:
@@ -62,7 +62,7 @@ def test_cases(folder: Path) -> None:
         Case(folder / "images/sub-A1_0.png", folder / "masks/sub-A1_0.png", "sub-A1", "images__sub-A1_0"),
         Case(folder / "b.png", None, "patient 7", "b"),
     ]
-    assert list(named_images([table])) == [case.name for case in read_cases(table)]
+    assert list(find_scans([table])) == [case.name for case in read_cases(table)]
 
 
 def test_subject_column_is_optional(folder: Path) -> None:

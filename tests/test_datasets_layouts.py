@@ -22,7 +22,7 @@ from thorad.datasets.layouts import DataSet, find_data_set
 from thorad.datasets.split import parse_fractions, split_data_set, write_split
 from thorad.datasets.tables import part_of
 from thorad.errors import ThoradError
-from thorad.io.images import find_images
+from thorad.io.scans import find_scans
 from thorad.recipe import ImageSection, Recipe
 from thorad.training.data import open_images
 
@@ -686,7 +686,7 @@ def test_split_is_read_by_everything_else(tmp_path: Path) -> None:
             assert case.image.resolve() == wanted.image
             assert (case.mask.resolve() if case.mask else None) == (wanted.masks[0] if wanted.masks else None)
             assert case.subject == wanted.subject
-    assert [len(find_images([out / f"{part}.csv"])) for part in ("train", "val", "test")] == [12, 4, 4]
+    assert [len(find_scans([out / f"{part}.csv"])) for part in ("train", "val", "test")] == [12, 4, 4]
     recipe = Recipe(name="any", image=ImageSection(size=16))
     assert [len(images) for images in open_images(out / "train.csv", out / "val.csv", recipe)] == [12, 4]
     report = check_data_set(out)

@@ -14,7 +14,7 @@ from thorad.datasets.wrist import (
     write_wrist_cases,
 )
 from thorad.errors import ThoradError
-from thorad.io.images import find_images
+from thorad.io.scans import find_scans
 from thorad.io.tables import read_table
 
 HEIGHT, WIDTH = 60, 40
@@ -133,7 +133,7 @@ def test_written_cases_are_read_back(tree: Path, tmp_path: Path) -> None:
     assert ill.boxes is not None
     assert read_boxes(ill.boxes, HEIGHT, WIDTH) == [FRACTURE, Box("metal", 0, 0, 5, 5)]
     assert [row["kind"] for _, row in read_table(table, ["kind"])] == ["fracture;metal", "healthy"]
-    assert [path.name for path in find_images([tmp_path / "out" / "train.csv"])] == ["0005_healthy.png"]
+    assert [scan.path.name for scan in find_scans([tmp_path / "out" / "train.csv"]).values()] == ["0005_healthy.png"]
 
 
 def test_a_tenth_of_the_patients_is_for_the_test() -> None:

@@ -20,7 +20,8 @@ import SimpleITK
 import tifffile
 
 from thorad.errors import ThoradError
-from thorad.io.images import find_images, named_images, read_image, read_mask, write_png8
+from thorad.io.images import read_image, read_mask, write_png8
+from thorad.io.scans import find_scans
 from thorad.io.volumes import read_volume, write_nifti
 
 CASES = 1000
@@ -256,14 +257,15 @@ def test_hostile_names(tmp_path: Path) -> None:
     for file in files:
         file.write_bytes((tmp_path / "one.png").read_bytes())
     visible = [file for file in files if not file.name.startswith(".")]
-    for cases in (named_images([data]), named_images(files)):
+    for found in (find_scans([data]), find_scans(files)):
+        cases = {name: scan.path for name, scan in found.items()}
         assert all(is_safe(name) for name in cases), [name for name in cases if not is_safe(name)]
         assert len({name.casefold() for name in cases}) == len(cases)
         for name, path in cases.items():
             image = read_image(path, name)
             assert image.name == name
             write_png8(out / name / "map.png", image.pixels / 255)
-    assert sorted(named_images([data]).values()) == sorted(visible)
+    assert sorted(scan.path for scan in find_scans([data]).values()) == sorted(visible)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "one.png", "out"}
     assert all(path.resolve().is_relative_to(out.resolve()) for path in out.rglob("*"))
 
@@ -291,18 +293,18 @@ def test_paths_that_point_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (data / "loop").symlink_to(data)
     (data / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     monkeypatch.chdir(data / "sub")
-    assert list(named_images([Path("..", "..", "outside", "a.png")])) == ["a"]
-    assert list(named_images([Path("..", "sub")])) == ["b"]
-    assert list(named_images([data / "sub" / ".." / "sub" / "b.png"])) == ["b"]
+    assert list(find_scans([Path("..", "..", "outside", "a.png")])) == ["a"]
+    assert list(find_scans([Path("..", "sub")])) == ["b"]
+    assert list(find_scans([data / "sub" / ".." / "sub" / "b.png"])) == ["b"]
     (data / "dangling.png").unlink()
-    assert list(named_images([data])) == ["link", "sub__b"]  # folders that are links are not followed
+    assert list(find_scans([data])) == ["link", "sub__b"]  # folders that are links are not followed
     table = data / "cases.csv"
     table.write_text("image\n../outside/a.png\n" + str(data / "sub" / "b.png") + "\n")
-    assert all(is_safe(name) for name in named_images([table]))
-    assert len(find_images([table])) == 2
+    assert all(is_safe(name) for name in find_scans([table]))
+    assert len(find_scans([table])) == 2
     table.write_text("image\n../../../../../../nowhere/a.png\n")
     with pytest.raises(ThoradError, match=r"nowhere"):
-        named_images([table])
+        find_scans([table])
 
 
 def test_a_dangling_link_is_named(tmp_path: Path) -> None:
@@ -316,6 +318,6 @@ def test_a_dangling_link_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a\0b.png", "x" * 5000 + ".png", "/" + "y/" * 3000 + "a.png"])
 def test_impossible_paths(name: str) -> None:
-    for read in (read_image, read_volume, lambda path: named_images([path])):
+    for read in (read_image, read_volume, lambda path: find_scans([path])):
         with pytest.raises(ThoradError):
             read(Path(name))

@@ -16,14 +16,13 @@ from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import (
     case_names,
-    find_images,
     image_from_array,
-    named_images,
     read_image,
     read_mask,
     write_npy,
     write_png8,
 )
+from thorad.io.scans import find_scans
 
 NOBODY = 65534
 
@@ -183,7 +182,7 @@ def test_content_counts_and_not_the_suffix(tmp_path: Path, grey8: np.ndarray) ->
 
 
 def test_real_x_rays(shared_data: Path) -> None:
-    paths = find_images([shared_data / "wrist"])
+    paths = files_found(shared_data / "wrist")
     assert len(paths) == 7
     images = {path.stem[:4]: read_image(path) for path in paths}
     assert images["0003"].pixels.shape == (1130, 704)
@@ -477,6 +476,14 @@ def test_mask_of_another_size_and_grey_mask(tmp_path: Path, grey8: np.ndarray) -
 # --- finding and naming -----------------------------------------------------------------------------------------------
 
 
+def named(inputs: list[Path]) -> dict[str, Path]:
+    return {name: scan.path for name, scan in find_scans(inputs).items()}
+
+
+def files_found(folder: Path) -> list[Path]:
+    return list(named([folder]).values())
+
+
 def touch(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -485,7 +492,7 @@ def touch(folder: Path, *names: str) -> None:
 
 def test_folder_is_searched_below_and_sorted(tmp_path: Path) -> None:
     touch(tmp_path, "b.png", "a/c.TIF", "a/b.png", "notes.txt", ".hidden.png", ".cache/x.png", "z.npy", "q.JPEG")
-    found = named_images([tmp_path])
+    found = named([tmp_path])
     assert found == {
         "a__b": tmp_path / "a/b.png",
         "a__c": tmp_path / "a/c.TIF",
@@ -493,14 +500,13 @@ def test_folder_is_searched_below_and_sorted(tmp_path: Path) -> None:
         "q": tmp_path / "q.JPEG",
         "z": tmp_path / "z.npy",
     }
-    assert find_images([tmp_path]) == list(found.values())
 
 
 def test_files_tables_and_folders_together_count_each_file_once(tmp_path: Path) -> None:
     touch(tmp_path, "one.png", "set/two.png", "set/three.png", "odd.dat")
     (tmp_path / "table.csv").write_text("subject,image\ns1,set/two.png\ns2,one.png\n")
     inputs = [tmp_path / "odd.dat", tmp_path / "table.csv", tmp_path / "set"]
-    assert named_images(inputs) == {
+    assert named(inputs) == {
         "odd": tmp_path / "odd.dat",
         "set__two": tmp_path / "set/two.png",
         "one": tmp_path / "one.png",
@@ -510,7 +516,7 @@ def test_files_tables_and_folders_together_count_each_file_once(tmp_path: Path) 
 
 def test_names_are_unique_and_do_not_depend_on_the_order(tmp_path: Path) -> None:
     touch(tmp_path, "a/b.png", "a__b.png", "x.png", "X.tif", "x.jpg", "lone.png")
-    paths = find_images([tmp_path])
+    paths = files_found(tmp_path)
     names = dict(zip(paths, case_names(paths, [tmp_path] * len(paths)), strict=True))
     assert len({name.casefold() for name in names.values()}) == len(paths)
     assert names[tmp_path / "lone.png"] == "lone"
@@ -522,7 +528,7 @@ def test_names_are_unique_and_do_not_depend_on_the_order(tmp_path: Path) -> None
 
 def test_the_same_name_in_two_folders(tmp_path: Path) -> None:
     touch(tmp_path, "one/scan.png", "two/scan.png")
-    names = list(named_images([tmp_path / "one", tmp_path / "two"]))
+    names = list(find_scans([tmp_path / "one", tmp_path / "two"]))
     assert len(set(names)) == 2
     assert all(name.startswith("scan-") for name in names)
 
@@ -560,10 +566,12 @@ def test_file_outside_the_folder_is_named_by_itself() -> None:
 
 def test_nothing_to_find(tmp_path: Path) -> None:
     with pytest.raises(ThoradError, match="no such file or folder"):
-        find_images([tmp_path / "nowhere"])
+        find_scans([tmp_path / "nowhere"])
     touch(tmp_path, "notes.txt")
-    with pytest.raises(ThoradError, match=r"no image in this folder or below\. Expected files that end in \.png"):
-        find_images([tmp_path])
+    with pytest.raises(
+        ThoradError, match=r"no image in this folder or below\. Expected DICOM files, or files that end in \.png"
+    ):
+        find_scans([tmp_path])
 
 
 def test_table_that_names_missing_files(tmp_path: Path) -> None:
@@ -571,10 +579,10 @@ def test_table_that_names_missing_files(tmp_path: Path) -> None:
     with (tmp_path / "t.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["image"], ["there.png"], *[[f"gone{index}.png"] for index in range(7)]])
     with pytest.raises(ThoradError, match=r"t\.csv: 7 of the 8 files .* gone0\.png \(line 3\), .* and 2 more"):
-        find_images([tmp_path / "t.csv"])
+        find_scans([tmp_path / "t.csv"])
     (tmp_path / "t.csv").write_text("image,note\nthere.png,\n,x\n")
     with pytest.raises(ThoradError, match=r"column image is empty in line 3"):
-        find_images([tmp_path / "t.csv"])
+        find_scans([tmp_path / "t.csv"])
 
 
 @pytest.fixture
@@ -602,7 +610,7 @@ def test_unreadable_file_and_folder(someone_elses: Path) -> None:
     assert "can't be read" in refused(someone_elses / "locked" / "a.png")
     for given in (someone_elses / "locked", someone_elses, someone_elses / "locked" / "a.png"):
         with pytest.raises(ThoradError, match="can't be read"):
-            find_images([given])
+            find_scans([given])
 
 
 def test_unwritable_folder(someone_elses: Path) -> None:

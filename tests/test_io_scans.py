@@ -10,7 +10,7 @@ import pytest
 from test_io_dicom import AXIAL, DX, IDENTITY, base, blob, save, slices
 from thorad.errors import ThoradError
 from thorad.io.images import Image
-from thorad.io.scans import Scan, find_scans
+from thorad.io.scans import Scan, find_scans, picture_files, read_picture
 from thorad.io.volumes import Volume, write_nifti
 
 PATIENT = [value.split("^")[0] for value in IDENTITY.values()]
@@ -131,3 +131,15 @@ def test_a_slice_by_itself_is_not_its_series(tmp_path: Path) -> None:
     ((same, slice_alone),) = find_scans([files[3]]).items()
     assert same == name
     assert slice_alone.source != whole.source
+
+
+def test_pictures_for_a_comparison_with_the_truth(tmp_path: Path) -> None:
+    write_volume(tmp_path / "a.nii.gz")
+    with pytest.raises(ThoradError, match=r"a\.nii\.gz: 1 volumes and no picture\. .*thorad prepare"):
+        picture_files(find_scans([tmp_path]))
+    files = [write_picture(tmp_path / "b.png"), save(base(DX, "DX", blob()[:, :, 0]), tmp_path / "hand.dcm")]
+    assert picture_files(find_scans([tmp_path])) == files
+    assert [read_picture(path, "x").name for path in files] == ["x", "x"]
+    (tmp_path / "bad.dcm").write_bytes(b"no DICOM at all")
+    with pytest.raises(ThoradError, match=r"bad\.dcm"):
+        picture_files(find_scans([tmp_path]))

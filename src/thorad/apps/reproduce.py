@@ -28,7 +28,7 @@ from thorad.evaluation.sizes import SIZE_GROUPS
 from thorad.evaluation.statistics import title
 from thorad.evaluation.tables import Figure, lay_out
 from thorad.io.atomic import write_atomic
-from thorad.io.images import find_images
+from thorad.io.scans import find_scans, picture_files
 from thorad.io.tables import listing
 from thorad.model import load_recipe_of
 from thorad.table import Table
@@ -559,7 +559,7 @@ def _contents(data: Path) -> str:
 
 
 def _healthy(data: Path) -> list[Path]:
-    return find_images([data / "healthy"]) if (data / "healthy").is_dir() else []
+    return picture_files(find_scans([data / "healthy"])) if (data / "healthy").is_dir() else []
 
 
 def _told_bench(data: Path, cases: Sequence[Case], healthy: Sequence[Path]) -> list[str]:

@@ -56,10 +56,10 @@ def evaluate(
     """Measure methods on images with known lesions, by one of the field's protocols."""
     from thorad.datasets.cases import read_cases
     from thorad.evaluation.protocols import PROTOCOLS
-    from thorad.io.images import find_images
+    from thorad.io.scans import find_scans, picture_files
 
     read = PROTOCOLS[protocol].read(cases)
-    more_healthy = find_images([healthy]) if healthy else []
+    more_healthy = picture_files(find_scans([healthy])) if healthy else []
     validating = read_cases(validation) if validation else []
 
     from thorad.apps.run import write_evaluation_run

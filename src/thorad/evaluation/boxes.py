@@ -38,8 +38,9 @@ from thorad.evaluation.metrics import Bools, Floats
 from thorad.evaluation.runs import DetectorRun
 from thorad.evaluation.statistics import Sample, interval
 from thorad.findings import components, peak_pixels
-from thorad.io.images import read_image, read_mask
+from thorad.io.images import read_mask
 from thorad.io.preprocess import mask_to_model_grid, to_model_input
+from thorad.io.scans import read_picture
 
 HEALTHY_SHARE: Final = 0.05
 """Mean share of a healthy image's pixels that may exceed the threshold."""
@@ -97,9 +98,9 @@ def read_box_case(case: Case, size: int) -> tuple[torch.Tensor, BoxTruth]:
     """Read one image (1, S, S) and what is known of it on the model's grid.
 
     Raises:
-        ThoradError: as `read_image`, `read_boxes` and `read_mask`.
+        ThoradError: as `read_picture`, `read_boxes` and `read_mask`.
     """
-    pixels = read_image(case.image).pixels
+    pixels = read_picture(case.image).pixels
     height, width = pixels.shape
     image, placement = to_model_input(pixels, size)
     elsewhere = None if case.elsewhere is None else mask_to_model_grid(read_mask(case.elsewhere, (height, width)), size)

@@ -21,8 +21,9 @@ from thorad.datasets.cases import Case, subject_of
 from thorad.errors import ThoradError
 from thorad.evaluation.statistics import ABOUT, ASKED, title
 from thorad.io.atomic import write_atomic
-from thorad.io.images import case_names, read_image, read_mask
+from thorad.io.images import case_names, read_mask
 from thorad.io.preprocess import mask_to_model_grid, to_model_input
+from thorad.io.scans import read_picture
 from thorad.io.tables import listing
 
 Bools = NDArray[np.bool_]
@@ -236,9 +237,9 @@ def read_masked(case: Case, size: int) -> tuple[torch.Tensor, Bools]:
     """Read one image (1, S, S) and its lesions (S, S) on the model's grid.
 
     Raises:
-        ThoradError: as `read_image` and `read_mask`; the mask marks nothing.
+        ThoradError: as `read_picture` and `read_mask`; the mask marks nothing.
     """
-    pixels = read_image(case.image).pixels
+    pixels = read_picture(case.image).pixels
     image, _ = to_model_input(pixels, size)
     if case.mask is None:
         return image, np.zeros((size, size), dtype=np.bool_)

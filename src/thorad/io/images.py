@@ -107,44 +107,6 @@ def read_mask(path: Path, shape: tuple[int, int] | None = None) -> NDArray[np.bo
     return inside
 
 
-def find_images(inputs: Sequence[Path], *, leave_out: Path | None = None) -> list[Path]:
-    """The image files that the inputs stand for; see `named_images`."""
-    return list(named_images(inputs, leave_out=leave_out).values())
-
-
-def named_images(inputs: Sequence[Path], *, leave_out: Path | None = None) -> dict[str, Path]:
-    """All image files that the inputs stand for, each under its case name.
-
-    A folder stands for the images in it and below, sorted, without hidden ones and without following linked folders;
-    a CSV for its column `image`, relative to the CSV; any other file for itself. A file reached twice counts once.
-
-    Args:
-        inputs: files, folders and CSV tables.
-        leave_out: a folder that is passed over where it lies in an input folder: that of the results, whose pictures
-            would be the next run's inputs.
-
-    Returns:
-        {case name: file} in the order of the inputs. The name comes from the path below the given folder: `a/b.png`
-        is `a__b`.
-
-    Raises:
-        ThoradError: an input is missing or unreadable, a folder holds no image or is `leave_out` itself, a CSV names
-            missing files.
-    """
-    paths: list[Path] = []
-    folders: list[Path] = []
-    seen: set[str] = set()
-    for given in inputs:
-        found, folder = _expand(given, leave_out)
-        for path in found:
-            real = os.path.realpath(path)
-            if real not in seen:
-                seen.add(real)
-                paths.append(path)
-                folders.append(folder)
-    return dict(zip(case_names(paths, folders), paths, strict=True))
-
-
 def files_of(given: Path, leave_out: Path | None = None) -> tuple[list[Path], Path]:
     """The files that one input stands for, of any kind: all below a folder, those that a CSV names, or itself.
 
@@ -248,20 +210,6 @@ def write_npy(path: Path, array: NDArray[Any]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_atomic(path, buffer.getvalue())
-
-
-def _expand(given: Path, leave_out: Path | None) -> tuple[list[Path], Path]:
-    """The image files that one input stands for, and the folder that their names are relative to."""
-    found, folder = files_of(given, leave_out)
-    if folder != given:
-        return found, folder
-    found = [path for path in found if path.name.lower().endswith(SUFFIXES)]
-    if not found:
-        raise ThoradError(
-            f"{given}: no image in this folder or below. Expected files that end in {', '.join(SUFFIXES)}; "
-            "`thorad prepare` makes them of volumes."
-        )
-    return found, folder
 
 
 def _below(path: Path, folder: Path) -> PurePath:

@@ -135,6 +135,24 @@ def find_scans(
     return {scan.name: scan for scan in scans}
 
 
+def picture_files(scans: Mapping[str, Scan]) -> list[Path]:
+    """The files of the pictures among scans, for verbs that compare pictures with the truth about them.
+
+    Raises:
+        ThoradError: there is none, or a DICOM file can't be read.
+    """
+    problems = [scan.problem for scan in scans.values() if scan.problem is not None]
+    if problems:
+        raise ThoradError(problems[0])
+    files = [scan.path for scan in scans.values() if not scan.is_volume]
+    if not files:
+        raise ThoradError(
+            f"{next(iter(scans.values())).path}: {len(scans)} volumes and no picture. Expected pictures: `thorad "
+            "prepare` cuts volumes into slices."
+        )
+    return files
+
+
 def read_picture(path: Path, name: str | None = None) -> Image:
     """Read one picture of any kind, as a table of cases names it: PNG, JPEG, TIFF, NPY or a DICOM file.
 
