@@ -104,8 +104,8 @@ def test_results_hold_what_the_calibration_says(detector: Detector, model: Path,
     assert calibrated.calibration is not None
     summary = detect_files(calibrated, scans_of(healthy), open_results(calibrated, tmp_path / "out"))
     # The calibration scans among themselves: score k of 19 from above has k of them at or above it.
-    assert sorted(p for p, _ in summary.judged.values()) == pytest.approx([(k + 1) / 20 for k in range(1, 20)])
-    assert [summary.judged[name][0] for name in summary.done] == sorted(p for p, _ in summary.judged.values())
+    assert sorted(p for p, _ in summary.verdicts.values()) == pytest.approx([(k + 1) / 20 for k in range(1, 20)])
+    assert [summary.verdicts[name][0] for name in summary.done] == sorted(p for p, _ in summary.verdicts.values())
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["options"]["calibration"] == {
         "false_positives": 0.01,
@@ -114,7 +114,7 @@ def test_results_hold_what_the_calibration_says(detector: Detector, model: Path,
         "sha256": calibrated.calibration.sha256,
     }
     again = detect_files(calibrated, scans_of(healthy), open_results(calibrated, tmp_path / "out"))
-    assert (again.already_done, again.judged) == (19, summary.judged)
+    assert (again.already_done, again.verdicts) == (19, summary.verdicts)
 
     other_rate = Detector(model, method="zscore", device="cpu", false_positives=0.05)
     with pytest.raises(ThoradError, match=r"other options: calibration \(there .*'false_positives': 0\.01"):
@@ -316,9 +316,9 @@ def test_p_values_of_healthy_scans_that_were_not_calibrated_on(shared_data: Path
     assert found.calibration.scans == 29
     copy = save_calibration(found.calibration, "brain-t1-compact", tmp_path / "model")
     calibrated = Detector(copy, **options)  # type: ignore[arg-type]
-    judged = detect_files(calibrated, halves[1], open_results(calibrated, tmp_path / "out")).judged
-    assert judged.keys() == halves[1].keys()
-    p_values = np.array([p for p, _ in judged.values()])
+    verdicts = detect_files(calibrated, halves[1], open_results(calibrated, tmp_path / "out")).verdicts
+    assert verdicts.keys() == halves[1].keys()
+    p_values = np.array([p for p, _ in verdicts.values()])
     assert (p_values <= 0.05).sum() <= binom.ppf(0.975, 29, 0.05)
     for k in range(1, 30):
         low, high = betabinom.ppf([0.005, 0.995], 29, k, 30 - k)

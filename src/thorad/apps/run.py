@@ -1,4 +1,4 @@
-"""Detection over files: in batches, one bad file never loses the others, a killed run goes on where it stopped."""
+"""Detection over files: in batches, one bad file never loses the others, a killed run resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,18 +33,23 @@ Progress = Callable[[int, int], None]
 """Called with (cases done or failed, cases in all), first with those that an earlier run has done."""
 
 
-Judgement = tuple[float | None, int | None]
-"""p-value, where the model is calibrated, and number of findings, where there is a threshold."""
+class Verdict(NamedTuple):
+    """How a score and a map compare with healthy ones."""
+
+    p_value: float | None
+    """None where the model isn't calibrated."""
+    finding_count: int | None
+    """None where there is no threshold."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What became of the cases of a run, or of its shard."""
+    """The cases of a run, or of its shard, and how they ended."""
 
     done: Mapping[str, float]
     """{name: score}, the highest first, with those that an earlier run has done."""
-    judged: Mapping[str, Judgement]
-    """Of those cases that have either."""
+    verdicts: Mapping[str, Verdict]
+    """Of those cases that have a p-value or a number of findings."""
     failed: Mapping[str, str]
     """{name: why}, as the results keep it: without paths of DICOM files, unless identity is kept."""
     warned: Mapping[str, str]
@@ -134,15 +139,15 @@ def detect_files(
         import_highdicom()  # before the work rather than after it
     asked, scans = scans.keys(), results.shard.of(scans)
     needs_steps = keep_steps and detector.network_calls > 0
-    tally = _Tally(scans, results, needs_steps, on_progress or (lambda done, total: None))
-    todo = [scan for name, scan in scans.items() if name not in tally.done]
+    recorder = _Recorder(scans, results, needs_steps, on_progress or (lambda done, total: None))
+    todo = [scan for name, scan in scans.items() if name not in recorder.done]
     pictures = [scan for scan in todo if not scan.is_volume]
     try:
         for start in range(0, len(pictures), detector.batch_size):
-            _detect_pictures(detector, pictures[start : start + detector.batch_size], tally, keep_steps)
+            _detect_pictures(detector, pictures[start : start + detector.batch_size], recorder, keep_steps)
         for scan in todo:
             if scan.is_volume:
-                _detect_volume(detector, scan, tally, indices, keep_steps)
+                _detect_volume(detector, scan, recorder, indices, keep_steps)
     except torch.OutOfMemoryError as error:
         raise ThoradError(
             f"the memory of {detector.device} doesn't hold {detector.batch_size} images at once. "
@@ -150,50 +155,50 @@ def detect_files(
         ) from error
     seconds = time.perf_counter() - began
     results.close(seconds, asked)
-    return tally.summary(seconds)
+    return recorder.summary(seconds)
 
 
-class _Tally:
-    """What became of the cases so far."""
+class _Recorder:
+    """Writes the cases of a run and counts them."""
 
     def __init__(self, scans: Mapping[str, Scan], results: ResultWriter, needs_steps: bool, report: Progress) -> None:
-        self.results = results
-        self.done, self._judged = _done_before(scans, results, needs_steps)
+        self._results = results
+        self.done, self._verdicts = _done_before(scans, results, needs_steps)
         self._already_done = len(self.done)
         self._failed: dict[str, str] = {}
         self._warned: dict[str, str] = {}
         self._report, self._total = report, len(scans)
         report(len(self.done), self._total)
 
-    def write(self, scan: Scan, found: Detection | VolumeDetection, warnings: Sequence[str] = ()) -> None:
+    def write(self, scan: Scan, result: Detection | VolumeDetection, warnings: Sequence[str] = ()) -> None:
         """Write a case."""
-        pictures = found.slices if isinstance(found, VolumeDetection) else [found]
-        if not all(np.isfinite(one.anomaly_map).all() for one in pictures):
+        pictures = result.slices if isinstance(result, VolumeDetection) else [result]
+        if not all(np.isfinite(picture.anomaly_map).all() for picture in pictures):
             self.fail(scan, f"{scan.path}: the map is not finite. Is the model damaged?")
             return
-        if isinstance(found, VolumeDetection):
-            told = self.results.write_volume(found, series=scan.series)
+        if isinstance(result, VolumeDetection):
+            warnings = self._results.write_volume(result, series=scan.series)
         else:
-            told = self.results.write(found, series=scan.series, warnings=warnings)
-        if told:
-            self._warned[scan.name] = " ".join(told)
-        self.done[scan.name] = float(found.score)
-        if found.p_value is not None or found.findings is not None:
-            self._judged[scan.name] = found.p_value, None if found.findings is None else len(found.findings)
+            warnings = self._results.write(result, series=scan.series, warnings=warnings)
+        if warnings:
+            self._warned[scan.name] = " ".join(warnings)
+        self.done[scan.name] = float(result.score)
+        if result.p_value is not None or result.findings is not None:
+            count = None if result.findings is None else len(result.findings)
+            self._verdicts[scan.name] = Verdict(result.p_value, count)
         self._report(len(self.done) + len(self._failed), self._total)
 
     def fail(self, scan: Scan, message: str) -> None:
         """Record why a case can't be done."""
-        told = scan.redacted(message)
-        self._failed[scan.name] = told
-        self.results.fail(scan.name, scan.source, told)
+        reason = self._failed[scan.name] = scan.redacted(message)
+        self._results.fail(scan.name, scan.source, reason)
         self._report(len(self.done) + len(self._failed), self._total)
 
     def summary(self, seconds: float) -> RunSummary:
-        """All of it."""
+        """All cases, after a run of so many seconds."""
         return RunSummary(
             done=dict(sorted(self.done.items(), key=lambda item: -item[1])),
-            judged=self._judged,
+            verdicts=self._verdicts,
             failed=self._failed,
             warned=self._warned,
             already_done=self._already_done,
@@ -201,17 +206,17 @@ class _Tally:
         )
 
 
-def _detect_pictures(detector: Detector, scans: Sequence[Scan], tally: _Tally, keep_steps: bool) -> None:
+def _detect_pictures(detector: Detector, scans: Sequence[Scan], recorder: _Recorder, keep_steps: bool) -> None:
     images: list[Image] = []
     by_name = {scan.name: scan for scan in scans}
     for scan in scans:
         try:
-            images += images_of(scan, skull=True, indices=())
+            images += images_of(scan, skull=False, indices=())
         except ThoradError as error:
-            tally.fail(scan, str(error))
+            recorder.fail(scan, str(error))
     for detection in detector.detect_batch(images, keep_steps=keep_steps):
         scan = by_name[detection.name]
-        tally.write(scan, detection, _picture_warnings(scan, detector))
+        recorder.write(scan, detection, _picture_warnings(scan, detector))
 
 
 def _picture_warnings(scan: Scan, detector: Detector) -> list[str]:
@@ -220,31 +225,32 @@ def _picture_warnings(scan: Scan, detector: Detector) -> list[str]:
         return []
     if scan.series.modality != "MR":
         return [f"out of the model's domain: modality {scan.series.modality or 'unknown'}, the model knows T1w MR."]
-    return ["one slice by itself is looked at as it is: only a whole series can be brought to the template."]
+    return ["a single slice is detected in as it is: only a whole series can be registered to the template."]
 
 
 def _detect_volume(
-    detector: Detector, scan: Scan, tally: _Tally, indices: Sequence[int] | None, keep_steps: bool
+    detector: Detector, scan: Scan, recorder: _Recorder, indices: Sequence[int] | None, keep_steps: bool
 ) -> None:
     try:
         volume = scan.read()
-        assert isinstance(volume, Volume)
-        found = detect_volume(detector, volume, indices=indices, keep_steps=keep_steps)
+        if not isinstance(volume, Volume):
+            raise ThoradError(f"{scan.path}: a single picture, expected a volume.")
+        detection = detect_volume(detector, volume, indices=indices, keep_steps=keep_steps)
     except ThoradError as error:
-        tally.fail(scan, str(error))
+        recorder.fail(scan, str(error))
     else:
-        tally.write(scan, found)
+        recorder.write(scan, detection)
 
 
 def _done_before(
     scans: Mapping[str, Scan], results: ResultWriter, needs_steps: bool
-) -> tuple[dict[str, float], dict[str, Judgement]]:
-    """`RunSummary.done` and `judged` of the cases that need not be done again.
+) -> tuple[dict[str, float], dict[str, Verdict]]:
+    """`RunSummary.done` and `verdicts` of the cases that need not be done again.
 
     Two folders may hold files of one name: the result of one must not pass for the other's.
     """
     done: dict[str, float] = {}
-    judged: dict[str, Judgement] = {}
+    verdicts: dict[str, Verdict] = {}
     others: list[str] = []
     for case in results.cases(scans):
         scan = scans.get(case.name)
@@ -257,9 +263,9 @@ def _done_before(
         elif results.is_whole(case) and not results.is_stale(case.name, scan.files):
             done[case.name] = case.score
             if case.p_value is not None or case.findings is not None:
-                judged[case.name] = case.p_value, case.finding_count
+                verdicts[case.name] = Verdict(case.p_value, case.finding_count)
     if others:
         raise ThoradError(
             f"the folder holds results of other files under the same names: {listing(others)}. Choose another --out."
         )
-    return done, judged
+    return done, verdicts

@@ -105,7 +105,7 @@ def _print_highest_scores(summary: RunSummary, detector: Detector) -> None:
     columns += [*(["p"] if detector.calibration else []), *(["findings"] if detector.threshold is not None else [])]
     rows = []
     for name, score in islice(summary.done.items(), HIGHEST):
-        p_value, findings = summary.judged.get(name, (None, None))
+        p_value, findings = summary.verdicts.get(name, (None, None))
         cells = {"p": "-" if p_value is None else f"{p_value:.3g}", "findings": str(findings)}
         rows.append([name, f"{score:.5g}", *(cells[column] for column in columns[2:])])
     if rows:
