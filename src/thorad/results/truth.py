@@ -1,22 +1,28 @@
 """What the truth says about the maps of a result folder, on the images' own grids.
 
-Shapes: N cases with a lesion, K thresholds.
+The figures are those of `thorad.evaluation.metrics`, over counts of pixels at thresholds.
+Shapes: N cases, L of them with a lesion, K thresholds, R bootstrap resamples; H, W an image's own grid.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thorad.datasets.cases import Case as Labelled
 from thorad.evaluation import metrics
+from thorad.evaluation.metrics import Bools, Floats, ThresholdCounts
 from thorad.evaluation.sizes import SIZE_GROUPS, size_group
 from thorad.results.charts import Interval
 from thorad.results.reader import ResultFolder, read_pictures, truth_of
 
 SAMPLED = 2**16
 """Pixels of an image among which thresholds are chosen; all are measured."""
+
+CURVE_STEP = (metrics.FINE_THRESHOLDS - 1) // (2 * (metrics.BEST_DICE_THRESHOLDS - 1))
+"""Every so many of the fine thresholds is a point of the curves."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +51,32 @@ class Measured:
     lesion_pixels: Mapping[str, int]
     """0: healthy."""
     size: Mapping[str, str | None]
-    dice: Mapping[str, float]
-    """Of the cases with a lesion, at `threshold`."""
-    threshold: float
-    """Of `dice`; NaN where no case has a lesion."""
-    at_words: str
-    """That threshold, and where it comes from."""
     figures: Mapping[str, Interval]
-    average_precision: Interval
-    by_size: Mapping[str, OfSize]
-    curve: Curve | None
-    """None where no case has a lesion."""
     words: str
     """Where the figures come from."""
+    dice: Mapping[str, float] = field(default_factory=dict)
+    """Of the cases with a lesion, at `threshold`."""
+    threshold: float = float("nan")
+    """Of `dice`; NaN where no case has a lesion."""
+    at_words: str = ""
+    """That threshold, and where it comes from."""
+    average_precision: Interval = Interval(None, None)  # noqa: RUF009 - frozen
+    by_size: Mapping[str, OfSize] = field(default_factory=dict)
+    curve: Curve | None = None
+    """None where no case has a lesion."""
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One image of the folder whose truth is known."""
+
+    name: str
+    subject: str
+    score: float
+    anomaly_map: NDArray[np.float32]
+    """(H, W)."""
+    lesion: Bools
+    """(H, W)."""
 
 
 def measure(folder: ResultFolder, rows: Mapping[str, Labelled], *, bootstrap: int, seed: int) -> Measured | None:
@@ -75,121 +94,110 @@ def measure(folder: ResultFolder, rows: Mapping[str, Labelled], *, bootstrap: in
     Raises:
         ThoradError: a mask that can't be read or lies on another grid, a damaged picture.
     """
-    maps: dict[str, NDArray[np.float32]] = {}
-    truths: dict[str, NDArray[np.bool_]] = {}
-    scores: dict[str, float] = {}
+    cases = _known_cases(folder, rows)
+    if not cases:
+        return None
+    lesion_pixels = {case.name: int(case.lesion.sum()) for case in cases}
+    size = {case.name: size_group(lesion_pixels[case.name], max(case.lesion.shape)) for case in cases}
+    diseased = np.asarray([case.lesion.any() for case in cases], np.bool_)
+    weights = metrics.subject_resamples([case.subject for case in cases], bootstrap, np.random.default_rng(seed))
+    words = f"Cases: {diseased.sum()} with a lesion, {(~diseased).sum()} healthy."
+    if not diseased.any():
+        return Measured(lesion_pixels, size, {"AUROC of the images": Interval(None, None)}, words)
+    with_lesion = [case for case in cases if lesion_pixels[case.name]]
+    fine = _counts(with_lesion, _thresholds(with_lesion))
+    best = metrics.best_of_counts(fine)
+    chosen = best.threshold if folder.threshold is None else folder.threshold
+    at = _counts(with_lesion, [chosen])
+    of_lesions = weights[:, diseased]
+    average_precision = _estimate(partial(metrics.resampled_average_precision, fine), of_lesions)
+    figures = {
+        "average precision of the pixels": average_precision,
+        f"best Dice, at {best.threshold:.3g} (chosen on this truth: an upper bound)": _best_dice(fine, of_lesions),
+    }
+    if folder.threshold is not None:
+        figures[f"Dice at {chosen:.3g} (the run's threshold)"] = _best_dice(at, of_lesions)
+    figures["AUROC of the images' scores"] = _image_auroc(cases, diseased, weights)
+    words += (
+        " Measured on the images' own grids, every pixel of them; pixels are pooled over the cases with a lesion. "
+        f"Intervals: bootstrap over subjects, {bootstrap} resamples."
+    )
+    if folder.threshold is None:
+        words += " Without a calibration, Dice of single cases is at the best threshold."
+    return Measured(
+        lesion_pixels=lesion_pixels,
+        size=size,
+        figures=figures,
+        words=words,
+        dice=dict(zip((case.name for case in with_lesion), metrics.case_dice(at)[:, 0].tolist(), strict=True)),
+        threshold=chosen,
+        at_words=f"at {chosen:.3g}" if folder.threshold is not None else f"at the best threshold, {chosen:.3g}",
+        average_precision=average_precision,
+        by_size=_by_size([size[case.name] for case in with_lesion], fine, at, of_lesions),
+        curve=_curve(fine.every(CURVE_STEP)),
+    )
+
+
+def _known_cases(folder: ResultFolder, rows: Mapping[str, Labelled]) -> list[_Case]:
+    cases: list[_Case] = []
     for case in folder.cases:
         if not case.done or case.name not in rows:
             continue
-        pictures = read_pictures(case)
-        if pictures[0].slice_index is not None:
-            continue
-        found = pictures[0].anomaly_map
-        maps[case.name] = found
-        truths[case.name] = truth_of(rows[case.name], (found.shape[0], found.shape[1]))
-        scores[case.name] = float(case.score or 0.0)
-    names = list(maps)
-    pixels = {name: int(truths[name].sum()) for name in names}
-    size = {name: size_group(pixels[name], max(maps[name].shape)) for name in names}
-    if not names:
-        return None
-    ill = np.asarray([pixels[name] > 0 for name in names], np.bool_)
-    lesion_names = [name for name in names if pixels[name]]
-    subjects = [rows[name].subject for name in names]
-    weights = metrics.subject_resamples(subjects, bootstrap, np.random.default_rng(seed))
-    of_images = [scores[name] for name in names]
-    auroc = Interval(
-        _number(metrics.auroc(of_images, ill)), _ends(metrics.resampled_image_auroc(of_images, ill, weights))
-    )
-    said = f"Cases: {len(lesion_names)} with a lesion, {len(names) - len(lesion_names)} healthy."
-    if not lesion_names:
-        none = Interval(None, None)
-        return Measured(pixels, size, {}, float("nan"), "", {"AUROC of the images": none}, none, {}, None, said)
+        picture, row = read_pictures(case)[0], rows[case.name]
+        if picture.slice_index is None:
+            height, width = picture.anomaly_map.shape
+            lesion = truth_of(row, (height, width))
+            cases.append(_Case(case.name, row.subject, float(case.score or 0.0), picture.anomaly_map, lesion))
+    return cases
 
-    sampled = [maps[name].ravel()[:: max(1, maps[name].size // SAMPLED)] for name in lesion_names]
-    thresholds = metrics.tail_thresholds(np.concatenate(sampled), metrics.FINE_THRESHOLDS)
-    fine = _counts(maps, truths, lesion_names, thresholds)
-    best = metrics.best_of_counts(fine)
-    chosen = best.threshold if folder.threshold is None else folder.threshold
-    at = _counts(maps, truths, lesion_names, np.asarray([chosen]))
-    of_ill = weights[:, ill]
-    once = np.ones((1, len(lesion_names)))
-    precision_area = Interval(
-        float(metrics.resampled_average_precision(fine, once)[0]),
-        _ends(metrics.resampled_average_precision(fine, of_ill)),
-    )
 
-    def interval_of(counts: metrics.ThresholdCounts, times: NDArray[np.float64]) -> Interval:
-        value = metrics.resampled_best_dice(counts, np.ones((1, len(counts.pixels))))
-        return Interval(_number(value[0]), _ends(metrics.resampled_best_dice(counts, times)))
+def _thresholds(cases: Sequence[_Case]) -> Floats:
+    """(K,) fine thresholds, from a sample of the pixels."""
+    maps = [case.anomaly_map.ravel() for case in cases]
+    sampled = [values[:: max(1, values.size // SAMPLED)] for values in maps]
+    return metrics.tail_thresholds(np.concatenate(sampled), metrics.FINE_THRESHOLDS)
 
-    at_words = f"at {chosen:.3g}" if folder.threshold is not None else f"at the best threshold, {chosen:.3g}"
-    figures = {
-        "average precision of the pixels": precision_area,
-        f"best Dice, at {best.threshold:.3g} (chosen on this truth: an upper bound)": interval_of(fine, of_ill),
-        **({f"Dice {at_words} (the run's threshold)": interval_of(at, of_ill)} if folder.threshold is not None else {}),
-        "AUROC of the images' scores": auroc,
-    }
-    groups = np.asarray([size[name] or "" for name in lesion_names])
+
+def _counts(cases: Sequence[_Case], thresholds: Floats | Sequence[float]) -> ThresholdCounts:
+    maps = [case.anomaly_map.ravel() for case in cases]
+    return metrics.count_above(maps, [case.lesion.ravel() for case in cases], thresholds)
+
+
+def _best_dice(counts: ThresholdCounts, weights: Floats) -> Interval:
+    """Best Dice over the counts' thresholds, which may be a single one."""
+    return _estimate(partial(metrics.resampled_best_dice, counts), weights)
+
+
+def _estimate(figure: Callable[[Floats], Floats], weights: Floats) -> Interval:
+    """A figure of all cases, each once, with its interval over (R, N) weights."""
+    return _interval(figure(np.ones((1, weights.shape[1])))[0], figure(weights))
+
+
+def _image_auroc(cases: Sequence[_Case], diseased: Bools, weights: Floats) -> Interval:
+    scores = [case.score for case in cases]
+    return _interval(metrics.auroc(scores, diseased), metrics.resampled_image_auroc(scores, diseased, weights))
+
+
+def _by_size(
+    sizes: Sequence[str | None], fine: ThresholdCounts, at: ThresholdCounts, weights: Floats
+) -> dict[str, OfSize]:
     by_size = {}
     for group in SIZE_GROUPS:
-        member = groups == group
+        member = np.asarray([size == group for size in sizes], np.bool_)
         if member.any():
-            by_size[group] = OfSize(
-                int(member.sum()),
-                interval_of(fine.of(member), of_ill[:, member]),
-                interval_of(at.of(member), of_ill[:, member]),
-            )
-    coarse = fine.every((metrics.FINE_THRESHOLDS - 1) // (2 * (metrics.BEST_DICE_THRESHOLDS - 1)))
-    predicted, right = coarse.predicted.sum(axis=0), coarse.true_positive.sum(axis=0)
-    some = predicted > 0
-    curve = Curve(
-        thresholds=coarse.thresholds[some].tolist(),
-        dice=metrics.pooled_dice(coarse)[0][some].tolist(),
-        precision=(right[some] / predicted[some]).tolist(),
-        recall=(right[some] / coarse.lesion.sum()).tolist(),
-    )
-    return Measured(
-        lesion_pixels=pixels,
-        size=size,
-        dice=dict(zip(lesion_names, metrics.case_dice(at)[:, 0].tolist(), strict=True)),
-        threshold=chosen,
-        at_words=at_words,
-        figures=figures,
-        average_precision=precision_area,
-        by_size=by_size,
-        curve=curve,
-        words=f"{said} Measured on the images' own grids, every pixel of them; pixels are pooled over the cases with a "
-        f"lesion. Intervals: bootstrap over subjects, {bootstrap} resamples."
-        + (
-            ""
-            if folder.threshold is not None
-            else " Without a calibration, Dice of single cases is at the best threshold."
-        ),
-    )
+            best, at_threshold = (_best_dice(counts.of(member), weights[:, member]) for counts in (fine, at))
+            by_size[group] = OfSize(int(member.sum()), best, at_threshold)
+    return by_size
 
 
-def _counts(
-    maps: Mapping[str, NDArray[np.float32]],
-    truths: Mapping[str, NDArray[np.bool_]],
-    names: list[str],
-    thresholds: NDArray[np.float64],
-) -> metrics.ThresholdCounts:
-    """Counts of cases that may differ in size."""
-    each = [metrics.count_above(maps[name].reshape(1, -1), truths[name].reshape(1, -1), thresholds) for name in names]
-    return metrics.ThresholdCounts(
-        thresholds=thresholds,
-        **{
-            field: np.concatenate([getattr(one, field) for one in each])
-            for field in ("predicted", "true_positive", "pixels", "lesion", "missed")
-        },
-    )
+def _curve(counts: ThresholdCounts) -> Curve:
+    """The curves where anything is predicted."""
+    curves = metrics.threshold_curves(counts)
+    some = counts.predicted.sum(axis=0) > 0
+    kept = {name: np.asarray(curves[name])[some].tolist() for name in ("dice", "precision", "recall")}
+    return Curve(thresholds=counts.thresholds[some].tolist(), **kept)
 
 
-def _ends(resampled: NDArray[np.float64]) -> tuple[float, float] | None:
-    low, high = metrics.percentile_interval(resampled)
-    return (low, high) if np.isfinite([low, high]).all() else None
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _interval(value: float, resampled: Floats) -> Interval:
+    ends = metrics.percentile_interval(resampled)
+    return Interval(float(value) if np.isfinite(value) else None, ends if np.isfinite(ends).all() else None)
