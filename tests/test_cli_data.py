@@ -33,8 +33,8 @@ def test_check_finds_problems(tmp_path: Path) -> None:
     assert result.exit_code == 1
     for line in (
         "unusable: 12",
-        "  empty00.png: the file is empty",
-        "  empty09.png: the file is empty",
+        "  empty00.png: the file is empty. Copy it again from where it came from.",
+        "  empty09.png: the file is empty. Copy it again from where it came from.",
         "  and 2 more",
         "twice: 1",
         "  sub-00.png = sub-99.png: the same content under the subjects sub-00, sub-99",

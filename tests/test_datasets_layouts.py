@@ -15,9 +15,10 @@ import PIL.Image
 import pytest
 import SimpleITK
 
-from thorad.datasets import check as set_check
+from thorad.datasets import contents as set_contents
 from thorad.datasets.cases import Case, read_cases
-from thorad.datasets.check import Contents, check_data_set, same_content
+from thorad.datasets.check import check_data_set
+from thorad.datasets.contents import Contents, same_content
 from thorad.datasets.layouts import DataSet, find_data_set
 from thorad.datasets.split import parse_fractions, split_data_set, write_split
 from thorad.datasets.tables import part_of
@@ -531,8 +532,8 @@ def test_only_what_may_be_the_same_is_read(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "b.png").write_bytes(b"12345")
     volumes(tmp_path, ["c.nii.gz", "d.nii.gz"])  # of one size unpacked, with another CRC
     read: list[str] = []
-    unpacked = set_check._unpacked
-    monkeypatch.setattr(set_check, "_unpacked", lambda case, of: read.append(case.name) or unpacked(case, of))
+    unpacked = set_contents._unpacked
+    monkeypatch.setattr(set_contents, "_unpacked", lambda case, of: read.append(case.name) or unpacked(case, of))
     cases = [Case(path, None, "", path.name) for path in sorted(tmp_path.iterdir())]
     with Contents() as contents:
         assert same_content(cases, contents) == []

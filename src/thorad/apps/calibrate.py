@@ -17,7 +17,7 @@ from thorad.calibration import Calibration, calibrate_maps, map_options, scans_n
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.io.images import Image
+from thorad.io.images import Image, looks_like_mask
 from thorad.io.preprocess import to_model_input
 from thorad.io.scans import Scan
 from thorad.io.slices import images_of
@@ -174,7 +174,7 @@ def calibrate_command(detector: Detector, model: str | Path) -> str:
 
 
 def _model_input(image: Image, scan: Scan, size: int) -> torch.Tensor:
-    if ((image.pixels == image.pixels.min()) | (image.pixels == image.pixels.max())).all():
+    if looks_like_mask(image.pixels):
         raise ThoradError(f"{scan.path}: has only two values and looks like a mask. Calibrate on healthy scans only.")
     return to_model_input(image.pixels, size)[0]
 

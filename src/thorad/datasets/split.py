@@ -15,7 +15,7 @@ from pathlib import Path
 
 from thorad.datasets import DATASETS
 from thorad.datasets.cases import Case
-from thorad.datasets.check import Contents, same_content
+from thorad.datasets.contents import Contents, same_content
 from thorad.datasets.layouts import DataSet
 from thorad.datasets.tables import PARTS
 from thorad.errors import ThoradError

@@ -107,6 +107,11 @@ def read_mask(path: Path, shape: tuple[int, int] | None = None) -> NDArray[np.bo
     return inside
 
 
+def looks_like_mask(pixels: NDArray[Any]) -> bool:
+    """Whether an image has two values only, as masks have and scans have not."""
+    return bool(((pixels == pixels.min()) | (pixels == pixels.max())).all())
+
+
 def files_of(given: Path, leave_out: Path | None = None) -> tuple[list[Path], Path]:
     """The files that one input stands for, of any kind: all below a folder, those that a CSV names, or itself.
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from thorad.datasets.cases import subject_of
 from thorad.errors import ThoradError
-from thorad.io.images import Image, image_from_array
+from thorad.io.images import Image, image_from_array, looks_like_mask
 from thorad.io.preprocess import to_model_input
 from thorad.io.scans import Scan, find_scans
 from thorad.io.slices import images_of
@@ -74,7 +74,7 @@ class FileImages:
             except ThoradError as error:
                 problems.append(str(error) if str(scan.path) in str(error) else f"{scan.path}: {error}")
                 continue
-            masks += [scan.path.name] * any(_looks_like_a_mask(image.pixels) for image in images)
+            masks += [scan.path.name] * any(looks_like_mask(image.pixels) for image in images)
             kept = scan.is_volume or len(self._images) < KEPT_BYTES // inputs[0].nbytes
             self._images += inputs if kept else [scan]
         self._images = self._images[:most]
@@ -234,10 +234,6 @@ class TrainingData(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Batches of one image, (1, 1, S, S) in [0, 1]."""
         return DataLoader(self.validation or [], batch_size=1)  # type: ignore[arg-type]
-
-
-def _looks_like_a_mask(pixels: NDArray[np.float32]) -> bool:
-    return bool(((pixels == pixels.min()) | (pixels == pixels.max())).all())
 
 
 def _refuse(given: Path, count: int, masks: list[str], problems: list[str]) -> None:
