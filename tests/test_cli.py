@@ -127,9 +127,9 @@ def test_detect_takes_every_option(tiny_model: Path, tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     options = json.loads((tmp_path / "published" / "run.json").read_text())["options"]
-    assert (options["preset"], options["noise_level"], options["steps"]) == ("published", 50, "all")
+    assert (options["method"], options["noise_level"], options["steps"]) == ("published-thor", 50, "all")
     assert "--steps all --noise-level 50" in result.stdout
-    assert "--preset published" in result.stdout, "of the command that calibrates"
+    assert "--method published-thor" in result.stdout, "of the command that calibrates"
     assert "--perceptual-weights" not in result.stdout
     result = thorad_command(
         *("detect", scan, "--out", tmp_path / "all", "--model", tiny_model, "--method", "ddpm", "--steps", "all"),
@@ -336,7 +336,7 @@ def test_calibrate_for_the_preset(tiny_model: Path, healthy: Path, tmp_path: Pat
     options = ("--method", "anoddpm", "--preset", "published", "--noise-level", "5")
     result = calibrate(tiny_model, healthy, "--out", tmp_path / "model", *options)
     assert result.exit_code == 0, result.output
-    assert "preset published" in result.stdout
+    assert "method published-anoddpm" in result.stdout
     scan = healthy / "h00.png"
     command = ("detect", scan, "--model", tmp_path / "model", "--device", "cpu", *options)
     assert "p: rank among 20 healthy" in thorad_command(*command, "--out", tmp_path / "out").stdout
@@ -473,10 +473,7 @@ def test_evaluate_takes_the_options_of_one_method(tiny_model: Path, bench: Path,
     result = thorad_command(*command, "--method", "anoddpm,ddpm", "--out", tmp_path / "published")
     assert result.exit_code == 0, result.output
     made = json.loads((tmp_path / "published" / "run.json").read_text())["detectors"]
-    assert [(one["method"], one["preset"], one["steps"]) for one in made] == [
-        ("anoddpm", "published", "all"),
-        ("ddpm", "published", "all"),
-    ]
+    assert [(one["method"], one["steps"]) for one in made] == [("published-anoddpm", "all"), ("published-ddpm", "all")]
     result = thorad_command(*command, "--method", "zscore", "--out", tmp_path / "none")
     assert result.exit_code == 2
     assert "the preset 'published' has no method 'zscore'. It has thor, anoddpm, ddpm" in result.stderr

@@ -5,20 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torch import Tensor
 
-import thorad.detector
-from thorad.detector import Detector, comparison, possible_noises
-from thorad.diffusion.noise import NOISES, case_generator
+from thorad.detector import Detector
+from thorad.diffusion import NOISES
+from thorad.diffusion.noise import case_generator
 from thorad.errors import ThoradError
 from thorad.io.images import Image
 from thorad.io.intensity import scale
 from thorad.io.preprocess import to_model_input
 from thorad.maps.anomaly_map import residual
 from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
-from thorad.methods import METHODS, PUBLISHED, Restoration, Step
+from thorad.methods import METHODS, Restoration
 from thorad.methods.published import (
     PublishedDdpmOptions,
     PublishedMap,
@@ -28,7 +29,8 @@ from thorad.methods.published import (
 )
 from thorad.model import PERCEPTUAL, build_network, load_model, save_model
 from thorad.recipe import Recipe, load_recipe
-from thorad.records import Detection
+from thorad.records import Detection, StepPictures
+from thorad.selection import comparison, possible_noises
 
 
 def picture(name: str = "a", height: int = 40, width: int = 30) -> Image:
@@ -47,7 +49,7 @@ def assert_same(one: Detection, other: Detection, tolerance: float = 1e-5) -> No
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 a batch may round differently from an image alone, as on a graphics card."""
-    monkeypatch.setattr(thorad.detector, "fast_precision", lambda device: torch.float32)
+    monkeypatch.setattr("thorad.diffusion.engine.fast_precision", lambda device: torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -193,10 +195,17 @@ def test_all_steps_and_few_steps(tiny_model: Path) -> None:
 
 
 def test_steps_can_be_watched(tiny_model: Path) -> None:
-    seen: list[Step] = []
-    Detector(tiny_model, device="cpu", steps=5).detect(picture("x"), on_step=seen.append)
-    assert [step.t for step in seen] == [250, 200, 150, 100, 50]
-    assert [step.anomaly_map is not None for step in seen] == [False, True, True, True, True]
+    seen: list[tuple[str, StepPictures]] = []
+    detector = Detector(tiny_model, device="cpu", steps=5)
+    detector.detect(picture("x"), on_step=lambda name, step: seen.append((name, step)))
+    assert [(name, step.timestep) for name, step in seen] == [("x", t) for t in (250, 200, 150, 100, 50)]
+    assert [step.anomaly_map is not None for _, step in seen] == [False, True, True, True, True]
+    for _, step in seen:
+        assert step.image.shape == step.clean.shape == (32, 32)
+        np.testing.assert_allclose(step.image, to_model_input(picture("x").pixels, 32)[0][0], atol=1e-6)
+    kept = next(iter(detector.detect_batch([picture("x")], keep_steps=True))).steps
+    for (_, step), same in zip(seen, kept, strict=True):
+        np.testing.assert_array_equal(step.clean, same.clean)
 
 
 def test_an_array_is_an_image(tiny_model: Path) -> None:
@@ -222,9 +231,8 @@ def test_an_array_is_an_image(tiny_model: Path) -> None:
         ({"steps": "some"}, "steps is 'some'"),
         ({"noise_level": 40}, "the noise level is 40, but thor needs 50 or more"),
         ({"method": "zscore", "noise_level": 40}, "uses no noise, but the noise level 40 was given"),
-        ({"preset": "unpublished"}, "unknown preset 'unpublished'. Known: published"),
-        ({"preset": "published", "method": "zscore"}, "no method 'zscore'. It has thor, anoddpm, ddpm"),
-        ({"preset": "published", "steps": 10}, "steps is 10, but the preset 'published' visits all timesteps"),
+        ({"method": "published-thor", "steps": 10}, "steps is 10, but method 'published-thor' visits all timesteps"),
+        ({"engine": "steam"}, "unknown engine 'steam'. Known: torch, openvino"),
         ({"batch_size": 0}, "batch size is 0"),
         ({"device": "abacus"}, "device 'abacus' can't be used"),
         ({"device": "meta:x"}, "device 'meta:x' can't be used"),
@@ -291,7 +299,7 @@ def test_the_default_steps_fit_a_low_noise_level(tiny_model: Path, method: str) 
     assert np.isfinite(detector.detect(picture("x")).anomaly_map).all()
 
 
-# ---- the preset `published`, and imported models
+# ---- the published methods, and imported models
 
 
 def import_like(tiny_model: Path, folder: Path, input_range: str = "-1..1", perceptual: bool = True) -> Path:
@@ -317,14 +325,14 @@ def imported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.parametrize(("method", "noise"), [("thor", "simplex"), ("thor", "gaussian"), ("anoddpm", None)])
 @torch.inference_mode()
-def test_the_preset_is_the_published_function(
+def test_a_published_method_is_the_published_function(
     imported: Path, monkeypatch: pytest.MonkeyPatch, method: str, noise: str | None
 ) -> None:
     """By hand with the same noise, in float32 where bfloat16 would be the choice; the score is the map's mean."""
-    monkeypatch.setattr("thorad.detector.fast_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr("thorad.diffusion.engine.fast_precision", lambda device: torch.bfloat16)
     level = 51 if method == "thor" else 9
     options: dict[str, Any] = {"method": method, "noise": noise, "noise_level": level, "seed": 3, "device": "cpu"}
-    detector = Detector(imported, preset="published", **options)
+    detector = Detector(imported, **{**options, "method": f"published-{method}"})
     assert detector.precision == detector.provenance()["precision"] == "float32"
     assert (detector.steps, detector.network_calls) == ("all", level + 1)
     inputs = to_model_input(picture("x", 32, 32).pixels, 32)[0][None]
@@ -356,17 +364,19 @@ def test_the_preset_is_the_published_function(
     assert detector.detect(picture("x", 32, 32)).score == pytest.approx(float(maps.mean()), rel=1e-4)
     if noise == "simplex":
         others = Detector(imported, **options).model_maps(inputs, ["x"])
-        assert (others - maps).abs().max() > 0.01, "without the preset the map is another"
+        assert (others - maps).abs().max() > 0.01, "without the accidents the map is another"
 
 
-def test_the_preset_has_the_published_options(tiny_model: Path) -> None:
-    for method, published in PUBLISHED.items():
-        assert list(published.options) == list(METHODS[method].options), method
-        for noise, options in published.options.items():
-            detector = Detector(tiny_model, method=method, noise=noise, preset="published", steps="all", device="cpu")
-            assert detector.options == options
+def test_the_published_methods_have_the_published_options(tiny_model: Path) -> None:
+    for name in ("thor", "anoddpm", "ddpm"):
+        published = METHODS[f"published-{name}"]
+        assert published.noise_levels == METHODS[name].noise_levels
+        for noise in published.noises:
+            detector = Detector(tiny_model, method=published.name, noise=noise, steps="all", device="cpu")
             assert detector.network_calls == {"simplex": 251, "gaussian": 351}[noise]
-    assert PUBLISHED["thor"].options["gaussian"].harmonise_at == (300, 150, 50)
+    assert Detector(tiny_model, method="published-thor", noise="gaussian").options == PublishedThorOptions(
+        noise_level=350, harmonise_at=(300, 150, 50)
+    )
 
 
 def sha256(path: Path) -> str:
@@ -384,16 +394,15 @@ def test_a_models_own_perceptual_weights_are_used(imported: Path, tiny_model: Pa
     torch.testing.assert_close(given.model_maps(x, ["x"]), without.model_maps(x, ["x"]), rtol=0, atol=0)
     assert not torch.allclose(own.model_maps(x, ["x"]), given.model_maps(x, ["x"]), rtol=0.01)
     assert Detector(imported, method="ddpm", device="cpu").provenance()["perceptual_weights_sha256"] is None
-    preset = Detector(tiny_model, preset="published", device="cpu").provenance()
-    assert (preset["preset"], preset["perceptual_weights_sha256"]) == ("published", sha256(BUNDLED_WEIGHTS))
-    assert own.provenance()["preset"] is None
+    published = Detector(tiny_model, method="published-thor", device="cpu").provenance()
+    assert (published["method"], published["perceptual_weights_sha256"]) == ("published-thor", sha256(BUNDLED_WEIGHTS))
 
 
 def test_a_model_for_another_range_of_pixels_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     model = import_like(tiny_model, tmp_path / "model", input_range="0..1", perceptual=False)
-    for preset in (None, "published"):
+    for method in ("thor", "published-thor"):
         with pytest.raises(ThoradError, match=r"'tiny' is for images in 0\.\.1, but all methods work in -1\.\.1"):
-            Detector(model, preset=preset, device="cpu")  # type: ignore[arg-type]
+            Detector(model, method=method, device="cpu")
 
 
 def test_the_zscore_is_compared_where_a_model_has_statistics(imported: Path, tiny_model: Path) -> None:
@@ -401,8 +410,7 @@ def test_the_zscore_is_compared_where_a_model_has_statistics(imported: Path, tin
     assert comparison([imported, tiny_model])[-1] == (tiny_model, "zscore", None)
     with pytest.raises(ThoradError, match="has no statistics, which method 'zscore' needs"):
         comparison([imported], ["zscore"])
-    of_preset = comparison([tiny_model], preset="published")
-    assert {method for _, method, _ in of_preset} == {"thor", "anoddpm", "ddpm"}
+    assert not any(METHODS[method].published for _, method, _ in comparison([tiny_model])), "only where they are named"
 
 
 def test_the_settings_tell_networks_and_method_values_apart(
@@ -421,10 +429,88 @@ def test_the_settings_tell_networks_and_method_values_apart(
     (other / "recipe.toml").write_text(recipe.replace("beta_end = 0.02", "beta_end = 0.03"))
     assert settings(other) != settings(tiny_model)
     thor_plus = METHODS["thor+"]
-    fewer = {"simplex": replace(thor_plus.options["simplex"], draws=2)}
+    fewer = replace(thor_plus, options=lambda request: replace(thor_plus.options(request), draws=2))
     before = settings(tiny_model)
-    monkeypatch.setattr("thorad.detector.METHODS", {**METHODS, "thor+": replace(thor_plus, options=fewer)})
+    monkeypatch.setattr("thorad.detector.METHODS", {**METHODS, "thor+": fewer})
     assert settings(tiny_model) != before
+
+
+def test_the_settings_are_those_of_earlier_calibrations() -> None:
+    """Digests by the version before methods and networks had kinds: its calibrations still match."""
+    earlier = {
+        "thor": "e3210e7bc2eb",
+        "thor+": "4d45b8d841d6",
+        "autoddpm": "840d212a9029",
+        "published-thor": "bea998bbc969",
+    }
+    for method, digest in earlier.items():
+        found = Detector("brain-t1-compact", method=method, device="cpu").provenance()["settings_sha256"]
+        assert found.startswith(digest), method
+
+
+# ---- engines, and images as Python's users have them
+
+
+def test_openvino_computes_what_torch_computes(tiny_model: Path) -> None:
+    pytest.importorskip("openvino", reason="no engine openvino without the extra openvino")
+    ours = Detector(tiny_model, device="cpu", method="published-ddpm", noise_level=5)  # float32
+    theirs = Detector(tiny_model, device="cpu", method="published-ddpm", noise_level=5, engine="openvino")
+    assert theirs.provenance() == {**ours.provenance(), "engine": "openvino"}
+    assert theirs.precision == "float32"
+    images = [picture(name) for name in "abc"]
+    for one, other in zip(ours.detect_batch(images), theirs.detect_batch(images), strict=True):
+        assert_same(one, other, tolerance=1e-4)
+    with pytest.raises(ThoradError, match="engine 'openvino' runs on the CPU, but the device is 'meta'"):
+        Detector(tiny_model, device="meta", engine="openvino")
+
+
+def test_an_engine_of_ones_own(tiny_model: Path) -> None:
+    class Nothing:
+        """Sees no noise anywhere."""
+
+        precision = "float32"
+        calls = 0
+
+        def __call__(self, x_t: Tensor, t: Tensor, kind: Tensor) -> Tensor:
+            self.calls += 1
+            assert (x_t.shape, t.shape, kind.shape) == ((1, 1, 32, 32), (1,), (1,))
+            return torch.zeros_like(x_t)
+
+    engine = Nothing()
+    detector = Detector(tiny_model, device="cpu", engine=engine)
+    detector.detect(picture())
+    assert engine.calls == detector.network_calls == 8
+    assert detector.provenance()["engine"] == "Nothing"
+    assert "engine='Nothing'" in repr(detector)
+
+
+def test_images_as_pythons_users_have_them(tiny_model: Path, tmp_path: Path) -> None:
+    from monai.data import MetaTensor
+
+    pixels = picture("image").pixels.round().astype(np.uint8)
+    path = tmp_path / "image.png"
+    PIL.Image.fromarray(pixels).save(path)
+    detector = Detector(tiny_model, device="cpu")
+    expected = detector.detect(pixels)
+    assert expected.name == "image"
+    tensor = torch.from_numpy(pixels)
+    opened = PIL.Image.open(path)
+    same = [path, str(path), tensor, tensor[None], tensor.float(), MetaTensor(tensor), opened, opened.convert("P")]
+    for given, found in zip(same, detector.detect_batch(same), strict=True):
+        assert_same(found, expected, tolerance=0)
+        assert found.name == "image", type(given)
+    named = MetaTensor(tensor, meta={"filename_or_obj": "folder/head.nii.gz"})
+    assert detector.detect(named).name == "head"
+    for wrong in (None, 3, [[1, 2]], {"image": pixels}):
+        with pytest.raises(ThoradError, match=f"an image is a {type(wrong).__name__}; expected a path, a NumPy array"):
+            detector.detect(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ThoradError, match="no such file"):
+        detector.detect(tmp_path / "missing.png")
+
+
+def test_what_is_found_is_one_line(tiny_model: Path) -> None:
+    found = Detector(tiny_model, method="zscore", device="cpu", threshold=0.5).detect(picture("x"))
+    assert repr(found) == f"Detection('x', 40x30 px, score {found.score:.4g}, {len(found.findings or ())} findings)"
 
 
 @pytest.mark.parametrize(

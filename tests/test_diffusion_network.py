@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from thorad.diffusion.network import Denoiser, fast_precision
-from thorad.diffusion.noise import NOISES, case_generator
+from thorad.diffusion import NOISES
+from thorad.diffusion.engine import fast_precision
+from thorad.diffusion.network import Denoiser
+from thorad.diffusion.noise import case_generator
 from thorad.diffusion.schedule import Schedule
 from thorad.io.images import read_image
 from thorad.io.preprocess import to_model_input

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thorad.diffusion import noise
-from thorad.diffusion.noise import NOISES, case_generator, gaussian_noise, simplex_noise
+from thorad.diffusion import NOISES, noise
+from thorad.diffusion.noise import case_generator, gaussian_noise, simplex_noise
 
 CPU = torch.device("cpu")
 SIZE = 128

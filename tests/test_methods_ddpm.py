@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thorad.diffusion.schedule import CLEAN, Schedule, visited_timesteps
 from thorad.maps.anomaly_map import residual
-from thorad.methods import METHODS
+from thorad.methods import METHODS, Request
 from thorad.methods.contract import Step
 from thorad.methods.ddpm import DdpmOptions, ddpm
 
@@ -156,8 +156,10 @@ def test_every_step_has_noise_of_its_own_and_the_last_has_none() -> None:
 
 def test_the_papers_noise_levels() -> None:
     """Of the paper's comparison (arXiv:2403.08464): Gaussian noise from 350, simplex noise from 250, all steps."""
-    assert METHODS["ddpm"].options == {"gaussian": DdpmOptions(noise_level=350, steps=None)}
-    assert METHODS["anoddpm"].options == {"simplex": DdpmOptions(noise_level=250, steps=None)}
+    for name, noise, level in (("ddpm", "gaussian", 350), ("anoddpm", "simplex", 250)):
+        assert METHODS[name].noise_levels == {noise: level}
+        options = METHODS[name].options(Request(name, noise, None, None, False, 128, 0))
+        assert options == DdpmOptions(noise_level=level, steps=None)
     assert METHODS["anoddpm"].restore is METHODS["ddpm"].restore is ddpm
     assert not METHODS["ddpm"].perceptual
     assert not METHODS["anoddpm"].perceptual

@@ -15,7 +15,7 @@ from thorad.diffusion.noise import case_generator, gaussian_noise, simplex_noise
 from thorad.diffusion.schedule import Schedule, visited_timesteps
 from thorad.maps.anomaly_map import AnomalyMap, guidance_mask, residual
 from thorad.maps.perceptual import load_perceptual_distance
-from thorad.methods import METHODS
+from thorad.methods import METHODS, Request
 from thorad.methods.contract import Denoise, Noise, Restoration, Step
 from thorad.methods.ddpm import DdpmOptions, ddpm
 from thorad.methods.thor import THOR_GAUSSIAN, ThorOptions, thor
@@ -347,7 +347,9 @@ def test_the_papers_values() -> None:
     gaussian_options = THOR_GAUSSIAN
     assert (gaussian_options.noise_level, gaussian_options.harmonise_at) == (350, (300, 150, 50))
     assert gaussian_options.steps is None
-    assert METHODS["thor"].options == {"simplex": simplex, "gaussian": THOR_GAUSSIAN}
+    for noise, paper in {"simplex": simplex, "gaussian": THOR_GAUSSIAN}.items():
+        assert METHODS["thor"].options(Request("thor", noise, None, None, False, 128, 0)) == paper
+        assert METHODS["thor"].noise_levels[noise] == paper.noise_level
     assert METHODS["thor"].restore is thor
     assert METHODS["thor"].perceptual
 

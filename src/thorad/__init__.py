@@ -10,21 +10,50 @@ from thorad.errors import ThoradError
 
 if TYPE_CHECKING:
     from thorad.detector import Detector
-    from thorad.recipe import Recipe
-    from thorad.records import Detection, VolumeDetection
+    from thorad.extend import register_engine, register_method, register_network, register_noise
+    from thorad.methods import METHODS, Method
+    from thorad.recipe import Recipe, load_recipe
+    from thorad.records import Detection, Finding, VolumeDetection
+    from thorad.training.fit import fit
     from thorad.volume_detection import detect_volume
 
 __version__ = "0.1.0"
 
-__all__ = ["Detection", "Detector", "Recipe", "ThoradError", "VolumeDetection", "__version__", "detect_volume"]
-
 _HOME = {
+    "METHODS": "thorad.methods",
     "Detection": "thorad.records",
     "Detector": "thorad.detector",
+    "Finding": "thorad.records",
+    "Method": "thorad.methods",
     "Recipe": "thorad.recipe",
     "VolumeDetection": "thorad.records",
     "detect_volume": "thorad.volume_detection",
+    "fit": "thorad.training.fit",
+    "load_recipe": "thorad.recipe",
+    "register_engine": "thorad.extend",
+    "register_method": "thorad.extend",
+    "register_network": "thorad.extend",
+    "register_noise": "thorad.extend",
 }
+
+__all__ = [
+    "METHODS",
+    "Detection",
+    "Detector",
+    "Finding",
+    "Method",
+    "Recipe",
+    "ThoradError",
+    "VolumeDetection",
+    "__version__",
+    "detect_volume",
+    "fit",
+    "load_recipe",
+    "register_engine",
+    "register_method",
+    "register_network",
+    "register_noise",
+]
 
 
 def __getattr__(name: str) -> object:

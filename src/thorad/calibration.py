@@ -24,7 +24,7 @@ FALSE_POSITIVE_RATES: Final = (0.01, 0.02, 0.05)
 """Shares of the healthy pixels that may exceed the thresholds."""
 
 WITHOUT_EFFECT: Final = {
-    *("seed", "device", "precision", "batch_size", "finish"),
+    *("seed", "device", "engine", "precision", "batch_size", "finish"),
     *("model", "model_sha256", "thorad"),
 }
 """Entries of a detector's provenance that are no options of the map: they leave its distribution as it is, or stand

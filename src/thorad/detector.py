@@ -17,38 +17,31 @@ from torch import Tensor
 
 from thorad import __version__
 from thorad.calibration import Calibration, matching_calibration, read_calibrations
-from thorad.diffusion.network import fast_precision
-from thorad.diffusion.noise import NOISES, case_generator
+from thorad.diffusion import ENGINES, NOISES
+from thorad.diffusion.engine import Engine
+from thorad.diffusion.noise import case_generator
 from thorad.errors import ThoradError
 from thorad.findings import findings_in
-from thorad.io.images import Image, image_from_array
+from thorad.io.images import Image
+from thorad.io.inputs import ImageLike, as_image
 from thorad.io.intensity import scale
 from thorad.io.preprocess import to_input_grid, to_model_input
 from thorad.maps.anomaly_map import AnomalyMap, residual
 from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
-from thorad.methods import METHODS, PUBLISHED, Method, Restoration, ZScoreOptions
-from thorad.methods.contract import Compare, OnStep, Step
-from thorad.methods.published import PublishedMap, published_scores
-from thorad.model import Model, has_statistics, load_model, load_recipe_of
+from thorad.methods import METHODS, Method, Request, Restoration, Step
+from thorad.methods.contract import Compare, Options
+from thorad.methods.contract import OnStep as OnBatchStep
+from thorad.methods.published import PublishedMap
+from thorad.model import Model, load_model
 from thorad.recipe import Recipe
 from thorad.records import Detection, StepPictures
-
-Preset = Literal["published"]
+from thorad.selection import possible_noises
 
 Group = TypeVar("Group")
 Made = TypeVar("Made")
 
-DEFAULT_STEPS = {
-    "thor": {"simplex": 1, "gaussian": 1},
-    "thor+": {"simplex": 1},
-    "anoddpm": {"simplex": 2},
-    "ddpm": {"gaussian": 2},
-    "autoddpm": {"gaussian": 4},
-}
-"""Timesteps visited by default: the fewest that cost at most 1 Dice point (docs/results.md)."""
-
-COMPARED = ("thor", "thor+", "anoddpm", "pddpm", "autoddpm", "ddpm", "zscore")
-"""The methods that an evaluation compares where none are named."""
+OnStep = Callable[[str, StepPictures], None]
+"""Called with an image's name and the pictures of one step of its restoration."""
 
 SMALLEST_PERCEPTUAL = 17
 """px; SqueezeNet's pooling leaves nothing of a smaller image."""
@@ -63,14 +56,13 @@ class Detector:
     Args:
         model: name of a bundled model, or a model folder.
         method: one of `thorad.methods.METHODS`.
-        noise: "gaussian" or "simplex"; None is the method's default.
-        steps: timesteps visited between noise and image, "all", or None for the measured default.
+        noise: one of `thorad.diffusion.NOISES`; None is the method's default.
+        steps: timesteps visited between noise and image, "all", or None for the method's default.
         noise_level: timestep T that the image is noised to, instead of the method's own; THOR then harmonises at those
             of its timesteps that are not above it.
-        preset: "published" follows the published implementation's every step (`thorad.methods.published`), in float32,
-            at all timesteps; None the papers.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        seed: of all noise. An image's noise depends on this seed and the image's name only.
+        engine: what runs the network: one of `thorad.diffusion.ENGINES`, or an engine (`thorad.diffusion.engine`).
+        seed: random seed for the noise. An image's noise depends on this seed and the image's name only.
         batch_size: images at once on an accelerator, in bfloat16 where it has that: there a result may depend on its
             batch in the last digits of bfloat16 (not measured). On a CPU every image goes by itself, on a thread of its
             own: a result is the same to the last bit whatever its batch and the number of threads.
@@ -82,9 +74,9 @@ class Detector:
         threshold: the mask is what is above this value of the map, whatever the calibration says.
 
     Raises:
-        ThoradError: unknown model, method, preset, noise or device, a method that the preset doesn't have, a damaged
-            model, one for images in [0, 1], steps out of range, weights that the method doesn't use, a calibration of
-            another model, or none for the asked false positives, a threshold below 0 or beside false positives.
+        ThoradError: unknown model, method, noise, engine or device, a damaged model, one for images in [0, 1], steps
+            out of range, weights that the method doesn't use, a calibration of another model, or none for the asked
+            false positives, a threshold below 0 or beside false positives.
     """
 
     def __init__(
@@ -95,8 +87,8 @@ class Detector:
         noise: str | None = None,
         steps: int | Literal["all"] | None = None,
         noise_level: int | None = None,
-        preset: Preset | None = None,
         device: str = "auto",
+        engine: str | Engine = "torch",
         seed: int = 0,
         batch_size: int = 16,
         finish: bool = False,
@@ -104,48 +96,24 @@ class Detector:
         false_positives: float | None = None,
         threshold: float | None = None,
     ) -> None:
-        self._method = _method_of(method, preset)
         if batch_size < 1:
             raise ThoradError(f"the batch size is {batch_size}, expected 1 or more.")
         if threshold is not None and false_positives is not None:
             raise ThoradError("a threshold and a share of false positives were given: choose one of them.")
-        self.method = method
-        self.preset = preset
+        self._method: Method = METHODS[method]
+        self.method, self.seed, self.finish, self.noise_level = method, seed, finish, noise_level
         self.perceptual_weights = perceptual_weights
-        self.seed = seed
-        self.finish = finish
         self.device = _device(device)
         self._together = batch_size if self.device.type != "cpu" else 1
         self.batch_size = batch_size if self.device.type != "cpu" else torch.get_num_threads()
-        if perceptual_weights is not None and not self._method.perceptual:
-            raise ThoradError(f"method {method!r} uses no LPIPS, but weights for it were given: {perceptual_weights}.")
         self.model: Model = load_model(model)
         _refuse_input_range(self.model.recipe)
-        self.noise = self._noise_kind(noise)
-        self.noise_level = noise_level
+        self.noise = self._checked_noise(noise)
         self.steps = self._checked_steps(steps)
-        self.options = self._options()
-        if finish and not hasattr(self.options, "finish"):
-            raise ThoradError(f"method {self.method!r} has no chain to finish; leave finish out.")
+        self.options: Options = self._method_options()
         self.network_calls = self.options.network_calls()
-        self._network = self.model.network.to(self.device).requires_grad_(False)
-        self._precision = torch.float32 if preset else fast_precision(self.device)
-        self._compare: Compare = residual
-        self._lpips_weights: Path | None = None
-        if self._method.perceptual:
-            if self.model_size < SMALLEST_PERCEPTUAL:
-                raise ThoradError(
-                    f"model {self.model.recipe.name!r} works on {self.model_size} px, but {method!r} needs LPIPS, "
-                    f"which needs {SMALLEST_PERCEPTUAL} px or more. Use another method, or a larger image.size."
-                )
-            bundled = BUNDLED_WEIGHTS if preset else None
-            self._lpips_weights = perceptual_weights or self.model.perceptual_weights or bundled
-            perceptual = load_perceptual_distance(self._lpips_weights).to(self.device)
-            maps: dict[str, Compare] = {
-                "anomaly_map": AnomalyMap(perceptual),
-                "published_map": PublishedMap(perceptual),
-            }
-            self._compare = maps.get(self._method.compare, perceptual)
+        self.engine, self._engine = self._made_engine(engine)
+        self._lpips_weights, self._compare = self._comparison(perceptual_weights)
         self._region = torch.from_numpy(self.model.region).to(self.device)
         self.calibrations = read_calibrations(self.model.calibration, f"model {self.model_name!r}")
         self.calibration: Calibration | None = matching_calibration(
@@ -153,6 +121,14 @@ class Detector:
         )
         self.false_positives = self.calibration.checked_rate(false_positives) if self.calibration else None
         self.threshold = self._checked_threshold(threshold)
+
+    def __repr__(self) -> str:
+        """One line: model, method, noise, calls, engine and device."""
+        noise = f", noise={self.noise!r}" if self.noise else ""
+        return (
+            f"Detector({self.model_name!r}, method={self.method!r}{noise}, network_calls={self.network_calls}, "
+            f"engine={self.engine!r}, device={str(self.device)!r})"
+        )
 
     @property
     def model_name(self) -> str:
@@ -167,7 +143,7 @@ class Detector:
     @property
     def precision(self) -> str:
         """What the network computes in: "bfloat16" or "float32"."""
-        return str(self._precision).removeprefix("torch.")
+        return self._engine.precision
 
     @property
     def region(self) -> NDArray[np.bool_]:
@@ -184,7 +160,6 @@ class Detector:
         weights = self._lpips_weights
         return {
             "method": self.method,
-            "preset": self.preset,
             "noise": self.noise,
             "steps": self.steps,
             "noise_level": self.noise_level,
@@ -195,41 +170,42 @@ class Detector:
             "perceptual_weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
             "settings_sha256": self._settings_sha256(),
             "device": self.device.type,
+            "engine": self.engine,
             "precision": self.precision,
             "batch_size": self._together,
             "thorad": __version__,
         }
 
-    def detect(self, image: Image | NDArray[Any], on_step: OnStep | None = None) -> Detection:
+    def detect(self, image: ImageLike, on_step: OnStep | None = None) -> Detection:
         """Find what is not healthy in one image.
 
         Args:
-            image: an `Image`, or pixels (H, W) of any scale; their 98th percentile becomes 1.
-            on_step: called with the pictures of every step, on the model's grid (`thorad.methods.Step`).
+            image: a file's path, pixels (H, W) or (1, H, W) of any scale as NumPy array, torch Tensor or MONAI
+                MetaTensor, a PIL image, or a `thorad.io.images.Image`; the pixels' 98th percentile becomes 1.
+            on_step: called with the pictures of every step, on the model's grid.
 
         Raises:
-            ThoradError: pixels that are not a finite, varying (H, W) picture.
+            ThoradError: another type, a file that can't be read, pixels that are not a finite, varying picture.
         """
-        image = image if isinstance(image, Image) else image_from_array(image)
         return next(iter(self.detect_batch([image], on_step)))
 
     def detect_batch(
-        self, images: Sequence[Image], on_step: OnStep | None = None, *, keep_steps: bool = False
+        self, images: Sequence[ImageLike], on_step: OnStep | None = None, *, keep_steps: bool = False
     ) -> Iterator[Detection]:
         """Find what is not healthy in several images; yields each as soon as it is done, in their order.
 
         Args:
-            images: any number of them, of any sizes.
+            images: any number of them, of any sizes, each as `detect` takes it.
             on_step: as for `detect`; on a CPU several threads call it.
             keep_steps: keep the pictures of every step in the detections.
         """
         groups = [images[i : i + self._together] for i in range(0, len(images), self._together)]
 
-        def found(group: Sequence[Image]) -> Iterable[Detection]:
-            detections = self._detect_together(group, on_step, keep_steps)
+        def detected(group: Sequence[ImageLike]) -> Iterable[Detection]:
+            detections = self._detect_together([as_image(image) for image in group], on_step, keep_steps)
             return list(detections) if self.device.type == "cpu" else detections  # a list is made on its own thread
 
-        for detections in self._each(found, groups):
+        for detections in self._each(detected, groups):
             yield from detections
 
     def _each(self, function: Callable[[Group], Made], groups: Sequence[Group]) -> Iterator[Made]:
@@ -252,56 +228,49 @@ class Detector:
     def _detect_together(
         self, images: Sequence[Image], on_step: OnStep | None, keep_steps: bool
     ) -> Iterator[Detection]:
-        steps: list[Step] = []
-
-        def keep(step: Step) -> None:
-            steps.append(step)
-            if on_step is not None:
-                on_step(step)
-
         began = time.perf_counter()
         inputs = [to_model_input(image.pixels, self.model_size) for image in images]
         x = torch.stack([pixels for pixels, _ in inputs])  # (B, 1, S, S)
-        restoration = self._restore(x, [image.name for image in images], keep if keep_steps else on_step)
+        kept: list[list[StepPictures]] = [[] for _ in images]
+
+        def keep(step: Step) -> None:
+            for image, its_steps, pictures in zip(images, kept, self._pictures(x, step), strict=True):
+                if keep_steps:
+                    its_steps.append(pictures)
+                if on_step is not None:
+                    on_step(image.name, pictures)
+
+        restoration = self._restore(x, [image.name for image in images], keep if keep_steps or on_step else None)
         maps = restoration.anomaly_map.cpu()
         scores = self.scores(maps)
         healthy = _to_unit(restoration.pseudo_healthy).cpu()
         seconds = (time.perf_counter() - began) / len(images)
         # One by one: the pictures of a batch of large images would fill the memory.
         for i, (image, (_, placement)) in enumerate(zip(images, inputs, strict=True)):
-            anomaly_map = to_input_grid(maps[i, 0], placement)
+            anomaly_map, score = to_input_grid(maps[i, 0], placement), float(scores[i])
+            mask = None if self.threshold is None else anomaly_map > self.threshold
             yield Detection(
                 name=image.name,
                 source=image.source,
                 image=scale(image.pixels),
                 anomaly_map=anomaly_map,
                 pseudo_healthy=to_input_grid(healthy[i, 0], placement),
-                score=float(scores[i]),
+                score=score,
                 network_calls=self.network_calls,
                 seconds=seconds,
-                steps=tuple(_pictures(step, i) for step in steps),
+                p_value=None if self.calibration is None else self.calibration.p_value(score),
+                mask=mask,
+                findings=None if mask is None else findings_in(anomaly_map, mask, image.spacing),
+                steps=tuple(kept[i]),
                 overlay_maximum=self.overlay_maximum,
-                **self._judged(anomaly_map, float(scores[i]), image.spacing),
             )
-
-    def _judged(
-        self, anomaly_map: NDArray[np.float32], score: float, spacing: tuple[float, float] | None
-    ) -> dict[str, Any]:
-        """What the threshold and the calibration say about a map on the input's grid and its score."""
-        judged: dict[str, Any] = {}
-        if self.calibration is not None:
-            judged["p_value"] = self.calibration.p_value(score)
-        if self.threshold is not None:
-            judged["mask"] = anomaly_map > self.threshold
-            judged["findings"] = findings_in(anomaly_map, judged["mask"], spacing)
-        return judged
 
     def model_maps(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """Anomaly maps on the model's grid, for evaluation.
 
         Args:
             x: (B, 1, S, S) in [0, 1].
-            names: the cases' names, which seed their noise.
+            names: of the cases, which seed their noise.
 
         Returns:
             (B, 1, S, S) >= 0, 0 outside the model's region.
@@ -317,45 +286,139 @@ class Detector:
         """One number an image, (B,): the mean of the highest 1 % of the map's values in the model's region.
 
         The higher, the less healthy. On the development bench it tells sick from healthy better than the mean, which
-        drowns a small lesion, and the maximum, which is one pixel's word (docs/results.md). The preset `published` has
-        the mean of the whole map, as its source does.
+        drowns a small lesion, and the maximum, which is one pixel's word (docs/results.md). The published methods have
+        the mean of the whole map, as their source does.
         """
-        if self.preset:
-            return published_scores(maps)
+        if self._method.published:
+            return maps.mean(dim=(1, 2, 3))
         inside = maps[:, 0, self._region.to(maps.device)]  # (B, pixels in the region)
         return inside.topk(max(1, round(HIGHEST_SHARE * inside.shape[1])), dim=1).values.mean(1)
 
     @torch.inference_mode()
-    def _restore(self, x: Tensor, names: Sequence[str], on_step: OnStep | None = None) -> Restoration:
+    def _restore(self, x: Tensor, names: Sequence[str], on_step: OnBatchStep | None = None) -> Restoration:
         x = x.to(self.device) * 2 - 1  # the one place where [0, 1] becomes [-1, 1]
         generators = [case_generator(self.seed, name) for name in names]
         kinds = self.model.recipe.noise.kinds
+        draw_noise = NOISES[self.noise or kinds[0]]
         kind = torch.full((len(x),), kinds.index(self.noise) if self.noise in kinds else 0, device=self.device)
 
         def noise() -> Tensor:
-            return NOISES[self.noise or kinds[0]](generators, self.model_size, self.model_size, self.device)
+            drawn: Tensor = draw_noise(generators, self.model_size, self.model_size, self.device)
+            return drawn
 
         def denoise(x_t: Tensor, t: int) -> Tensor:
-            fast = self._precision != torch.float32
-            with torch.autocast(self.device.type, dtype=self._precision, enabled=fast):
-                eps: Tensor = self._network(x_t, torch.full((len(x_t),), t, device=self.device), kind)
-            return eps
+            return self._engine(x_t, torch.full((len(x_t),), t, device=self.device), kind)
 
         restoration = self._method.restore(
             denoise, x, self.model.schedule, noise, self._compare, options=self.options, on_step=on_step
         )
         return replace(restoration, anomaly_map=restoration.anomaly_map * self._region)
 
-    def _noise_kind(self, noise: str | None) -> Any:
-        if noise is not None and not self._method.options:
+    def _pictures(self, x: Tensor, step: Step) -> list[StepPictures]:
+        """Those of each image of the batch x, (B, 1, S, S) in [0, 1]."""
+        cleans = _to_unit(step.clean)[:, 0].float().cpu().numpy()  # (B, S, S)
+        maps = [None] * len(cleans)
+        if step.anomaly_map is not None:
+            maps = list((step.anomaly_map * self._region)[:, 0].float().cpu().numpy())
+        return [StepPictures(step.t, *of_image) for of_image in zip(x[:, 0].numpy(), cleans, maps, strict=True)]
+
+    def _checked_noise(self, noise: str | None) -> str | None:
+        if noise is not None and not self._method.noises:
             raise ThoradError(f"method {self.method!r} uses no noise, but {noise!r} was asked for.")
         return possible_noises(self.method, self.model.recipe, None if noise is None else [noise])[0]
+
+    def _checked_steps(self, steps: int | str | None) -> int | Literal["all"] | None:
+        """The number of timesteps that are visited; None where the method has none to choose."""
+        if self._method.published:
+            if steps not in (None, "all"):
+                raise ThoradError(
+                    f"steps is {steps!r}, but method {self.method!r} visits all timesteps, as the published code does. "
+                    "Leave it out."
+                )
+            return "all"
+        if self.noise is None or self.noise not in self._method.default_steps:
+            if steps is not None:
+                raise ThoradError(f"method {self.method!r} has no steps to choose, but steps {steps} was asked for.")
+            return None
+        level = self.noise_level or self._method.noise_levels[self.noise]
+        if steps is None:
+            return min(self._method.default_steps[self.noise], level)
+        if steps == "all":
+            return "all"
+        if not (isinstance(steps, int) and 1 <= steps <= level):
+            raise ThoradError(
+                f"steps is {steps!r}, expected 'all' or a number from 1 to {level} (the noise level of {self.method})."
+            )
+        return steps
+
+    def _method_options(self) -> Options:
+        """The method's own options for what was asked for and this model."""
+        if self.noise_level is not None and self.noise is None:
+            raise ThoradError(
+                f"method {self.method!r} uses no noise, but the noise level {self.noise_level} was given."
+            )
+        if self.finish and not self._method.can_finish:
+            raise ThoradError(f"method {self.method!r} has no chain to finish; leave finish out.")
+        recipe = self.model.recipe
+        if self.noise is not None:
+            level = self.noise_level or self._method.noise_levels[self.noise]
+            if level >= recipe.noise.train_below:
+                raise ThoradError(
+                    f"model {recipe.name!r} was trained below timestep {recipe.noise.train_below}; "
+                    f"{self.method} starts at {level}."
+                )
+        request = Request(
+            method=self.method,
+            noise=self.noise,
+            noise_level=self.noise_level,
+            steps=self.steps if isinstance(self.steps, int) else None,
+            finish=self.finish,
+            size=self.model_size,
+            patch_noise=recipe.noise.patch_noise,
+            statistics=self.model.statistics if self._method.statistics else None,
+        )
+        return self._method.options(request)
+
+    def _made_engine(self, engine: str | Engine) -> tuple[str, Engine]:
+        """The engine's name, and the engine."""
+        if not isinstance(engine, str):
+            return getattr(engine, "__name__", type(engine).__name__), engine
+        make = ENGINES[engine]
+        full_precision = self._method.published
+        made = make(self.model.network, size=self.model_size, device=self.device, full_precision=full_precision)
+        return engine, made
+
+    def _comparison(self, perceptual_weights: Path | None) -> tuple[Path | None, Compare]:
+        """LPIPS's weights, where they are not the bundled ones by default, and what compares two images."""
+        if not self._method.perceptual:
+            if perceptual_weights is not None:
+                raise ThoradError(
+                    f"method {self.method!r} uses no LPIPS, but weights for it were given: {perceptual_weights}."
+                )
+            return None, residual
+        if self.model_size < SMALLEST_PERCEPTUAL:
+            raise ThoradError(
+                f"model {self.model_name!r} works on {self.model_size} px, but {self.method!r} needs LPIPS, "
+                f"which needs {SMALLEST_PERCEPTUAL} px or more. Use another method, or a larger image.size."
+            )
+        bundled = BUNDLED_WEIGHTS if self._method.published else None
+        weights = perceptual_weights or self.model.perceptual_weights or bundled
+        perceptual = load_perceptual_distance(weights).to(self.device)
+        maps: dict[str, Compare] = {
+            "perceptual": perceptual,
+            "anomaly_map": AnomalyMap(perceptual),
+            "published_map": PublishedMap(perceptual),
+        }
+        return weights, maps[self._method.compare]
 
     def _settings_sha256(self) -> str:
         """Of what else decides the map: the recipe that the weights belong to, and the method's own values."""
         recipe = self.model.recipe
-        values = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
-        decided = [section.model_dump_json() for section in (recipe.image, recipe.network, recipe.noise)]
+        # Left out is what decides no map, given the weights, and came after the first calibrations were made.
+        network = recipe.network.model_dump_json(exclude={"kind"} if recipe.network.kind == "unet" else None)
+        noise = recipe.noise.model_dump_json(exclude={"train_from", "min_snr"})
+        values = {field.name: getattr(self.options, field.name) for field in fields(self.options)}  # type: ignore[arg-type]  # Options are dataclasses
+        decided = [recipe.image.model_dump_json(), network, noise]
         decided += [
             f"{name}={value}"
             for name, value in values.items()
@@ -374,75 +437,6 @@ class Detector:
         self.false_positives = None
         return threshold
 
-    def _checked_steps(self, steps: int | str | None) -> Any:
-        if self.preset:
-            if steps not in (None, "all"):
-                raise ThoradError(
-                    f"steps is {steps!r}, but the preset {self.preset!r} visits all timesteps. Leave it out."
-                )
-            return "all"
-        if self.method not in DEFAULT_STEPS:
-            if steps is not None:
-                raise ThoradError(f"method {self.method!r} has no steps to choose, but steps {steps} was asked for.")
-            return None
-        level = self.noise_level or self._method.options[self.noise].noise_level
-        if steps is None:
-            return min(DEFAULT_STEPS[self.method][self.noise], level)
-        if steps != "all" and not (isinstance(steps, int) and 1 <= steps <= level):
-            raise ThoradError(
-                f"steps is {steps!r}, expected 'all' or a number from 1 to {level} (the noise level of {self.method})."
-            )
-        return steps
-
-    def _options(self) -> Any:
-        if not self._method.options:
-            if self.noise_level is not None:
-                raise ThoradError(
-                    f"method {self.method!r} uses no noise, but the noise level {self.noise_level} was given."
-                )
-            return ZScoreOptions(*self.model.statistics, two_sided=self._method.two_sided)
-        recipe, options = self.model.recipe, self._with_level(self._method.options[self.noise])
-        trained = recipe.noise.train_below
-        if options.noise_level >= trained:
-            raise ThoradError(
-                f"model {recipe.name!r} was trained below timestep {trained}; "
-                f"{self.method} starts at {options.noise_level}."
-            )
-        steps = None if self.steps == "all" else self.steps
-        decided: dict[str, Any] = {
-            "steps": steps,
-            "resample_steps": steps,
-            "finish": self.finish,
-            "size": self.model_size,
-            "patch": recipe.noise.patch_noise,
-        }
-        known = {field.name for field in fields(options)}
-        if "standard_deviation" in known:
-            decided["standard_deviation"] = self.model.statistics[1]
-        return replace(options, **{name: decided[name] for name in known & decided.keys()})
-
-    def _with_level(self, options: Any) -> Any:
-        if self.noise_level is None:
-            return options
-        at = tuple(t for t in getattr(options, "harmonise_at", ()) if t <= self.noise_level)
-        lowest = min(getattr(options, "harmonise_at", (1,)))
-        if self.noise_level < lowest:
-            raise ThoradError(f"the noise level is {self.noise_level}, but {self.method} needs {lowest} or more.")
-        return replace(options, noise_level=self.noise_level, **({"harmonise_at": at} if at else {}))
-
-
-def _method_of(name: str, preset: str | None) -> Method:
-    """A method of `METHODS`, or as a preset has it."""
-    if name not in METHODS:
-        raise ThoradError(f"unknown method {name!r}. Known: {', '.join(METHODS)}.")
-    if preset is None:
-        return METHODS[name]
-    if preset != "published":
-        raise ThoradError(f"unknown preset {preset!r}. Known: published.")
-    if name not in PUBLISHED:
-        raise ThoradError(f"the preset 'published' has no method {name!r}. It has {', '.join(PUBLISHED)}.")
-    return PUBLISHED[name]
-
 
 def _refuse_input_range(recipe: Recipe) -> None:
     if recipe.image.input_range != "-1..1":
@@ -451,105 +445,6 @@ def _refuse_input_range(recipe: Recipe) -> None:
             "the noise would be half as strong beside the image: its maps would be wrong. If the model was trained on "
             "-1..1 after all, import it anew with --input-range -1..1."
         )
-
-
-def possible_noises(method: str, recipe: Recipe, asked: Sequence[str] | None = None) -> Sequence[str] | Sequence[None]:
-    """The kinds of noise that a method can use with a model, the method's default first; [None] if it uses none.
-
-    Args:
-        method: one of `thorad.methods.METHODS`.
-        recipe: the model's.
-        asked: only these; None for all. Says nothing to a method without noise.
-
-    Raises:
-        ThoradError: unknown method or noise, or none of the kinds is possible.
-    """
-    if method not in METHODS:
-        raise ThoradError(f"unknown method {method!r}. Known: {', '.join(METHODS)}.")
-    unknown = [kind for kind in asked or () if kind not in NOISES]
-    if unknown:
-        raise ThoradError(f"unknown noise {unknown[0]!r}. Known: {', '.join(NOISES)}.")
-    allowed = list(METHODS[method].options)
-    if not allowed:
-        return [None]
-    patched = METHODS[method].patched
-    if (recipe.noise.patch_noise > 0, recipe.noise.prediction) != (patched, "clean" if patched else "noise"):
-        needed = "prediction = 'clean' and a patch_noise" if patched else "prediction = 'noise' and no patch_noise"
-        raise ThoradError(
-            f"model {recipe.name!r} was trained with prediction = {recipe.noise.prediction!r}, patch_noise = "
-            f"{recipe.noise.patch_noise}; method {method!r} needs a model with {needed}"
-            f"{' (bundled: brain-t1-patched)' if patched else ''}."
-        )
-    trained = recipe.noise.trained_kinds
-    possible = [kind for kind in allowed if kind in trained and (asked is None or kind in asked)]
-    if not possible:
-        raise ThoradError(
-            f"method {method!r} with noise {' or '.join(asked or allowed)} is not possible: the method works with "
-            f"{' or '.join(allowed)}, the model {recipe.name!r} was trained with {' and '.join(trained)}."
-        )
-    return possible
-
-
-def uses_perceptual(method: str) -> bool:
-    """Whether a method's map has LPIPS in it; False for an unknown method."""
-    return method in METHODS and METHODS[method].perceptual
-
-
-def comparison(
-    models: Sequence[str | Path],
-    methods: Sequence[str] | None = None,
-    asked: Sequence[str] | None = None,
-    *,
-    preset: Preset | None = None,
-) -> list[tuple[str | Path, str, Any]]:
-    """What an evaluation compares: each method with each kind of noise on the first model that can do just that.
-
-    Args:
-        models: bundled names or folders, the first ones preferred.
-        methods: of `thorad.methods.METHODS`; None: those of `COMPARED` that one of the models can do and the
-            preset has.
-        asked: only these kinds of noise; None for all.
-        preset: as `Detector` takes it.
-
-    Returns:
-        (model, method, noise) of each detector; noise is None for a method without.
-
-    Raises:
-        ThoradError: unknown model, method or noise, or no model that can do a method that was named.
-    """
-    recipes = [load_recipe_of(model) for model in models]
-    found: list[tuple[str | Path, str, Any]] = []
-    if methods is None:
-        wanted = [method for method in COMPARED if preset is None or method in PUBLISHED]
-    else:
-        wanted = list(methods)
-    for method in wanted:
-        refusals = []
-        of_noise: dict[Any, str | Path] = {}
-        for model, recipe in zip(models, recipes, strict=True):
-            try:
-                noises = possible_noises(method, recipe, asked)
-                if METHODS[method].statistics and not has_statistics(model):
-                    raise ThoradError(f"model {recipe.name!r} has no statistics, which method {method!r} needs.")
-            except ThoradError as error:
-                refusals.append(str(error))
-            else:
-                for noise in noises:
-                    of_noise.setdefault(noise, model)
-        if methods is not None and not of_noise:
-            raise ThoradError(" ".join(refusals))
-        found += [(model, method, noise) for noise, model in of_noise.items()]
-    return found
-
-
-def _pictures(step: Step, i: int) -> StepPictures:
-    """Those of the batch's image i."""
-    maps = step.anomaly_map
-    return StepPictures(
-        timestep=step.t,
-        clean=_to_unit(step.clean[i, 0]).float().cpu().numpy(),
-        anomaly_map=None if maps is None else maps[i, 0].float().cpu().numpy(),
-    )
 
 
 def _device(name: str) -> torch.device:

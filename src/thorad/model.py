@@ -21,10 +21,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from thorad import __version__
-from thorad.diffusion.network import Denoiser
 from thorad.diffusion.schedule import Schedule
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
@@ -41,7 +40,8 @@ class Model:
     """A trained model in memory."""
 
     recipe: Recipe
-    network: Denoiser
+    network: nn.Module
+    """Called as `network(x_t, t, kind)`."""
     mean: Tensor | None
     """(1, S, S), of the training images on the [-1, 1] scale; None in an imported model."""
     standard_deviation: Tensor | None
@@ -80,9 +80,9 @@ class Model:
         return Schedule(noise.timesteps, noise.beta_start, noise.beta_end)
 
 
-def build_network(recipe: Recipe) -> Denoiser:
-    """The recipe's denoiser with fresh weights (from torch's global generator: seed it before)."""
-    return Denoiser(**recipe.network.model_dump(), noise_kinds=len(recipe.noise.kinds))
+def build_network(recipe: Recipe) -> nn.Module:
+    """The recipe's network with fresh weights (from torch's global generator: seed it before)."""
+    return recipe.network.build(len(recipe.noise.kinds))
 
 
 def bundled_models() -> list[str]:
@@ -282,7 +282,7 @@ def _perceptual_weights(folder: Path, calibration: Mapping[str, Any]) -> Path | 
     return folder / PERCEPTUAL
 
 
-def _fill(network: Denoiser, tensors: Mapping[str, Tensor], source: Path) -> None:
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     wanted = network.state_dict()
     given = {k.removeprefix("network."): v.float() for k, v in tensors.items() if k.startswith("network.")}
     wrong = [

@@ -8,14 +8,35 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
+from thorad.diffusion import NOISES
 from thorad.errors import ThoradError
+from thorad.registry import Registry
 
-NoiseKind = Literal["gaussian", "simplex"]
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _known_noise(kind: str) -> str:
+    if kind not in NOISES:
+        raise ValueError(f"unknown noise {kind!r}. Known: {', '.join(NOISES)}")
+    return kind
+
+
+NoiseKind = Annotated[str, AfterValidator(_known_noise)]
 InputRange = Literal["-1..1", "0..1"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -57,16 +78,55 @@ class VolumeSection(_Section):
 
 
 class NetworkSection(_Section):
+    """What every kind of network says of itself; a kind of its own subclasses this and is named in `NETWORKS`."""
+
+    kind: str
+
+    @property
+    def multiple(self) -> int:
+        """Number of px that the image's side must be a multiple of."""
+        return 1
+
+    def build(self, noise_kinds: int) -> nn.Module:
+        """The network with fresh weights, called as `network(x_t, t, kind)` with x_t (B, 1, S, S), t and kind (B,).
+
+        It gives (B, 1, S, S) float32: the noise in x_t, or the clean image where the recipe says so.
+
+        Args:
+            noise_kinds: how many kinds of noise it is told apart.
+        """
+        raise NotImplementedError
+
+
+class UNetSection(NetworkSection):
     """`thorad.diffusion.network.Denoiser`."""
 
+    kind: Literal["unet"] = "unet"
     channels: tuple[Positive, ...] = (128, 256, 256)
+    """Width of each level; multiples of 32."""
     attention: tuple[bool, ...] = (False, True, True)
+    """Whether each level has self-attention."""
     residual_blocks: Positive = 1
+    """Residual blocks a level."""
     head_channels: Positive = 256
+    """Channels of an attention head; divides the channels of every level with attention."""
     patch: Positive = 1
+    """Side in px of the blocks that the image is folded by (space to depth): about patch² less cost; 1 does not
+    fold."""
+
+    @property
+    def multiple(self) -> int:
+        """Patch * 2^(levels - 1)."""
+        return int(self.patch * 2 ** (len(self.channels) - 1))
+
+    def build(self, noise_kinds: int) -> nn.Module:
+        """The denoiser with fresh weights (from torch's global generator: seed it before)."""
+        from thorad.diffusion.network import Denoiser
+
+        return Denoiser(**self.model_dump(exclude={"kind"}), noise_kinds=noise_kinds)
 
     @model_validator(mode="after")
-    def _levels_agree(self) -> NetworkSection:
+    def _levels_agree(self) -> UNetSection:
         if len(self.channels) != len(self.attention):
             raise ValueError(f"{len(self.channels)} channels but {len(self.attention)} attention levels")
         if any(width % 32 for width in self.channels):
@@ -77,6 +137,27 @@ class NetworkSection(_Section):
             # With one channel a group, normalisation cancels what tells the network the timestep and the noise.
             raise ValueError("at least one level needs 64 channels, or the network doesn't see the timestep")
         return self
+
+
+NETWORKS: Final = Registry("thorad.networks", "network", type, {"unet": "thorad.recipe:UNetSection"})
+"""Kind -> its `NetworkSection`; other packages add theirs under the entry-point group `thorad.networks`."""
+
+
+def _network_of_kind(content: Any) -> Any:
+    """The section of the kind that it names; recipes from before there were kinds are U-Nets."""
+    if isinstance(content, NetworkSection):
+        return content
+    content = dict(content)
+    kind = content.setdefault("kind", "unet")
+    if kind not in NETWORKS:
+        raise ValueError(f"unknown kind {kind!r}. Known: {', '.join(NETWORKS)}")
+    section = NETWORKS[kind]
+    if not issubclass(section, NetworkSection):
+        raise ValueError(f"kind {kind!r} is {section.__name__}, which is no NetworkSection")
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(_problems(error)) from error
 
 
 class NoiseSection(_Section):
@@ -182,16 +263,16 @@ class Recipe(_Section):
     description: str = ""
     image: ImageSection = ImageSection()
     volume: VolumeSection = VolumeSection()
-    network: NetworkSection = NetworkSection()
+    network: Annotated[SerializeAsAny[NetworkSection], BeforeValidator(_network_of_kind)] = UNetSection()
     noise: NoiseSection = NoiseSection()
     augmentation: AugmentationSection = AugmentationSection()
     training: TrainingSection = TrainingSection()
 
     @model_validator(mode="after")
     def _size_divides(self) -> Recipe:
-        multiple = self.network.patch * 2 ** (len(self.network.channels) - 1)
+        multiple = self.network.multiple
         if self.image.size % multiple:
-            raise ValueError(f"image.size {self.image.size} must be a multiple of {multiple} (patch * 2^(levels - 1))")
+            raise ValueError(f"image.size {self.image.size} must be a multiple of {multiple}, as the network needs it")
         return self
 
     @model_validator(mode="after")
@@ -246,5 +327,9 @@ def parse_recipe(text: str, source: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise ThoradError(f"{source}: not a TOML file ({error}).") from error
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
-        raise ThoradError(f"{source}: not a valid recipe. {problems}.") from error
+        raise ThoradError(f"{source}: not a valid recipe. {_problems(error)}.") from error
+
+
+def _problems(error: ValidationError) -> str:
+    """What is wrong where: `image.size: Input should be greater than 0; ...`."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())

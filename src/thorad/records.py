@@ -6,9 +6,9 @@ Shapes: H, W an image's own grid; S the model's; I, J, K a volume's.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,18 +39,20 @@ class Finding:
     """Of the map over its pixels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepPictures:
     """One image at one step of its restoration, on the model's grid."""
 
     timestep: int
+    image: NDArray[np.float32]
+    """(S, S) in [0, 1]: the image as the model sees it."""
     clean: NDArray[np.float32]
     """(S, S) in [0, 1]: the estimate of the clean image, before harmonisation."""
     anomaly_map: NDArray[np.float32] | None
-    """(S, S) >= 0, at a harmonised step only."""
+    """(S, S) >= 0, 0 outside the model's region; at a harmonised step only."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Detection:
     """What was found in one image; every picture is (H, W) float32 on the image's own grid."""
 
@@ -78,6 +80,10 @@ class Detection:
     overlay_maximum: float | None = None
     """Map value at which an overlay's colours end, one for a method, so that detections compare."""
 
+    def __repr__(self) -> str:
+        """One line: name, size, score and what else is known."""
+        return f"Detection({self.name!r}, {_side(self.image.shape)} px, {_facts(self)})"
+
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
         from thorad.notebook import result_html
@@ -85,7 +91,7 @@ class Detection:
         return result_html(self, self.overlay_maximum)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VolumeDetection:
     """What was found in the slices of one volume."""
 
@@ -126,6 +132,11 @@ class VolumeDetection:
         """The slices, short enough for a NIfTI header's 79 characters."""
         return f"slice{'s' * (len(self.indices) > 1)} {format_indices(self.indices)} of MNI152"
 
+    def __repr__(self) -> str:
+        """One line: name, size, slices, score and what else is known."""
+        slices = f"slices {format_indices(self.indices)}"
+        return f"VolumeDetection({self.name!r}, {_side(self.anomaly_map.shape)} voxels, {slices}, {_facts(self)})"
+
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
         from thorad.notebook import volume_html
@@ -152,3 +163,26 @@ def parse_indices(text: str) -> list[int]:
     if not indices:
         raise ThoradError(f"slices {text[:20]!r}: expected a slice index or a range of them, such as 95 or 90-100.")
     return indices
+
+
+def _side(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _facts(detection: Detection | VolumeDetection) -> str:
+    facts = [f"score {detection.score:.4g}"]
+    facts += [f"p {detection.p_value:.3g}"] if detection.p_value is not None else []
+    facts += [f"{len(detection.findings)} findings"] if detection.findings is not None else []
+    return ", ".join(facts)
+
+
+def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A detector's options as earlier versions kept them, in today's words.
+
+    Before there were engines, all ran on torch; the methods `published-...` were a preset of those without the prefix.
+    """
+    current = {"engine": "torch", **options}
+    preset = current.pop("preset", None)
+    if preset is not None and "method" in current:
+        current["method"] = f"{preset}-{current['method']}"
+    return current

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from thorad.errors import ThoradError
 
@@ -22,11 +22,11 @@ class Registry(Mapping[str, Entry]):
     Args:
         group: the group of entry points, as `thorad.methods`.
         what: the word for one entry in messages, as `method`.
-        kind: every entry's type.
+        kind: every entry's type; None: anything that can be called.
         own: {name: "module:attribute"} of thorad's own entries.
     """
 
-    def __init__(self, group: str, what: str, kind: type[Entry], own: Mapping[str, str]) -> None:
+    def __init__(self, group: str, what: str, kind: type[Entry] | None, own: Mapping[str, str]) -> None:
         self.group, self.what, self._kind = group, what, kind
         self._own = dict(own)
         self._installed: dict[str, EntryPoint] | None = None
@@ -84,8 +84,8 @@ class Registry(Mapping[str, Entry]):
         return self._checked(name, entry, point.value)
 
     def _checked(self, name: str, entry: object, source: str) -> Entry:
-        if not isinstance(entry, self._kind):
-            raise ThoradError(
-                f"{self.what} {name!r} ({source}) is a {type(entry).__name__}, expected a {self._kind.__name__}."
-            )
-        return entry
+        fits = callable(entry) if self._kind is None else isinstance(entry, self._kind)
+        if not fits:
+            expected = "something to call" if self._kind is None else f"a {self._kind.__name__}"
+            raise ThoradError(f"{self.what} {name!r} ({source}) is a {type(entry).__name__}, expected {expected}.")
+        return cast("Entry", entry)

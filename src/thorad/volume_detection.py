@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.findings import findings_in
+from thorad.io.inputs import as_volume
 from thorad.io.registration import Registration, register
 from thorad.io.slices import axial_images
 from thorad.io.template import MNI_2009A, paste_axial
@@ -25,7 +27,7 @@ from thorad.records import VolumeDetection, format_indices
 
 def detect_volume(
     detector: Detector,
-    volume: Volume,
+    volume: Volume | str | PathLike[str],
     *,
     indices: Sequence[int] | None = None,
     registration: Registration | None = None,
@@ -38,7 +40,7 @@ def detect_volume(
 
     Args:
         detector: of a model for volumes.
-        volume: one head, any grid.
+        volume: one head, any grid; or its path (NIfTI, NRRD, MetaImage, or the folder of one DICOM series).
         indices: of the slices, in the template's grid; None: those that the model was trained on.
         registration: of this volume, from an earlier `register`; None: it is made here.
         keep_steps: keep the pictures of every step of the slices' restorations.
@@ -47,6 +49,7 @@ def detect_volume(
         ThoradError: the model isn't for volumes, an index outside the template, a slice that shows nothing.
     """
     began = time.perf_counter()
+    volume = as_volume(volume)
     section = detector.model.recipe.volume
     chosen = checked_indices(section, indices, detector.model_name)
     registration = registration or register(volume, skull=section.skull)

@@ -21,7 +21,7 @@ from torch import Tensor
 from thorad.errors import ThoradError
 from thorad.maps.perceptual import PerceptualDistance
 from thorad.model import build_network, load_region, save_model
-from thorad.recipe import InputRange, NoiseKind, Recipe
+from thorad.recipe import InputRange, NoiseKind, Recipe, UNetSection
 
 PUBLISHED_HEAD_CHANNELS = 256
 SMALLEST_HEAD_CHANNELS = 32
@@ -36,6 +36,8 @@ class ImportReport:
     recipe: Recipe
     parameters: int
     """How many numbers of the network were taken over."""
+    network: UNetSection
+    """The recipe's network."""
     perceptual: bool
     """Whether the checkpoint's own LPIPS weights were kept."""
     dropped: tuple[str, ...]
@@ -79,6 +81,8 @@ def import_checkpoint(
     content, state, epoch = _read(checkpoint)
     unet = {key.removeprefix("unet."): tensor for key, tensor in state.items() if key.startswith("unet.")}
     recipe = _recipe(unet, checkpoint, name, noise, input_range, size, head_channels, region, epoch)
+    section = recipe.network
+    assert isinstance(section, UNetSection), "_recipe makes no other kind"
     network = build_network(recipe)
     taken = {f"unet.{monai_name(key)}": tensor for key, tensor in unet.items() if ".proj_attn." not in key}
     wanted = network.state_dict()
@@ -95,17 +99,18 @@ def import_checkpoint(
         taken | identities,
         None,
         None,
-        _card(recipe, checkpoint.name, digest),
+        _card(recipe, section.head_channels, checkpoint.name, digest),
         dtype=torch.float32,
         perceptual=perceptual,
     )
     return ImportReport(
         folder=out,
         recipe=recipe,
+        network=section,
         parameters=sum(tensor.numel() for tensor in taken.values()),
         perceptual=perceptual is not None,
         dropped=tuple(key for key in state if key not in kept),
-        head_channels_assumed=head_channels is None and any(recipe.network.attention),
+        head_channels_assumed=head_channels is None and any(section.attention),
     )
 
 
@@ -229,14 +234,14 @@ def _perceptual(state: Mapping[str, Tensor], source: Path) -> dict[str, Tensor] 
     return given
 
 
-def _card(recipe: Recipe, file: str, digest: str) -> str:
+def _card(recipe: Recipe, head_channels: int, file: str, digest: str) -> str:
     return f"""# {recipe.name}
 
 {recipe.description} Research use; not a medical device.
 
 - Source: `{file}`, sha256 {digest}. `thorad models import` took its weights over as they are, in float32.
 - The import was told or assumed, for a checkpoint doesn't say: trained with {recipe.noise.kinds[0]} noise on images of
-  {recipe.image.size} px in {recipe.image.input_range}; attention heads have {recipe.network.head_channels} channels.
+  {recipe.image.size} px in {recipe.image.input_range}; attention heads have {head_channels} channels.
 - It comes without statistics of its training images: the z-score methods need another model.
 - On what it was trained, under which licence, and how well it works, its source must say.
 """

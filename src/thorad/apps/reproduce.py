@@ -21,7 +21,7 @@ from thorad.apps.run import write_evaluation_run
 from thorad.datasets import atlas, wrist
 from thorad.datasets.cases import Case, read_cases
 from thorad.datasets.grazpedwri import dataset_table
-from thorad.detector import DEFAULT_STEPS, Detector, comparison
+from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.evaluation.evaluate import evaluate, honest_floor_warning
 from thorad.evaluation.sizes import SIZE_GROUPS
@@ -30,7 +30,9 @@ from thorad.evaluation.tables import Figure, lay_out
 from thorad.io.atomic import write_atomic
 from thorad.io.scans import find_scans, picture_files
 from thorad.io.tables import listing
+from thorad.methods import METHODS
 from thorad.model import load_recipe_of
+from thorad.selection import comparison
 from thorad.table import Table
 
 Target = Literal["table1", "table2", "fig4"]
@@ -397,7 +399,7 @@ def _import_matplotlib() -> Any:
 def _detector(
     model: str | Path, method: str, noise: str | None, settings: Settings, noise_level: int | None = None
 ) -> Detector:
-    steps = settings.steps if method in DEFAULT_STEPS else None
+    steps = settings.steps if METHODS[method].default_steps else None
     if isinstance(steps, int) and noise_level is not None:
         steps = min(steps, noise_level)  # a low level has no more timesteps than that
     return Detector(

@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 from torch.utils.benchmark.utils.timer import timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from thorad.detector import Detector
-from thorad.diffusion.network import Denoiser, fast_precision
+from thorad.diffusion.engine import fast_precision
 from thorad.io.atomic import write_atomic
 from thorad.model import build_network, save_model
 from thorad.recipe import Recipe, load_recipe
@@ -237,7 +238,7 @@ def matrix_product_gflops(dtype: torch.dtype, device: torch.device, size: int = 
     return 2 * size**3 / _fastest(lambda: torch.mm(a, b)) / 1e9
 
 
-def flops(network: Denoiser, size: int) -> int:
+def flops(network: nn.Module, size: int) -> int:
     """Operations (multiplications and additions) of one call on one slice of `size` x `size` px."""
     device = next(network.parameters()).device
     x, t = torch.zeros(1, 1, size, size, device=device), torch.zeros(1, dtype=torch.long, device=device)

@@ -99,22 +99,22 @@ def evaluate(
 
 def _compared(options: opt.RunOptions, models: str, methods: str | None, noises: str) -> list[Detector]:
     """A detector for each method and noise that were asked for, as words separated by commas."""
-    from thorad.detector import DEFAULT_STEPS, comparison, uses_perceptual
+    from thorad.methods import METHODS
+    from thorad.selection import comparison
 
     chosen = comparison(
         opt.parse_words(models),
-        opt.parse_words(methods) if methods else None,
+        options.methods(opt.parse_words(methods) if methods else None),
         None if noises == "all" else opt.parse_words(noises),
-        preset=options.preset,
     )
     detectors = []
     for model, method, noise in chosen:
         not_for_it: dict[str, Any] = {}
-        if method not in DEFAULT_STEPS:
+        if not METHODS[method].default_steps:
             not_for_it["steps"] = None
         if noise is None:
             not_for_it["noise_level"] = None
-        if not uses_perceptual(method):
+        if not METHODS[method].perceptual:
             not_for_it["perceptual_weights"] = None
         detectors.append(options.run(model, method, noise, **not_for_it))
     return detectors

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from thorad.detector import Detector
 
 DEFAULT_MODEL = "brain-t1-compact"
+PUBLISHED = ("thor", "anoddpm", "ddpm")  # what --preset published stands before, as in published-thor
 METHOD, COMPUTATION = "Method", "Computation"  # panels of options in a verb's help
 
 
@@ -94,6 +95,13 @@ class RunOptions:
     device: Device = "auto"
     seed: Seed = 0
     batch_size: BatchSize = 16
+    engine: Annotated[
+        str,
+        Option(
+            help="What runs the network: torch, or openvino, which is faster on x86 processors.",
+            rich_help_panel=COMPUTATION,
+        ),
+    ] = "torch"
 
     def run(self, model: str | Path, method: str, noise: Any, **options: Any) -> Detector:
         """A detector run like this; `options` are further ones of `Detector`, or replace these.
@@ -103,9 +111,22 @@ class RunOptions:
         """
         from thorad.detector import Detector
 
-        own = {field.name: getattr(self, field.name) for field in fields(RunOptions)}
+        own = {field.name: getattr(self, field.name) for field in fields(RunOptions) if field.name != "preset"}
         own["steps"] = parse_steps(self.steps)
         return Detector(model, method=method, noise=noise, **{**own, **options})
+
+    def methods(self, names: list[str] | None) -> list[str] | None:
+        """The methods that the names mean under the preset; None where no names and no preset are given.
+
+        Raises:
+            ThoradError: the preset lacks a method.
+        """
+        if self.preset is None:
+            return names
+        for name in names or ():
+            if name not in PUBLISHED:
+                raise ThoradError(f"the preset {self.preset!r} has no method {name!r}. It has {', '.join(PUBLISHED)}.")
+        return [f"{self.preset}-{name}" for name in names or PUBLISHED]
 
 
 @dataclass(frozen=True)
@@ -127,7 +148,8 @@ class DetectorOptions(RunOptions):
 
     def detector(self, **options: Any) -> Detector:
         """The detector that was asked for; see `run`."""
-        return self.run(self.model, self.method, self.noise, **options)
+        method = self.methods([self.method]) or [self.method]
+        return self.run(self.model, method[0], self.noise, **options)
 
 
 def parse_steps(text: str | None) -> int | Literal["all"] | None:

@@ -204,7 +204,7 @@ def import_model(
         head_channels=head_channels,
         region=region,
     )
-    network = report.recipe.network
+    network = report.network
     print_line(f"{report.parameters / 1e6:.2f} million parameters, channels {network.channels}, {noise} noise.")
     print_line(f"Its own LPIPS weights: {'kept' if report.perceptual else 'none, the bundled ones will be used'}.")
     for tensor in report.dropped:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 from torch.nn import functional
@@ -63,16 +62,3 @@ class Denoiser(nn.Module):
         folded = functional.pixel_unshuffle(x_t, self.patch)  # (B, patch², H / patch, W / patch)
         eps = self.unet(folded, t, class_labels=kind if self.noise_kinds > 1 else None)
         return functional.pixel_shuffle(eps, self.patch).float()
-
-
-def fast_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it faster than float32, else float32.
-
-    On processors without bfloat16 instructions autocast is several times slower than float32.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu":
-        capability = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if capability else torch.float32
-    return torch.float32

@@ -66,9 +66,6 @@ def simplex_noise(generators: Sequence[torch.Generator], height: int, width: int
     return torch.cat(maps)[:, None]
 
 
-NOISES = {"gaussian": gaussian_noise, "simplex": simplex_noise}
-
-
 def _fractal_slices(
     seeds: Sequence[int], depths: Sequence[float], height: int, width: int, device: torch.device
 ) -> Tensor:

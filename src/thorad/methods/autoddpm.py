@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from thorad.diffusion.schedule import CLEAN, Schedule, visited_timesteps
 from thorad.maps.anomaly_map import residual
-from thorad.methods.contract import Compare, Denoise, Noise, OnStep, Restoration, Step
+from thorad.methods.contract import Compare, Denoise, Method, Noise, OnStep, Restoration, Step
 from thorad.methods.ddpm import DdpmOptions, ddpm
 
 PERCENTILE = 0.95
@@ -104,3 +104,21 @@ def _percentile(maps: Tensor) -> Tensor:
 
 def _positive(divisor: Tensor) -> Tensor:
     return torch.where(divisor > 0, divisor, 1.0)
+
+
+AUTODDPM = Method(
+    name="autoddpm",
+    title="AutoDDPM",
+    blurb="mask what changed, stitch the scan around it, and sample the rest again",
+    paper="Bercea, Neumayr, Rueckert, Schnabel, 2023, arXiv:2305.19643",
+    restore=autoddpm,
+    options=lambda request: AutoDdpmOptions(
+        noise_level=request.noise_level or AutoDdpmOptions.noise_level,
+        steps=request.steps,
+        resample_steps=request.steps,
+    ),
+    noise_levels={"gaussian": AutoDdpmOptions.noise_level},
+    default_steps={"gaussian": 4},
+    compare="perceptual",
+    overlay_maximum=0.05,
+)

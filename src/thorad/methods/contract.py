@@ -1,4 +1,4 @@
-"""What every method takes and gives.
+"""What every method takes and gives, and the one entry that holds all facts about it.
 
 A method is one function that reads like its paper:
 
@@ -11,18 +11,24 @@ A method is one function that reads like its paper:
 - ``compare(image, reconstruction)``: the map between two images, (B, 1, H, W) >= 0.
 - ``options``: the method's own frozen dataclass.
 - ``on_step(Step)``: called with every intermediate picture; None is free.
+
+Its entry is a `Method`, beside the function in the same file; `thorad.methods.METHODS` names them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from torch import Tensor
+from thorad.errors import ThoradError
 
-Denoise = Callable[[Tensor, int], Tensor]
-Noise = Callable[[], Tensor]
-Compare = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Denoise = Callable[["Tensor", int], "Tensor"]
+Noise = Callable[[], "Tensor"]
+Compare = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -48,3 +54,112 @@ class Step:
 
 
 OnStep = Callable[[Step], None]
+
+
+class Options(Protocol):
+    """A method's options: a frozen dataclass of its own, whose values decide the map."""
+
+    def network_calls(self) -> int:
+        """Calls of the network for one image."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked of a method and what the model has to offer: all that the method's options are made of."""
+
+    method: str
+    """The method's name, for messages."""
+    noise: str | None
+    """Kind of noise; None for a method without."""
+    noise_level: int | None
+    """Timestep T that images are noised to; None: the method's own."""
+    steps: int | None
+    """Timesteps visited, evenly spaced; None: all."""
+    finish: bool
+    """Whether to go on below the last harmonised timestep, for the sake of the pseudo-healthy image."""
+    size: int
+    """Side S of the model's grid, px."""
+    patch_noise: int
+    """Side in px of the cells that the model's training noised; 0: whole images."""
+    statistics: tuple[Tensor, Tensor] | None = None
+    """Mean and standard deviation of the training images, (1, S, S) each on the [-1, 1] scale; None where the method
+    does not need them."""
+
+    def level_and_steps(self, level: int, harmonise_at: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        """The noise level, and those of a method's harmonised timesteps that are not above it.
+
+        Args:
+            level: the method's own noise level.
+            harmonise_at: the method's own harmonised timesteps.
+
+        Raises:
+            ThoradError: none of them is left.
+        """
+        if self.noise_level is None:
+            return level, harmonise_at
+        kept = tuple(t for t in harmonise_at if t <= self.noise_level)
+        if not kept:
+            raise ThoradError(
+                f"the noise level is {self.noise_level}, but {self.method} needs {min(harmonise_at)} or more."
+            )
+        return self.noise_level, kept
+
+
+@dataclass(frozen=True)
+class Method:
+    """All facts about a method; everything that lists, explains, runs or compares methods reads them here."""
+
+    name: str
+    """What users ask for."""
+    title: str
+    """How tables and papers write it."""
+    blurb: str
+    """One line for people who choose a method."""
+    paper: str
+    """Authors, venue and year, or where else it comes from."""
+    restore: Callable[..., Restoration]
+    """The method itself; see the module's head."""
+    options: Callable[[Request], Options]
+    """Its options for a request.
+
+    Raises:
+        ThoradError: what was asked for is not possible.
+    """
+    noise_levels: Mapping[str, int] = field(default_factory=dict)
+    """{kind of noise: its own noise level T}, the default kind first; empty for a method without a network."""
+    default_steps: Mapping[str, int] = field(default_factory=dict)
+    """{kind of noise: timesteps visited by default}, the fewest that cost at most 1 Dice point where that was measured
+    (docs/results.md); empty where there are no steps to choose."""
+    compare: Literal["residual", "perceptual", "anomaly_map", "published_map"] = "residual"
+    """What it compares two images with: |x - x_rec|, LPIPS, THOR's product of the two, or what the published code makes
+    of that product."""
+    overlay_maximum: float = 0.5
+    """Map value at which an overlay's colours end; one value for all cases, so that pictures compare."""
+    own_step_maximum: float | None = None
+    """The same for the maps of its steps, where they are on another scale than the result."""
+    patched: bool = False
+    """Whether its network learned to restore a box of an image that is clean elsewhere (`patch_noise`)."""
+    statistics: bool = False
+    """Whether it needs the training images' mean and standard deviation, which imported models lack."""
+    can_finish: bool = False
+    """Whether its chain can go on below the last harmonised timestep."""
+    published: bool = False
+    """Whether it follows the published implementation, accidents included: in float32, at all timesteps, with the mean
+    of the whole map as the score."""
+    compared: bool = True
+    """Whether an evaluation that names no methods compares it."""
+
+    @property
+    def noises(self) -> tuple[str, ...]:
+        """Kinds of noise that it works with, the default first."""
+        return tuple(self.noise_levels)
+
+    @property
+    def perceptual(self) -> bool:
+        """Whether it needs LPIPS."""
+        return self.compare != "residual"
+
+    @property
+    def step_maximum(self) -> float:
+        """Map value at which the colours of a step's overlay end."""
+        return self.overlay_maximum if self.own_step_maximum is None else self.own_step_maximum

@@ -6,12 +6,13 @@ Wyatt, Leach, Schmon, Willcocks: AnoDDPM, CVPR workshops 2022.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from thorad.diffusion.schedule import CLEAN, Schedule, visited_timesteps
-from thorad.methods.contract import Compare, Denoise, Noise, OnStep, Restoration, Step
+from thorad.methods.contract import Compare, Denoise, Method, Noise, OnStep, Request, Restoration, Step
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,30 @@ def ddpm(
         if t_next != CLEAN:  # the step to CLEAN gives the clean estimate itself
             x_t = schedule.step(x_t, clean, t, t_next, noise())
     return Restoration(compare(image, clean), pseudo_healthy=clean)
+
+
+def _options(level: int) -> Callable[[Request], DdpmOptions]:
+    return lambda request: DdpmOptions(request.noise_level or level, request.steps)
+
+
+DDPM = Method(
+    name="ddpm",
+    title="DDPM",
+    blurb="noise the scan with Gaussian noise, denoise it, compare",
+    paper="Ho, Jain, Abbeel, NeurIPS 2020",
+    restore=ddpm,
+    options=_options(350),
+    noise_levels={"gaussian": 350},
+    default_steps={"gaussian": 2},
+)
+
+ANODDPM = Method(
+    name="anoddpm",
+    title="AnoDDPM",
+    blurb="DDPM with simplex noise, which hides structures of the size of a lesion",
+    paper="Wyatt, Leach, Schmon, Willcocks, CVPR workshops 2022",
+    restore=ddpm,
+    options=_options(250),
+    noise_levels={"simplex": 250},
+    default_steps={"simplex": 2},
+)

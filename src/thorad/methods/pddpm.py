@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from thorad.diffusion.schedule import Schedule
-from thorad.methods.contract import Compare, Denoise, Noise, OnStep, Restoration, Step
+from thorad.methods.contract import Compare, Denoise, Method, Noise, OnStep, Restoration, Step
 
 
 @dataclass(frozen=True)
@@ -76,3 +76,17 @@ def pddpm(
     if on_step:
         on_step(Step(options.noise_level, clean, None))
     return Restoration(compare(image, clean), pseudo_healthy=clean)
+
+
+PDDPM = Method(
+    name="pddpm",
+    title="pDDPM",
+    blurb="restore one patch after the other from its clean surroundings; needs a model of its own (brain-t1-patched)",
+    paper="Behrendt, Bhattacharya, Krüger, Opfer, Schlaefer, MIDL 2023, arXiv:2303.03758",
+    restore=pddpm,
+    options=lambda request: PddpmOptions(
+        request.noise_level or PddpmOptions.noise_level, size=request.size, patch=request.patch_noise
+    ),
+    noise_levels={"simplex": PddpmOptions.noise_level},
+    patched=True,
+)

@@ -1,4 +1,4 @@
-"""THOR and DDPM as the published implementation computes them, its accidents included: the preset `published`.
+"""THOR and DDPM as the published implementation computes them, its accidents included: the methods `published-...`.
 
 github ci-ber/THOR_DDPM, February 2026, commit bf807c0. With the same weights and the same noise these functions give
 its maps, whatever one thinks of them; `thorad.methods.thor` and `thorad.methods.ddpm` follow the papers. Every accident
@@ -11,14 +11,14 @@ here: every image gets what it gets there in a batch of one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from thorad.diffusion.schedule import Schedule
 from thorad.maps.anomaly_map import close_and_dilate, gaussian_blur, harmonic_mean
-from thorad.methods.contract import Compare, Denoise, Noise, OnStep, Restoration, Step
+from thorad.methods.contract import Compare, Denoise, Method, Noise, OnStep, Request, Restoration, Step
 
 WINDOW = 13
 """px, of the closing and the dilation, whatever the image's size."""
@@ -176,10 +176,50 @@ class PublishedSchedule(Schedule):
         return mean + variance.sqrt() * noise() if t > 0 else mean
 
 
-def published_scores(maps: Tensor) -> Tensor:
-    """One number an image, (B,): the mean of its map (B, 1, H, W)."""
-    return maps.mean(dim=(1, 2, 3))
-
-
 def _to_unit(x: Tensor) -> Tensor:
     return ((x + 1) / 2).clamp(0, 1)
+
+
+def _thor_options(request: Request) -> PublishedThorOptions:
+    paper = PUBLISHED_THOR_GAUSSIAN if request.noise == "gaussian" else PublishedThorOptions()
+    return PublishedThorOptions(*request.level_and_steps(paper.noise_level, paper.harmonise_at))
+
+
+def _ddpm_options(level: int) -> Callable[[Request], PublishedDdpmOptions]:
+    return lambda request: PublishedDdpmOptions(request.noise_level or level)
+
+
+PUBLISHED_THOR = Method(
+    name="published-thor",
+    title="THOR (published code)",
+    blurb="the published implementation's every step, accidents included",
+    paper="github ci-ber/THOR_DDPM, February 2026",
+    restore=published_thor,
+    options=_thor_options,
+    noise_levels={"simplex": PublishedThorOptions.noise_level, "gaussian": PUBLISHED_THOR_GAUSSIAN.noise_level},
+    compare="published_map",
+    overlay_maximum=1.0,
+    published=True,
+    compared=False,
+)
+
+PUBLISHED_ANODDPM = Method(
+    name="published-anoddpm",
+    title="AnoDDPM (published code)",
+    blurb="AnoDDPM as THOR's published implementation runs it",
+    paper="github ci-ber/THOR_DDPM, February 2026",
+    restore=published_ddpm,
+    options=_ddpm_options(250),
+    noise_levels={"simplex": 250},
+    published=True,
+    compared=False,
+)
+
+PUBLISHED_DDPM = replace(
+    PUBLISHED_ANODDPM,
+    name="published-ddpm",
+    title="DDPM (published code)",
+    blurb="DDPM as THOR's published implementation runs it",
+    options=_ddpm_options(350),
+    noise_levels={"gaussian": 350},
+)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thorad.diffusion.schedule import CLEAN, Schedule, visited_timesteps
 from thorad.maps.anomaly_map import guidance_mask, harmonic_mean
-from thorad.methods.contract import Compare, Denoise, Noise, OnStep, Restoration, Step
+from thorad.methods.contract import Compare, Denoise, Method, Noise, OnStep, Request, Restoration, Step
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,52 @@ class ThorOptions:
 THOR_GAUSSIAN = ThorOptions(noise_level=350, harmonise_at=(300, 150, 50))
 
 
+@dataclass(frozen=True)
+class Draw:
+    """One way from noise back to the image."""
+
+    maps: list[Tensor]
+    """(B, 1, H, W) each, one for each harmonised timestep."""
+    estimate: Tensor
+    """(B, 1, H, W) in [-1, 1]: the clean estimate at the last harmonised timestep, before harmonisation."""
+    pseudo_healthy: Tensor
+    """(B, 1, H, W) in [-1, 1]: the harmonised estimate there or, with `finish`, the end of the chain."""
+
+
+def draw(
+    denoise: Denoise,
+    image: Tensor,
+    schedule: Schedule,
+    noise: Noise,
+    compare: Compare,
+    *,
+    options: ThorOptions,
+    on_step: OnStep | None = None,
+) -> Draw:
+    """Noise the image to T and denoise it; at chosen timesteps only what differs from the image may change."""
+    timesteps = visited_timesteps(options.noise_level, options.steps, options.harmonise_at)
+    maps: list[Tensor] = []
+    x_t = schedule.add_noise(image, noise(), options.noise_level)
+    estimate = clean = image
+    for t, t_next in zip(timesteps, [*timesteps[1:], CLEAN], strict=True):
+        clean = schedule.predict_clean(x_t, denoise(x_t, t), t)
+        anomaly_map = compare(image, clean) if t in options.harmonise_at else None
+        if on_step:
+            on_step(Step(t, clean, anomaly_map))
+        if anomaly_map is not None:
+            maps.append(anomaly_map)
+            estimate = clean
+            may_change = guidance_mask(anomaly_map)  # cd(m), (B, 1, H, W) in [0, 1]
+            clean = (may_change * clean + (1 - may_change) * image).clamp(-1, 1)
+            if t == min(options.harmonise_at) and not options.finish:
+                break
+            x_t = schedule.add_noise(clean, noise(), t)
+            clean = schedule.predict_clean(x_t, denoise(x_t, t), t)
+        if t_next != CLEAN:  # the step to CLEAN gives the clean estimate itself
+            x_t = schedule.step(x_t, clean, t, t_next, noise())
+    return Draw(maps, estimate, pseudo_healthy=clean)
+
+
 def thor(
     denoise: Denoise,
     image: Tensor,
@@ -55,28 +101,27 @@ def thor(
     options: ThorOptions,
     on_step: OnStep | None = None,
 ) -> Restoration:
-    """Noise the image to T and denoise it; at chosen timesteps only what differs from the image may change.
+    """One `draw`, and the harmonic mean of its maps."""
+    drawn = draw(denoise, image, schedule, noise, compare, options=options, on_step=on_step)
+    return Restoration(harmonic_mean(drawn.maps), drawn.pseudo_healthy)
 
-    The pseudo-healthy image is the harmonised estimate at the last harmonised timestep or, with `finish`, the end of
-    the chain.
-    """
-    timesteps = visited_timesteps(options.noise_level, options.steps, options.harmonise_at)
-    maps: list[Tensor] = []
-    x_t = schedule.add_noise(image, noise(), options.noise_level)
-    clean = image
-    for t, t_next in zip(timesteps, [*timesteps[1:], CLEAN], strict=True):
-        clean = schedule.predict_clean(x_t, denoise(x_t, t), t)
-        anomaly_map = compare(image, clean) if t in options.harmonise_at else None
-        if on_step:
-            on_step(Step(t, clean, anomaly_map))
-        if anomaly_map is not None:
-            maps.append(anomaly_map)
-            may_change = guidance_mask(anomaly_map)  # cd(m), (B, 1, H, W) in [0, 1]
-            clean = (may_change * clean + (1 - may_change) * image).clamp(-1, 1)
-            if t == min(options.harmonise_at) and not options.finish:
-                break
-            x_t = schedule.add_noise(clean, noise(), t)
-            clean = schedule.predict_clean(x_t, denoise(x_t, t), t)
-        if t_next != CLEAN:  # the step to CLEAN gives the clean estimate itself
-            x_t = schedule.step(x_t, clean, t, t_next, noise())
-    return Restoration(harmonic_mean(maps), pseudo_healthy=clean)
+
+def _options(request: Request) -> ThorOptions:
+    paper = THOR_GAUSSIAN if request.noise == "gaussian" else ThorOptions()
+    level, harmonise_at = request.level_and_steps(paper.noise_level, paper.harmonise_at)
+    return ThorOptions(level, harmonise_at, request.steps, request.finish)
+
+
+THOR = Method(
+    name="thor",
+    title="THOR",
+    blurb="what differs from the clean estimate may change, all else is held to the scan",
+    paper="Bercea, Wiestler, Rueckert, Schnabel, MICCAI 2024, arXiv:2403.08464",
+    restore=thor,
+    options=_options,
+    noise_levels={"simplex": ThorOptions.noise_level, "gaussian": THOR_GAUSSIAN.noise_level},
+    default_steps={"simplex": 1, "gaussian": 1},
+    compare="anomaly_map",
+    overlay_maximum=0.1,
+    can_finish=True,
+)

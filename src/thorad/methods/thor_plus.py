@@ -14,8 +14,8 @@ from torch import Tensor
 
 from thorad.diffusion.schedule import Schedule
 from thorad.maps.anomaly_map import gaussian_blur, harmonic_mean
-from thorad.methods.contract import Compare, Denoise, Noise, OnStep, Restoration, Step
-from thorad.methods.thor import ThorOptions, thor
+from thorad.methods.contract import Compare, Denoise, Method, Noise, OnStep, Request, Restoration
+from thorad.methods.thor import THOR, ThorOptions, draw
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,36 @@ def thor_plus(
 
     The pseudo-healthy image is the mean, over the draws, of the clean estimate at the last harmonised timestep.
     """
-    estimates: list[Tensor] = []  # (B, 1, H, W) each, as all below
-    maps: list[Tensor] = []
-
-    def keep(step: Step) -> None:
-        if step.anomaly_map is not None:
-            maps.append(step.anomaly_map)
-        if step.t == min(options.harmonise_at):
-            estimates.append(step.clean)
-        if on_step:
-            on_step(step)
-
     one_draw = ThorOptions(options.noise_level, options.harmonise_at, options.steps)
-    for _ in range(options.draws):
-        thor(denoise, image, schedule, noise, compare, options=one_draw, on_step=keep)
-    pseudo_healthy = torch.stack(estimates).mean(dim=0)
+    draws = [
+        draw(denoise, image, schedule, noise, compare, options=one_draw, on_step=on_step) for _ in range(options.draws)
+    ]
+    pseudo_healthy = torch.stack([one.estimate for one in draws]).mean(dim=0)
     # Signed until here: what the draws disagree about cancels, as does what varies from pixel to pixel.
     residual = gaussian_blur(image - pseudo_healthy, options.blur_sigma).abs() / 2  # on the [0, 1] scale
+    maps = [anomaly_map for one in draws for anomaly_map in one.maps]
     difference = residual ** (1 - options.thor_share) * harmonic_mean(maps) ** options.thor_share
     spread = torch.ones_like(image[0]) if options.standard_deviation is None else options.standard_deviation.to(image)
     return Restoration(difference / ((spread + options.smallest_deviation) / 2), pseudo_healthy)
+
+
+def _options(request: Request) -> ThorPlusOptions:
+    assert request.statistics is not None, "a method with statistics=True always gets them"
+    level, harmonise_at = request.level_and_steps(ThorPlusOptions.noise_level, ThorPlusOptions.harmonise_at)
+    return ThorPlusOptions(level, harmonise_at, request.steps, standard_deviation=request.statistics[1])
+
+
+THOR_PLUS = Method(
+    name="thor+",
+    title="THOR+",
+    blurb="eight draws of THOR over how much healthy people differ there: five times the calls; for registered images",
+    paper="this project",
+    restore=thor_plus,
+    options=_options,
+    noise_levels={"simplex": ThorPlusOptions.noise_level},
+    default_steps={"simplex": 1},
+    compare="anomaly_map",
+    overlay_maximum=3.0,
+    own_step_maximum=THOR.overlay_maximum,
+    statistics=True,
+)

@@ -20,7 +20,7 @@ from thorad.io.shards import Shard
 from thorad.io.tables import listing, write_table
 from thorad.io.volumes import write_nifti
 from thorad.pictures import montage, overlay
-from thorad.records import Detection, StepPictures, VolumeDetection
+from thorad.records import Detection, StepPictures, VolumeDetection, current_options
 from thorad.results import layout
 from thorad.results.dicom import (
     DerivationInfo,
@@ -257,7 +257,7 @@ class ResultWriter:
         path = self._out / layout.RUN
         try:
             before = json.loads(path.read_bytes())
-            return {**before["options"], "overlay_maximum": before["overlay_maximum"]}
+            return {**current_options(before["options"]), "overlay_maximum": before["overlay_maximum"]}
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:

@@ -17,7 +17,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from thorad.diffusion.noise import NOISES
+from thorad.diffusion import NOISES
 from thorad.diffusion.schedule import Schedule
 from thorad.model import build_network
 from thorad.recipe import Recipe

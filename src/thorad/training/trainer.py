@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from thorad.diffusion.network import fast_precision
+from thorad.diffusion.engine import fast_precision
 from thorad.errors import ThoradError
 from thorad.recipe import Recipe
 from thorad.training.callbacks import ProgressLines, average_weights

@@ -32,15 +32,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thorad.apps.run import detect_files, open_results
-from thorad.detector import Detector, possible_noises
+from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.scans import Scan
 from thorad.io.volumes import Volume, write_nifti
 from thorad.methods import METHODS, Restoration
 from thorad.methods.contract import OnStep, Step
-from thorad.model import bundled_models, has_statistics, load_recipe_of
+from thorad.model import bundled_models, load_recipe_of
 from thorad.pictures import overlay, png_text
 from thorad.results.volume_page import write_volume_page
+from thorad.selection import methods_for
 from thorad.viewer.order import Order, Settings
 from thorad.viewer.pages import PLANES
 
@@ -87,14 +88,9 @@ def offers(models: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for model in [*models, *bundled_models()]:
         recipe = load_recipe_of(model)
-        methods = []
-        for method_name, method in METHODS.items():
-            try:
-                noises = possible_noises(method_name, recipe)
-            except ThoradError:
-                continue
-            if not method.statistics or has_statistics(model):
-                methods += [{"method": method_name, "noise": noise} for noise in noises]
+        methods = [
+            {"method": method, "noise": noise} for method, noise in methods_for(model) if not METHODS[method].published
+        ]
         # A calibrated copy has the name of the model that it is a copy of.
         name = recipe.name if model in bundled_models() else f"{recipe.name} ({Path(model).name})"
         description = {"name": name, "about": recipe.description, "volumes": bool(recipe.volume.template)}

@@ -1,0 +1,38 @@
+"""What other packages and scripts add for this process; an installed package has entry points (docs/extend.md).
+
+Each raises a ThoradError where the name is taken or the entry is of another type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from thorad.diffusion import ENGINES, NOISES
+from thorad.methods import METHODS, Method
+from thorad.recipe import NETWORKS, NetworkSection
+
+
+def register_method(method: Method) -> None:
+    """Add a method under its own name (`thorad.methods.contract.Method`)."""
+    METHODS.register(method.name, method)
+
+
+def register_noise(name: str, draw: Callable[..., Any]) -> None:
+    """Add a kind of noise: `draw(generators, height, width, device) -> (B, 1, height, width)`.
+
+    Args:
+        name: what recipes and `--noise` call it.
+        draw: draws one map for each generator, from that generator alone.
+    """
+    NOISES.register(name, draw)
+
+
+def register_network(section: type[NetworkSection]) -> None:
+    """Add a kind of network by the section that describes and builds it; its name is the default of its `kind`."""
+    NETWORKS.register(str(section.model_fields["kind"].default), section)
+
+
+def register_engine(name: str, make: Callable[..., Any]) -> None:
+    """Add an engine: `make(network, *, size, device, full_precision)` (`thorad.diffusion.engine`)."""
+    ENGINES.register(name, make)
