@@ -377,7 +377,7 @@ def test_one_colour_scale_for_all_cases() -> None:
 def test_steps_that_were_asked_for(tmp_path: Path) -> None:
     """Of a method with harmonised steps these only, of another one all."""
     clean = np.linspace(-0.1, 1, 16, dtype=np.float32).reshape(4, 4)
-    plain, harmonised = StepPictures(70, clean, None), StepPictures(50, clean / 2, 0.3 * clean)
+    plain, harmonised = StepPictures(70, clean, clean, None), StepPictures(50, clean, clean / 2, 0.3 * clean)
     writer(tmp_path).write(replace(finding("a"), steps=(plain, harmonised)))
     with np.load(tmp_path / "cases" / "a" / "steps.npz") as steps:
         assert steps["timesteps"].tolist() == [50]

@@ -240,7 +240,7 @@ class ResultWriter:
                     f"{self._out}: has a folder cases, but no run.json says how they were made. Choose another --out."
                 )
             return
-        wanted = {**self._run["options"], "overlay_maximum": self._run["overlay_maximum"]}
+        wanted = {**current_options(self._run["options"]), "overlay_maximum": self._run["overlay_maximum"]}
         different = [
             f"{name} (there {options.get(name)!r}, now {wanted.get(name)!r})"
             for name in sorted(options.keys() | wanted.keys())
