@@ -24,10 +24,11 @@ from thorad.datasets.atlas import MNI_2009A
 from thorad.datasets.boxes import Box, voc_xml
 from thorad.datasets.cases import Case, read_cases
 from thorad.datasets.wrist import is_test_patient
-from thorad.detector import Detector, comparison
+from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.evaluation.evaluate import evaluate
 from thorad.evaluation.statistics import title
+from thorad.selection import comparison
 
 QUICK = Settings(device="cpu", bootstrap=20)
 SIDES = {"sub-1_a": 2, "sub-1_b": 4, "sub-2_a": 2, "sub-2_b": 8, "sub-3_a": 4, "sub-3_b": 7}  # px of 32, lesions' sides
