@@ -13,7 +13,7 @@ import importlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +33,9 @@ RESEARCH: Final = "Research use only"
 
 COLOUR: Final = (248, 149, 64)
 """RGB that viewers are recommended to show the segment in: that of a high map in the pictures."""
+
+SERIES: Final = {"SEG": 1, "SC": 2, "PM": 3}
+"""Place of each kind behind the source's series in a viewer's list."""
 
 # highdicom logs a patient's name where its form is unusual.
 logging.getLogger("highdicom").setLevel(logging.CRITICAL)
@@ -70,28 +73,28 @@ def write_segmentation(path: Path, mask: NDArray[np.bool_], series: Series, deri
     highdicom = import_highdicom()
     sources = _Sources(series)
     frames = sources.in_stored_order(mask)
-    uid = _uids(series, "SEG", derivation, np.packbits(frames).tobytes(), str(mask.shape).encode())
+    derived = _DerivedSeries(sources, "SEG", derivation, [np.packbits(frames).tobytes(), str(mask.shape).encode()])
     with _writing(series):
         dataset = highdicom.seg.Segmentation(
             source_images=sources.datasets,
             pixel_array=frames,
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[_segment_description(highdicom, series, derivation, uid)],
+            segment_descriptions=[_segment_description(derived)],
             omit_empty_frames=bool(mask.any()),
             content_label="ANOMALY",
             content_description=derivation.description[:64],
-            **_series_and_equipment(sources, derivation, uid("instance"), uid, place=1),
+            **derived.arguments("instance"),
         )
         if not series.is_volume:
             dataset.PatientOrientation = sources.datasets[0].get("PatientOrientation") or ""
-        _make_reproducible(dataset, derivation, uid)
-        _save(path, dataset)
+        derived.save(path, dataset)
 
 
-def _segment_description(highdicom: Any, series: Series, derivation: DerivationInfo, uid: "_Uids") -> Any:
+def _segment_description(derived: "_DerivedSeries") -> Any:
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 
+    highdicom, derivation = import_highdicom(), derived.derivation
     return highdicom.seg.SegmentDescription(
         segment_number=1,
         segment_label="Anomaly",
@@ -101,8 +104,8 @@ def _segment_description(highdicom: Any, series: Series, derivation: DerivationI
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
             name=derivation.algorithm[:64], family=codes.DCM.ArtificialIntelligence, version=derivation.version[:64]
         ),
-        tracking_uid=uid("segment"),
-        tracking_id=f"thorad {series.name}",
+        tracking_uid=derived.uid("segment"),
+        tracking_id=f"thorad {derived.sources.series.name}",
         display_color=highdicom.color.CIELabColor.from_rgb(*COLOUR),
     )
 
@@ -134,31 +137,30 @@ def write_parametric_map(
     if len(datasets) > 1:  # a file of many frames can only be referred to as a whole
         values, datasets = np.ascontiguousarray(values[covered]), [datasets[index] for index in covered]
     highest = float(max(values.max(), np.finfo(np.float32).tiny))
-    uid = _uids(series, "PM", derivation, values.tobytes())
+    derived = _DerivedSeries(sources, "PM", derivation, [values.tobytes()])
     with _writing(series):
         dataset = highdicom.pm.ParametricMap(
             source_images=datasets,
             pixel_array=values,
             contains_recognizable_visual_features=False,
-            real_world_value_mappings=[_map_units(highdicom, highest)],
+            real_world_value_mappings=[_map_units(highest)],
             voi_lut_transformations=[
                 highdicom.VOILUTTransformation(highest / 2, highest, voi_lut_function="LINEAR_EXACT")
             ],
             content_label="ANOMALY_MAP",
             content_description=derivation.description[:64],
-            **_series_and_equipment(sources, derivation, uid("instance"), uid, place=3),
+            **derived.arguments("instance"),
         )
         _copy_image_elements(dataset, sources.datasets[0])
-        _make_reproducible(dataset, derivation, uid)
-        _save(path, dataset)
+        derived.save(path, dataset)
 
 
-def _map_units(highdicom: Any, highest: float) -> Any:
+def _map_units(highest: float) -> Any:
     """That stored numbers are the map's own, from 0 to `highest`."""
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 
-    return highdicom.pm.RealWorldValueMapping(
+    return import_highdicom().pm.RealWorldValueMapping(
         lut_label="anomaly",
         lut_explanation="Anomaly map of thorad",
         unit=codes.UCUM.NoUnits,
@@ -189,20 +191,16 @@ def write_secondary_capture(
     """
     if not pictures:
         raise ValueError("there must be a picture to write")
-    highdicom = import_highdicom()
     sources = _Sources(series)
     content = [pictures[index].tobytes() + str(index).encode() for index in sorted(pictures)]
-    uid = _uids(series, "SC", derivation, *content)
+    derived = _DerivedSeries(sources, "SC", derivation, content)
     paths: list[Path] = []
     for number, index in enumerate(sorted(pictures), start=1):
         with _writing(series):
-            shared = _series_and_equipment(sources, derivation, uid(f"instance {index}"), uid, place=2)
-            dataset = _secondary_capture(highdicom, pictures[index], sources, index, shared)
+            dataset = _secondary_capture(pictures[index], derived, index)
             dataset.InstanceNumber = number
-            dataset.DerivationDescription = f"{derivation.algorithm} over the source image. {RESEARCH}."
-            _make_reproducible(dataset, derivation, uid)
             paths.append(folder / f"{number:04d}.dcm")
-            _save(paths[-1], dataset)
+            derived.save(paths[-1], dataset)
     return paths
 
 
@@ -233,10 +231,12 @@ class _Sources:
     """The source's headers, complete enough to refer to."""
 
     def __init__(self, series: Series) -> None:
+        self.series = series
         self.places: Sequence[tuple[Path, int]] = slice_order(series) if series.is_volume else [(series.files[0], 0)]
         """Of each k, its file and the frame in it."""
-        self.is_volume = series.is_volume
-        self._headers = {path: read_dataset(path, pixels=False) for path in dict.fromkeys(p for p, _ in self.places)}
+        self._headers = {
+            path: read_dataset(path, pixels=False) for path in dict.fromkeys(file for file, _ in self.places)
+        }
         for path, dataset in self._headers.items():
             with reading(path):
                 _complete(dataset, path, needs_frame_of_reference=series.is_volume)
@@ -253,7 +253,7 @@ class _Sources:
 
     def in_stored_order(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """(n, rows, columns): as the files are ordered here and frames in a file, from (I, J, K) or (H, W)."""
-        frames = as_frames(voxels) if self.is_volume else voxels[None]
+        frames = as_frames(voxels) if self.series.is_volume else voxels[None]
         path = self.places[0][0]
         expected = (len(self.places), *shape_of(self._headers[path], path))
         if frames.shape != expected:
@@ -261,10 +261,65 @@ class _Sources:
         order = np.argsort([frame for _, frame in self.places]) if len(self._headers) == 1 else np.arange(len(frames))
         return np.ascontiguousarray(frames[order])
 
-    def series_number(self, place: int) -> int:
-        """Behind the source's own number in a viewer's list: 3 -> 301, 302 ..."""
-        number = number_of(self.datasets[0], "SeriesNumber", 0)
-        return int(number) * 100 + place if 0 <= number < 10_000_000 else place
+
+class _DerivedSeries:
+    """A series of objects that are made of one source, and what they have in common.
+
+    Args:
+        sources: the source.
+        kind: a key of `SERIES`.
+        derivation: how they are made.
+        content: of all of them; the same source, kind, derivation and content have the same UIDs.
+    """
+
+    def __init__(self, sources: _Sources, kind: str, derivation: DerivationInfo, content: Iterable[bytes]) -> None:
+        self.sources, self.derivation, self._place = sources, derivation, SERIES[kind]
+        digest = hashlib.sha256()
+        made = (derivation.description, derivation.algorithm, derivation.version, derivation.time.isoformat())
+        for part in (sources.series.uid, sources.series.name, kind, *made):
+            digest.update(part.encode() + b"\0")
+        for block in content:
+            digest.update(hashlib.sha256(block).digest())
+        self._digest = digest.hexdigest()
+
+    def uid(self, name: str) -> str:
+        """The UID of something in the series."""
+        return str(import_pydicom().uid.generate_uid(entropy_srcs=[self._digest, name]))
+
+    def arguments(self, instance: str) -> dict[str, Any]:
+        """What highdicom's constructors share; `instance` names the object in the series."""
+        number = number_of(self.sources.datasets[0], "SeriesNumber", 0)
+        return {
+            "series_instance_uid": self.uid("series"),
+            # Behind the source's own number in a viewer's list: 3 -> 301, 302 ...
+            "series_number": int(number) * 100 + self._place if 0 <= number < 10_000_000 else self._place,
+            "sop_instance_uid": self.uid(instance),
+            "instance_number": 1,
+            "manufacturer": MANUFACTURER,
+            "manufacturer_model_name": self.derivation.algorithm[:64],
+            "software_versions": self.derivation.version[:64],
+            "device_serial_number": "none",
+            "series_description": self.derivation.description[:64],
+        }
+
+    def save(self, path: Path, dataset: Any) -> None:
+        """Write an object, with the run's time in place of now and derived UIDs in place of random ones."""
+        date, time = self.derivation.time.strftime("%Y%m%d"), self.derivation.time.strftime("%H%M%S")
+        for kind in ("InstanceCreation", "Content", "Series"):
+            setattr(dataset, f"{kind}Date", date)
+            setattr(dataset, f"{kind}Time", time)
+        if "DateOfSecondaryCapture" in dataset:
+            dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = date, time
+        for keyword in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
+            for item in dataset.get(keyword) or []:
+                item.DimensionOrganizationUID = self.uid("dimensions")
+        for item in dataset.get("ContributingEquipmentSequence") or []:
+            item.pop("ContributionDateTime", None)  # that of writing
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        write_atomic(path, buffer.getvalue())
 
 
 _IMAGE: Final = (
@@ -333,43 +388,6 @@ def _writing(series: Series) -> Iterator[None]:
         ) from error
 
 
-class _Uids:
-    """Names to UIDs, the same for the same source, derivation and content."""
-
-    def __init__(self, digest: str) -> None:
-        self._digest = digest
-
-    def __call__(self, name: str) -> str:
-        return str(import_pydicom().uid.generate_uid(entropy_srcs=[self._digest, name]))
-
-
-def _uids(series: Series, kind: str, derivation: DerivationInfo, *content: bytes) -> _Uids:
-    digest = hashlib.sha256()
-    derived = (derivation.description, derivation.algorithm, derivation.version, derivation.time.isoformat())
-    for part in (series.uid, series.name, kind, *derived):
-        digest.update(part.encode() + b"\0")
-    for block in content:
-        digest.update(hashlib.sha256(block).digest())
-    return _Uids(digest.hexdigest())
-
-
-def _series_and_equipment(
-    sources: _Sources, derivation: DerivationInfo, instance_uid: str, uid: _Uids, *, place: int
-) -> dict[str, Any]:
-    """What highdicom's constructors share; `place` is that of the series behind the source's own in a viewer's list."""
-    return {
-        "series_instance_uid": uid("series"),
-        "series_number": sources.series_number(place),
-        "sop_instance_uid": instance_uid,
-        "instance_number": 1,
-        "manufacturer": MANUFACTURER,
-        "manufacturer_model_name": derivation.algorithm[:64],
-        "software_versions": derivation.version[:64],
-        "device_serial_number": "none",
-        "series_description": derivation.description[:64],
-    }
-
-
 def _copy_image_elements(dataset: Any, source: Any) -> None:
     """What a picture shares with the one that it lies over; empty where DICOM wants it to be there."""
     for keyword in _IMAGE:
@@ -380,32 +398,14 @@ def _copy_image_elements(dataset: Any, source: Any) -> None:
             setattr(dataset, keyword, "")
 
 
-def _make_reproducible(dataset: Any, derivation: DerivationInfo, uid: _Uids) -> None:
-    """The run's time in place of now, derived UIDs in place of random ones."""
-    kinds = ["InstanceCreation", "Content", "Series"]
-    date, time = derivation.time.strftime("%Y%m%d"), derivation.time.strftime("%H%M%S")
-    for kind in kinds:
-        setattr(dataset, f"{kind}Date", date)
-        setattr(dataset, f"{kind}Time", time)
-    if "DateOfSecondaryCapture" in dataset:
-        dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = date, time
-    organisations = dataset.get("DimensionOrganizationSequence") or []
-    indices = dataset.get("DimensionIndexSequence") or []
-    for item in (*organisations, *indices):
-        item.DimensionOrganizationUID = uid("dimensions")
-    for item in dataset.get("ContributingEquipmentSequence") or []:
-        item.pop("ContributionDateTime", None)  # that of writing
-
-
-def _secondary_capture(
-    highdicom: Any, picture: NDArray[np.uint8], sources: _Sources, index: int, shared: Mapping[str, Any]
-) -> Any:
+def _secondary_capture(picture: NDArray[np.uint8], derived: _DerivedSeries, index: int) -> Any:
     """A Secondary Capture of one picture (rows, columns, 3), at the place of its slice."""
+    sources = derived.sources
     source, frame = sources.of_slice(index)
     path, _ = sources.places[index]
     if picture.shape != (*shape_of(source, path), 3) or picture.dtype != np.uint8:
         raise ValueError(f"a picture of {picture.shape} {picture.dtype} for a slice of {shape_of(source, path)}")
-    dataset = highdicom.sc.SCImage.from_ref_dataset(
+    dataset = import_highdicom().sc.SCImage.from_ref_dataset(
         source,
         pixel_array=picture,
         photometric_interpretation="RGB",
@@ -413,7 +413,7 @@ def _secondary_capture(
         coordinate_system="PATIENT",
         patient_orientation=("L", "P"),  # highdicom demands one; the source's, which may be unknown, follows
         transfer_syntax_uid=import_pydicom().uid.ExplicitVRLittleEndian,
-        **shared,
+        **derived.arguments(f"instance {index}"),
     )
     del dataset.PatientOrientation
     dataset.copy_patient_and_study_information(source)
@@ -423,29 +423,26 @@ def _secondary_capture(
     dataset.ConversionType = "WSD"
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.BurnedInAnnotation = "NO"
-    if sources.is_volume or "ImagePositionPatient" in source:
+    dataset.DerivationDescription = f"{derived.derivation.algorithm} over the source image. {RESEARCH}."
+    if sources.series.is_volume or "ImagePositionPatient" in source:
         _set(dataset, **_place_of(source, frame))
     elif "PixelSpacing" in source:
         dataset.PixelSpacing = source.PixelSpacing
-    _refer_to(highdicom, dataset, source, frame if len(sources.places) > len(sources.datasets) else None)
+    _refer_to(dataset, source, frame if len(sources.places) > len(sources.datasets) else None)
     return dataset
 
 
-def _refer_to(highdicom: Any, dataset: Any, source: Any, frame: int | None) -> None:
+def _refer_to(dataset: Any, source: Any, frame: int | None) -> None:
     """Name the instance, and the frame in it, that a picture was made from."""
     from pydicom.dataset import Dataset
 
     reference = {"ReferencedSOPClassUID": source.SOPClassUID, "ReferencedSOPInstanceUID": source.SOPInstanceUID}
     if frame is not None:
         reference["ReferencedFrameNumber"] = frame + 1
-    purpose = highdicom.sr.CodedConcept("121322", "DCM", "Source image for image processing operation")
-    dataset.ReferencedSeriesSequence = [
-        _set(
-            Dataset(),
-            SeriesInstanceUID=source.SeriesInstanceUID,
-            ReferencedInstanceSequence=[_set(Dataset(), **reference)],
-        )
-    ]
+    in_series = _set(Dataset(), ReferencedInstanceSequence=[_set(Dataset(), **reference)])
+    in_series.SeriesInstanceUID = source.SeriesInstanceUID
+    purpose = import_highdicom().sr.CodedConcept("121322", "DCM", "Source image for image processing operation")
+    dataset.ReferencedSeriesSequence = [in_series]
     dataset.SourceImageSequence = [_set(Dataset(), **reference, PurposeOfReferenceCodeSequence=[purpose])]
 
 
@@ -466,11 +463,3 @@ def _place_of(source: Any, frame: int) -> dict[str, Any]:
     enhanced = "PerFrameFunctionalGroupsSequence" in source
     holders = {keyword: frame_group(source, frame, group) if enhanced else source for keyword, group in groups.items()}
     return {keyword: holder.get(keyword) for keyword, holder in holders.items()}
-
-
-def _save(path: Path, dataset: Any) -> None:
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    write_atomic(path, buffer.getvalue())
