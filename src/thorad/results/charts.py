@@ -1,29 +1,47 @@
-"""Panels of a report: tables, and charts as SVG text that takes its colours from the page's style sheet.
+"""Panels of a report: tables and charts. thorad/assets/report/charts.html draws a chart; here is what is where in it.
 
-Series are told apart by line style and by their label at the line, not by colour alone.
+Lengths and places are in px of the drawing.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import ClassVar
 
 import numpy as np
 
 from thorad.table import Table
 
-WIDTH, LEFT, RIGHT, BOTTOM, TOP = 440, 50, 14, 40, 12  # px of the chart, and of the margins around its axes
+WIDTH, LEFT, RIGHT, BOTTOM, TOP = 440, 50, 14, 40, 12
+"""Of the chart, and of the margins around its axes."""
+
 SERIES = 8
 """Line styles that the style sheet has."""
 
+BINS = 32
+"""Of a histogram."""
+
 
 @dataclass(frozen=True)
-class Line:
-    """One curve of a chart; points that are not finite are left out."""
+class Axis:
+    """Values from `low` to `high` along a line from `start` to `end`; what lies outside is put at its end."""
 
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
+    low: float
+    high: float
+    start: float
+    end: float
+    square_root: bool = False
+    """Whether values are spaced by their square roots, so that small ones spread; `low` is 0 then."""
+
+    def __call__(self, value: float) -> float:
+        """The place of a value."""
+        share = min(1.0, max(0.0, (value - self.low) / (self.high - self.low or 1.0)))
+        return self.start + (self.end - self.start) * (math.sqrt(share) if self.square_root else share)
+
+    @property
+    def ticks(self) -> list[float]:
+        """Round numbers to write along it."""
+        return square_root_ticks(self.high) if self.square_root else ticks(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -42,15 +60,147 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Line:
+    """One curve of a chart; points that are not finite are left out."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """The points that are finite."""
+        return [(x, y) for x, y in zip(self.x, self.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What the charts have in common: a horizontal axis under all the rest."""
+
+    title: str
+    """What the chart shows, for readers who don't see it."""
+    x_label: str
+
+    width: ClassVar = WIDTH
+    top: ClassVar = TOP
+
+    @property
+    def base(self) -> int:
+        """Where the horizontal axis lies."""
+        raise NotImplementedError
+
+    @property
+    def height(self) -> int:
+        """Of the chart."""
+        return self.base + BOTTOM
+
+
+@dataclass(frozen=True)
+class Curves(Chart):
+    """Curves over one pair of axes, with a legend under the chart where there are several."""
+
+    y_label: str
+    lines: Sequence[Line]
+    """At most `SERIES`."""
+    x_maximum: float
+    """Both axes begin at 0; the vertical one ends at 1."""
+    square_root: bool = False
+    """See `Axis`; of the horizontal one."""
+    marker: str = ""
+    """Id of a vertical line that the page moves with its threshold; none where empty."""
+
+    kind: ClassVar = "curves"
+    base: ClassVar = 230
+    y: ClassVar = Axis(0.0, 1.0, base, TOP)
+
+    @property
+    def x(self) -> Axis:
+        """The horizontal axis."""
+        return Axis(0.0, self.x_maximum, LEFT, WIDTH - RIGHT, self.square_root)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Values of one kind, at least one."""
+
+    label: str
+    values: Sequence[float]
+    healthy: bool
+
+    @property
+    def median(self) -> float:
+        """Of the values."""
+        return float(np.median(self.values))
+
+
+@dataclass(frozen=True)
+class Histograms(Chart):
+    """One histogram over the other, on one horizontal axis: each row's shares of its own values."""
+
+    rows: Sequence[Sample]
+
+    kind: ClassVar = "histograms"
+    row_height: ClassVar = 84
+    bar_height: ClassVar = row_height - 26
+    """Of the highest bar."""
+
+    @property
+    def base(self) -> int:
+        """Where the horizontal axis lies."""
+        return self.base_of(len(self.rows) - 1)
+
+    def base_of(self, row: int) -> int:
+        """Where the bars of a row stand."""
+        return TOP + self.row_height * (row + 1)
+
+    @property
+    def x(self) -> Axis:
+        """The horizontal axis, which all values fit on."""
+        low, high = min(min(row.values) for row in self.rows), max(max(row.values) for row in self.rows)
+        if high <= low:
+            low, high = low - 0.5 * abs(low) - 1e-9, high + 0.5 * abs(high) + 1e-9
+        return Axis(low, high, LEFT, WIDTH - RIGHT)
+
+    def bars(self, row: Sample) -> Iterator[tuple[float, float, float]]:
+        """Left and right end and height of each bar of a row."""
+        x = self.x
+        edges = np.linspace(x.low, x.high, BINS + 1)
+        counts = np.histogram(row.values, edges)[0]
+        for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
+            if count:
+                yield x(left), x(right), self.bar_height * count / counts.max()
+
+
+@dataclass(frozen=True)
+class Intervals(Chart):
+    """Values with their intervals, one line each; headings group them. The axis begins at 0."""
+
+    lines: Sequence[tuple[str, Interval | None]]
+    """Label and value; a heading has None."""
+    x_maximum: float
+
+    kind: ClassVar = "intervals"
+    line_height: ClassVar = 19
+
+    @property
+    def base(self) -> int:
+        """Where the horizontal axis lies."""
+        return TOP + self.line_height * len(self.lines)
+
+    @property
+    def x(self) -> Axis:
+        """The horizontal axis; the labels stand to its left."""
+        return Axis(0.0, self.x_maximum, 130, WIDTH - RIGHT)
+
+
+@dataclass(frozen=True)
 class Panel:
     """A chart or a table of a report, and what there is to know about it."""
 
     title: str
+    content: Chart | Table
     words: str
     """Below it."""
-    chart: str = ""
-    """As the functions here draw it."""
-    table: Table | None = None
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -64,182 +214,12 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def curves(
-    lines: Sequence[Line],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    x_range: tuple[float, float],
-    y_range: tuple[float, float] = (0.0, 1.0),
-    square_root: bool = False,
-    marker: str = "",
-) -> str:
-    """Curves over one pair of axes.
-
-    Args:
-        lines: at most `SERIES`; each is labelled in a legend under the chart.
-        title: what the chart shows, for readers who don't see it.
-        x_label: of the horizontal axis.
-        y_label: of the vertical one.
-        x_range: of the horizontal axis.
-        y_range: of the vertical one.
-        square_root: whether the horizontal axis is spaced by square roots, so that small values spread; it begins at 0.
-        marker: id of a vertical line that the page moves with its threshold; none where empty.
-    """
-    height = 270
-    x_ticks = _square_root_ticks(x_range[1]) if square_root else ticks(*x_range)
-    x = _axis(x_range, (LEFT, WIDTH - RIGHT), square_root)
-    y = _axis(y_range, (height - BOTTOM, TOP), False)
-    parts = [_frame(height, x, y, x_ticks, ticks(*y_range), x_label, y_label)]
-    parts += [_polyline(line, number, x, y) for number, line in enumerate(lines[:SERIES])]
-    if marker:
-        parts.append(
-            f'<line id="{marker}" class="marker" x1="{LEFT}" x2="{LEFT}" y1="{TOP}" y2="{height - BOTTOM}" '
-            f'data-left="{LEFT}" data-right="{WIDTH - RIGHT}" data-maximum="{x_range[1]:g}"/>'
-        )
-    return _figure(title, height, parts) + _legend(lines[:SERIES])
-
-
-def histograms(rows: Sequence[tuple[str, Sequence[float], bool]], *, title: str, x_label: str) -> str:
-    """One histogram over the other, on one horizontal axis: each row's shares of its own values.
-
-    Args:
-        rows: label and values of each, and whether they are healthy; rows without values are left out.
-        title: what the chart shows, for readers who don't see it.
-        x_label: of the horizontal axis.
-    """
-    rows = [row for row in rows if len(row[1])]
-    everything = np.concatenate([np.asarray(values, np.float64) for _, values, _ in rows])
-    low, high = float(everything.min()), float(everything.max())
-    if high <= low:
-        low, high = low - 0.5 * abs(low) - 1e-9, high + 0.5 * abs(high) + 1e-9
-    edges = np.linspace(low, high, 33)
-    each = 84
-    height = TOP + each * len(rows) + BOTTOM
-    x = _axis((low, high), (LEFT, WIDTH - RIGHT), False)
-    parts = []
-    for number, (label, values, healthy) in enumerate(rows):
-        base = TOP + each * (number + 1)
-        shares = np.histogram(values, edges)[0] / len(values)
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
-        parts.append(f'<text class="row" x="{LEFT}" y="{base - each + 16}">{escape(label)} (n = {len(values)})</text>')
-        for left, right, share in zip(edges[:-1], edges[1:], shares, strict=True):
-            if share:
-                tall = (each - 26) * share / shares.max()
-                parts.append(
-                    f'<rect class="bar{"" if healthy else " found"}" x="{x(left):.1f}" y="{base - tall:.1f}" '
-                    f'width="{x(right) - x(left) - 0.8:.1f}" height="{tall:.1f}"/>'
-                )
-        middle = x(float(np.median(values)))
-        parts.append(f'<line class="median" x1="{middle:.1f}" x2="{middle:.1f}" y1="{base - each + 24}" y2="{base}"/>')
-    parts += _x_ticks(height, x, ticks(low, high), x_label)
-    return _figure(title, height, parts)
-
-
-def intervals(
-    groups: Sequence[tuple[str, Sequence[tuple[str, Interval]]]], *, title: str, x_label: str, high: float
-) -> str:
-    """Values with their intervals, one line each, in groups.
-
-    Args:
-        groups: heading and lines (label, value) of each.
-        title: what the chart shows, for readers who don't see it.
-        x_label: of the horizontal axis.
-        high: where the horizontal axis, which begins at 0, ends.
-    """
-    left, each = 130, 19
-    height = TOP + each * sum(len(lines) + 1 for _, lines in groups) + BOTTOM
-    x = _axis((0.0, high), (left, WIDTH - RIGHT), False)
-    parts = [
-        f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
-        for t in ticks(0, high)
-    ]
-    at = TOP
-    for heading, lines in groups:
-        at += each
-        parts.append(f'<text class="row" x="4" y="{at - 5}">{escape(heading)}</text>')
-        for label, one in lines:
-            at += each
-            parts.append(f'<text x="{left - 8}" y="{at - 4}" text-anchor="end">{escape(label)}</text>')
-            if one.ends is not None:
-                low, top = (x(end) for end in one.ends)
-                parts.append(f'<line class="whisker" x1="{low:.1f}" x2="{top:.1f}" y1="{at - 8}" y2="{at - 8}"/>')
-            if one.value is not None:
-                parts.append(f'<circle class="dot" cx="{x(one.value):.1f}" cy="{at - 8}" r="4"/>')
-    parts += _x_ticks(height, x, ticks(0, high), x_label)
-    return _figure(title, height, parts)
-
-
-def _square_root_ticks(high: float) -> list[float]:
+def square_root_ticks(high: float) -> list[float]:
     """Round numbers from 0 to high that are well apart when spaced by their square roots."""
     power = 10.0 ** math.floor(math.log10(high))
-    found: list[float] = []
+    chosen: list[float] = []
     for number in (power * factor * scale for scale in (1, 0.1, 0.01) for factor in (5, 2, 1)):
         place = math.sqrt(number / high)
-        if 0.12 < place <= 1 and (not found or math.sqrt(found[-1] / high) - place > 0.12):
-            found.append(number)
-    return [0.0, *reversed(found)]
-
-
-def _polyline(line: Line, number: int, x: Callable[[float], float], y: Callable[[float], float]) -> str:
-    points = [
-        f"{x(across):.1f},{y(up):.1f}"
-        for across, up in zip(line.x, line.y, strict=True)
-        if math.isfinite(across) and math.isfinite(up)
-    ]
-    return f'<polyline class="line s{number}" points="{" ".join(points)}"/>'
-
-
-def _legend(lines: Sequence[Line]) -> str:
-    """Under the chart; none for a single line."""
-    if len(lines) < 2:
-        return ""
-    entries = "".join(
-        f'<li><svg class="key" viewBox="0 0 30 8" aria-hidden="true"><line class="line s{number}" x1="0" x2="30" '
-        f'y1="4" y2="4"/></svg>{escape(line.label)}</li>'
-        for number, line in enumerate(lines)
-    )
-    return f'<ul class="legend">{entries}</ul>'
-
-
-def _axis(values: tuple[float, float], places: tuple[float, float], square_root: bool) -> Callable[[float], float]:
-    low, high = values
-    span = high - low or 1.0
-
-    def at(value: float) -> float:
-        share = min(1.0, max(0.0, (value - low) / span))
-        return places[0] + (places[1] - places[0]) * (math.sqrt(share) if square_root else share)
-
-    return at
-
-
-def _frame(
-    height: int,
-    x: Callable[[float], float],
-    y: Callable[[float], float],
-    x_ticks: Sequence[float],
-    y_ticks: Sequence[float],
-    x_label: str,
-    y_label: str,
-) -> str:
-    lines = [f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>' for t in y_ticks]
-    numbers = [f'<text x="{LEFT - 7}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.3g}</text>' for t in y_ticks]
-    middle = (TOP + height - BOTTOM) / 2
-    name = f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
-    return "".join([*lines, *numbers, name, *_x_ticks(height, x, x_ticks, x_label)])
-
-
-def _x_ticks(height: int, x: Callable[[float], float], at: Sequence[float], label: str) -> list[str]:
-    base = height - BOTTOM
-    marks = [
-        f'<line class="axis" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{base}" y2="{base + 4}"/>'
-        f'<text x="{x(t):.1f}" y="{base + 16}" text-anchor="middle">{t:.3g}</text>'
-        for t in at
-    ]
-    return [*marks, f'<text x="{WIDTH - RIGHT}" y="{height - 6}" text-anchor="end">{escape(label)}</text>']
-
-
-def _figure(title: str, height: int, parts: Sequence[str]) -> str:
-    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
-    return head + "".join(parts) + "</svg>"
+        if 0.12 < place <= 1 and (not chosen or math.sqrt(chosen[-1] / high) - place > 0.12):
+            chosen.append(number)
+    return [0.0, *reversed(chosen)]

@@ -119,38 +119,38 @@ def _panels(folder: ResultFolder, rows: Mapping[str, Case], measured: Measured |
     done = [case for case in folder.cases if case.done and case.score is not None]
     if not done:
         return []
-    panels = [Panel("Scores", _score_words(folder, done), chart=_score_histograms(folder, done, rows))]
+    panels = [Panel("Scores", _score_histograms(folder, done, rows), _score_words(folder, done))]
     p_values = [case.p_value for case in done if case.p_value is not None]
     if p_values:
         words = (
             "A p-value is the rank of a case's score among the healthy scans' scores: if all cases were healthy, at "
             "most this many would be expected below each level."
         )
-        panels.append(Panel("p-values", words, table=_p_table(p_values)))
+        panels.append(Panel("p-values", _p_table(p_values), words))
     if measured is not None:
         figures = [(name, interval.text) for name, interval in measured.figures.items()]
-        panels.append(Panel("Against the truth", measured.words, table=Table(("", "value [95 %]"), figures)))
+        panels.append(Panel("Against the truth", Table(("", "value [95 %]"), figures), measured.words))
         if measured.curve is not None:
             panels += _curve_panels(measured.curve, measured.average_precision)
         if measured.by_size:
             words = "Lesion sizes as the field counts them: more than 3, 71 and 570 px of a grid of 128 x 128."
-            panels.append(Panel("By lesion size", words, table=_size_table(measured)))
+            panels.append(Panel("By lesion size", _size_table(measured), words))
     return panels
 
 
-def _score_histograms(folder: ResultFolder, done: Sequence[CaseRecord], rows: Mapping[str, Case]) -> str:
+def _score_histograms(folder: ResultFolder, done: Sequence[CaseRecord], rows: Mapping[str, Case]) -> charts.Histograms:
     diseased = {name for name, row in rows.items() if row.mask is not None}
 
     def scores(belongs: Callable[[str], bool]) -> list[float]:
         return [float(case.score or 0.0) for case in done if belongs(case.name)]
 
-    groups = [
-        ("healthy scans of the calibration", list(folder.healthy_scores), True),
-        ("healthy cases", scores(lambda name: name in rows and name not in diseased), True),
-        ("cases with a lesion", scores(lambda name: name in diseased), False),
-        ("cases without a known truth" if rows else "cases", scores(lambda name: name not in rows), False),
+    samples = [
+        charts.Sample("healthy scans of the calibration", folder.healthy_scores, True),
+        charts.Sample("healthy cases", scores(lambda name: name in rows and name not in diseased), True),
+        charts.Sample("cases with a lesion", scores(lambda name: name in diseased), False),
+        charts.Sample("cases without a known truth" if rows else "cases", scores(lambda name: name not in rows), False),
     ]
-    return charts.histograms(groups, title="Histograms of the scores", x_label="score")
+    return charts.Histograms("Histograms of the scores", "score", [sample for sample in samples if sample.values])
 
 
 def _score_words(folder: ResultFolder, done: Sequence[CaseRecord]) -> str:
@@ -170,26 +170,26 @@ def _p_table(p_values: Sequence[float]) -> Table:
 
 
 def _curve_panels(curve: Curve, average_precision: charts.Interval) -> list[Panel]:
-    dice = charts.curves(
-        [charts.Line("pooled", curve.thresholds, curve.dice)],
+    dice = charts.Curves(
         title=f"Dice against the threshold; the best is {max(curve.dice):.2f}",
         x_label="threshold, map units (spaced by square roots)",
         y_label="Dice",
-        x_range=(0.0, max(curve.thresholds)),
+        lines=[charts.Line("pooled", curve.thresholds, curve.dice)],
+        x_maximum=max(curve.thresholds),
         square_root=True,
         marker="threshold-marker",
     )
-    precision = charts.curves(
-        [charts.Line("pooled", curve.recall, curve.precision)],
+    precision = charts.Curves(
         title=f"Precision against recall; average precision {average_precision.value:.2f}",
         x_label="recall (share of lesion pixels found)",
         y_label="precision",
-        x_range=(0.0, 1.0),
+        lines=[charts.Line("pooled", curve.recall, curve.precision)],
+        x_maximum=1.0,
     )
     marker = "Pooled over the cases with a lesion. The upright line is the threshold that is set below."
     return [
-        Panel("Dice against the threshold", marker, dice),
-        Panel("Precision and recall", "Of pixels, pooled over the cases with a lesion.", precision),
+        Panel("Dice against the threshold", dice, marker),
+        Panel("Precision and recall", precision, "Of pixels, pooled over the cases with a lesion."),
     ]
 
 

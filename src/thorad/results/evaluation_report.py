@@ -64,45 +64,42 @@ def _size_panel(results: Sequence[Result]) -> list[Panel]:
     """Best Dice by lesion size, where the protocol has such."""
     if "best_dice" not in results[0]:
         return []
-    groups = [
-        (
-            f"{size} ({results[0]['counts'][size]} cases)",
-            [
-                (method_title(each), charts.Interval(each["best_dice"][size], each["intervals"]["best_dice"][size]))
-                for each in results
-            ],
-        )
-        for size in SIZE_GROUPS
-    ]
-    chart = charts.intervals(groups, title="Best Dice by lesion size and method", x_label="best Dice, %", high=100)
+    lines: list[tuple[str, charts.Interval | None]] = []
+    for size in SIZE_GROUPS:
+        lines.append((f"{size} ({results[0]['counts'][size]} cases)", None))
+        for result in results:
+            interval = charts.Interval(result["best_dice"][size], result["intervals"]["best_dice"][size])
+            lines.append((method_title(result), interval))
+    chart = charts.Intervals("Best Dice by lesion size and method", "best Dice, %", lines, x_maximum=100)
     words = "Each threshold is chosen on the test labels: an upper bound. 95 % intervals."
-    return [Panel("By lesion size", words, chart)]
+    return [Panel("By lesion size", chart, words)]
 
 
 def _curve_panels(results: Sequence[Result]) -> list[Panel]:
     """The two charts over thresholds, where metrics.json holds their points."""
     curves = {method_title(result): result["curves"] for result in results if result.get("curves")}
+    curves = dict(list(curves.items())[: charts.SERIES])
     if not curves:
         return []
-    dice = charts.curves(
-        [_line(name, each["predicted_share"], each["dice"]) for name, each in curves.items()],
+    dice = charts.Curves(
         title="Dice against the share of pixels above the threshold, by method",
         x_label="share of pixels above the threshold (spaced by square roots)",
         y_label="Dice",
-        x_range=(0.0, 1.0),
+        lines=[_line(name, each["predicted_share"], each["dice"]) for name, each in curves.items()],
+        x_maximum=1.0,
         square_root=True,
     )
-    precision = charts.curves(
-        [_line(name, each["recall"], each["precision"]) for name, each in curves.items()],
+    precision = charts.Curves(
         title="Precision against recall, by method",
         x_label="recall",
         y_label="precision",
-        x_range=(0.0, 1.0),
+        lines=[_line(name, each["recall"], each["precision"]) for name, each in curves.items()],
+        x_maximum=1.0,
     )
     shares = "Thresholds as shares of pixels, for methods differ in their units."
     return [
-        Panel("Dice against the threshold", shares, dice),
-        Panel("Precision and recall", "Of pixels, pooled over the cases with a lesion.", precision),
+        Panel("Dice against the threshold", dice, shares),
+        Panel("Precision and recall", precision, "Of pixels, pooled over the cases with a lesion."),
     ]
 
 

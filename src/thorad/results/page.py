@@ -67,7 +67,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals["asset"] = asset
-    environment.filters |= {"csp_hash": _csp_hash, "marked": _marked}
+    environment.filters |= {"csp_hash": _csp_hash, "marked": _marked, "px": "{:.1f}".format, "short": "{:.3g}".format}
     return environment
 
 
