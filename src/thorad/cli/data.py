@@ -29,7 +29,8 @@ app.add_typer(data_app, name="data", rich_help_panel=PANEL)
 
 DataFolder = Annotated[Path, Argument(help="Folder of the data set, as published or of your own.")]
 KindOption = Annotated[
-    str | None, Option(help="grazpedwri, ixi, atlas, bids, brats, tables or folder. Default: told from the file names.")
+    str | None,
+    Option(help="grazpedwri, ixi, atlas, bids, brats, tables or folder. Default: guessed from the file names."),
 ]
 
 
@@ -77,7 +78,7 @@ def check_data(
     kind: KindOption = None,
     json: Annotated[Path | None, Option(help="Also write everything that was found to this file.")] = None,
 ) -> None:
-    """Say what a data set holds, what is missing, damaged or duplicated, and what leaks between its splits.
+    """Report what a data set contains, what is missing, damaged or duplicated, and what leaks between its splits.
 
     Reads file names and the headers of images. Exit code 1 if something is wrong.
     """

@@ -126,8 +126,8 @@ def reproduce(
     data: Annotated[
         Path,
         Option(
-            help="Folder of ATLAS v2.0 (table1, fig4) or GRAZPEDWRI-DX (table2) as published, or of a bench with "
-            "cases.csv and healthy/."
+            help="Folder of ATLAS v2.0 (table1, fig4) or GRAZPEDWRI-DX (table2) as published, or of a test set "
+            "with cases.csv and healthy/."
         ),
     ],
     out: Annotated[
@@ -149,7 +149,7 @@ def reproduce(
     bootstrap: opt.Bootstrap = 1000,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Measure a table or the figure of the THOR paper again, next to the published numbers."""
+    """Reproduce a table or the figure of the THOR paper, next to the published numbers."""
     if check:
         _check_layout(target, data, quiet)
         return
@@ -203,21 +203,21 @@ def bench(
         print_line(f"Figures: {json}")
 
 
-@opt.verb(app, example="thorad implant healthy/ -o bench --findings dark,bright")
+@opt.verb(app, example="thorad implant healthy/ -o test-set --findings dark,bright")
 def implant(
     healthy: opt.Inputs,
-    out: Annotated[Path, opt.out_option("Folder for the bench; must be new or empty.")],
+    out: Annotated[Path, opt.out_option("Folder for the test set; must be new or empty.")],
     findings: Annotated[
-        str, Option(help="Kinds, separated by commas: these for X-rays, or dark and bright (lesions) for the rest.")
+        str, Option(help="Kinds, separated by commas: these for X-rays; dark,bright for lesions in anything else.")
     ] = "pins,plate,fracture,foreign-body,swelling",
     seed: Annotated[int, Option(help="Random seed for everything that is drawn.", min=0)] = 0,
     healthy_share: Annotated[float, Option(help="Fraction of the subjects left without a finding.")] = 0.25,
     body_share: Annotated[
-        float, Option(help="The largest fraction of an X-ray that a body can fill: 0.4 for a hand, 0.8 a wrist.")
+        float, Option(help="The largest fraction of an X-ray that the body may fill: 0.4 for a hand, 0.8 for a wrist.")
     ] = 0.4,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Make a bench from healthy images where there are no labels: simulated findings with boxes or masks."""
+    """Make a labelled test set from healthy images: simulated findings, with boxes or masks."""
     from thorad.implant.image_sets import LESION_KINDS, make_lesion_set, make_xray_set
 
     kinds = opt.parse_words(findings)
