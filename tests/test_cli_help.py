@@ -1,6 +1,8 @@
 """What `thorad --help` and each verb's help say, and how options that verbs share reach them."""
 
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from typing import Annotated
 
@@ -11,10 +13,12 @@ from typer.testing import CliRunner
 from test_cli import thorad_command
 from thorad.cli import app
 from thorad.cli.options import DetectorOptions, RunOptions, verb
+from thorad.diffusion import ENGINES, NOISES
 from thorad.errors import ThoradError
+from thorad.methods import METHODS
 
 PANELS = {
-    "Detect and look": ["detect", "report", "volume", "figure", "view", "demo"],
+    "Detect and look": ["detect", "methods", "report", "volume", "figure", "view", "demo"],
     "Train and calibrate": ["train", "calibrate", "models"],
     "Evaluate and reproduce": ["evaluate", "reproduce", "bench", "implant"],
     "Data": ["prepare", "data"],
@@ -41,7 +45,7 @@ def test_help_ends_with_an_example_of_the_verb(words: str) -> None:
     text = help_of(*words.split())
     assert text == thorad_command(*words.split(), "-h").stdout
     example = " ".join(text.rpartition("Example: ")[2].split())
-    assert re.match(rf"thorad {words.removesuffix(' show')} ", example)
+    assert example.startswith(f"thorad {words.removesuffix(' show')}")
     options = re.findall(r"(?<!\S)--?[a-z-]+", example)
     assert all(re.search(rf"{option}\b", text) for option in options), "the example's options exist"
 
@@ -80,3 +84,35 @@ def test_completion_knows_the_verbs() -> None:
     environment = {"_THORAD_COMPLETE": "complete_bash", "COMP_WORDS": "thorad ca", "COMP_CWORD": "1"}
     result = CliRunner().invoke(app, [], prog_name="thorad", env=environment)
     assert result.stdout.split() == ["calibrate"]
+
+
+def test_options_list_what_there_is() -> None:
+    text = " ".join(re.sub(r"[│\n ]+", " ", help_of("detect")).split())
+    assert f"{', '.join(METHODS)}. `thorad methods`" in text
+    assert f"{' or '.join(NOISES)}. Default" in text
+    assert f"What runs the network: {', '.join(ENGINES)}." in text
+    environment = {"_THORAD_COMPLETE": "complete_bash", "COMP_WORDS": "thorad detect --method auto", "COMP_CWORD": "3"}
+    assert CliRunner().invoke(app, [], prog_name="thorad", env=environment).stdout.split() == ["autoddpm"]
+
+
+def test_methods_are_described() -> None:
+    result = thorad_command("methods")
+    assert (result.exit_code, result.stderr) == (0, "")
+    said = " ".join(result.stdout.split())
+    assert re.search(r"^thor +simplex, gaussian +8 +THOR: ", result.stdout, flags=re.MULTILINE)
+    assert re.search(r"^zscore +- +0 +z-score: ", result.stdout, flags=re.MULTILINE)
+    for name, method in METHODS.items():
+        assert re.search(rf"^{re.escape(name)} ", result.stdout, flags=re.MULTILINE)
+        assert method.title.split()[-1] in said
+
+
+def test_help_needs_neither_torch_nor_numpy() -> None:
+    script = """
+import sys
+from typer.testing import CliRunner
+from thorad.cli import app
+for words in sys.argv[1:]:
+    assert CliRunner().invoke(app, [*words.split(), "--help"]).exit_code == 0
+assert not {"torch", "numpy", "monai", "scipy"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script, *VERBS, *SUB_VERBS], check=True)

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "cli": {
         *("table", "records"),
         *("viewer", "apps", "results", "training", "evaluation", "implant", "datasets", "volume_detection", "detector"),
-        *("selection", "methods", "calibration", "model", "io", "recipe", "errors", "__init__"),
+        *("selection", "methods", "diffusion", "calibration", "model", "io", "recipe", "errors", "__init__"),
     },
     "viewer": {
         "selection",

@@ -17,7 +17,7 @@ from thorad.cli.render import (
     print_warnings,
     progress_bar,
 )
-from thorad.records import parse_indices
+from thorad.datasets import DATASETS
 from thorad.table import Table
 
 SHOWN_PROBLEMS = 10  # of each kind that a check finds
@@ -30,7 +30,9 @@ app.add_typer(data_app, name="data", rich_help_panel=PANEL)
 DataFolder = Annotated[Path, Argument(help="Folder of the data set, as published or of your own.")]
 KindOption = Annotated[
     str | None,
-    Option(help="grazpedwri, ixi, atlas, bids, brats, tables or folder. Default: guessed from the file names."),
+    Option(
+        help=f"{', '.join(DATASETS)}. Default: guessed from the file names.", autocompletion=opt.completion(DATASETS)
+    ),
 ]
 
 
@@ -54,6 +56,7 @@ def prepare(
     from thorad.apps.prepare import prepare_files, volume_section
     from thorad.io.scans import find_scans
     from thorad.io.shards import Shard
+    from thorad.records import parse_indices
 
     part = Shard.parse(shard) if shard is not None else Shard()
     section = volume_section(model)
@@ -82,7 +85,6 @@ def check_data(
 
     Reads file names and the headers of images. Exit code 1 if something is wrong.
     """
-    from thorad.datasets import DATASETS
     from thorad.datasets.check import check_data_set
 
     report = check_data_set(folder, kind)

@@ -1,4 +1,4 @@
-"""Detect and look: `detect`, `report`, `volume`, `figure`, `view`, `demo`."""
+"""Detect and look: `detect`, `methods`, `report`, `volume`, `figure`, `view`, `demo`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from thorad.cli.render import (
     print_line,
     print_outcome,
     print_table,
+    print_warning,
     print_warnings,
     progress_bar,
 )
 from thorad.errors import ThoradError
-from thorad.records import parse_indices
 from thorad.table import Table
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def detect(
     scans = find_scans(inputs, leave_out=out, keep_identity=keep_identity)
 
     from thorad.apps.run import detect_files, open_results
+    from thorad.records import parse_indices
     from thorad.volume_detection import checked_indices
 
     detector = options.detector(finish=finish, false_positives=false_positives, threshold=threshold)
@@ -132,6 +133,31 @@ def _print_masks(detector: Detector, model: str) -> None:
         print_line(f"Masks and findings: above {detector.threshold:g}.")
 
 
+@opt.verb(app, example="thorad methods")
+def methods() -> None:
+    """List the detection methods: the noise they use, the network calls an image costs by default, what they do."""
+    from thorad.detector import Detector
+    from thorad.methods import METHODS
+    from thorad.model import bundled_models
+    from thorad.selection import comparison
+
+    rows = []
+    for name in METHODS:
+        try:
+            method = METHODS[name]
+            model, _, noise = comparison(bundled_models(), [name])[0]
+            calls = str(Detector(model, method=name, noise=noise, device="cpu").network_calls)
+        except ThoradError as error:  # another package's method
+            print_warning(str(error))
+            continue
+        text = f"{method.title}: {method.blurb}. Reference: {method.paper}."
+        rows.append((name, ", ".join(method.noises) or "-", calls, text))
+    print_table(
+        Table(("method", "noise", "calls", "what it is"), rows, text_columns=frozenset({"noise", "what it is"}))
+    )
+    print_line("calls: of the network for one image, with the default options and a bundled model.")
+
+
 def print_report(
     results: Path, out: Path | None = None, truth: Path | None = None, bootstrap: int = 0, quiet: bool = False
 ) -> None:
@@ -174,7 +200,9 @@ def volume(
 
     if case is None:
         names = volume_cases(results)
-        if len(names) != 1:
+        if not names:
+            raise ThoradError(f"{results}: no volume in this result folder. `thorad report` shows pictures.")
+        if len(names) > 1:
             raise ThoradError(f"{results}: {len(names)} volumes ({', '.join(names[:5])}). Name one with --case.")
         case = names[0]
     path = write_volume_page(results, case, out or results / f"{case}.html", scan=scan)

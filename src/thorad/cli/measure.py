@@ -11,6 +11,7 @@ from typer import Argument, Exit, Option, Typer
 from thorad.cli import options as opt
 from thorad.cli.look import print_report
 from thorad.cli.render import RESUMES, print_error, print_failures, print_line, print_table, progress_bar
+from thorad.diffusion import NOISES
 from thorad.errors import ThoradError
 
 if TYPE_CHECKING:
@@ -33,13 +34,25 @@ def evaluate(
         Option(help="What to measure: lesions by size, means over volumes, or boxes in X-rays."),
     ] = "brain-lesions",
     model: Annotated[
-        str, Option(help="Models, separated by commas; each method takes the first that supports it.")
+        str,
+        Option(
+            help="Models, separated by commas; each method takes the first that supports it.",
+            rich_help_panel=opt.METHOD,
+        ),
     ] = opt.DEFAULT_MODEL,
     method: Annotated[
-        str | None, Option(help="Methods, separated by commas. Default: all that the models support, and the z-score.")
+        str | None,
+        Option(
+            help="Methods, separated by commas. Default: all that the models support, and the z-score.",
+            rich_help_panel=opt.METHOD,
+        ),
     ] = None,
     noise: Annotated[
-        str, Option(help="gaussian, simplex, or all: each method with every noise that it and the model support.")
+        str,
+        Option(
+            help=f"{', '.join(NOISES)}, or all: each method with every noise that it and the model support.",
+            rich_help_panel=opt.METHOD,
+        ),
     ] = "all",
     healthy: Annotated[Path | None, Option(help="Folder or CSV of additional healthy images.")] = None,
     validation: Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, cleandoc, get_annotations, signature
@@ -13,19 +13,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from typer import Argument, Option, Typer
 
 from thorad.cli.render import STARTS_OVER, one_line_errors
+from thorad.diffusion import ENGINES, NOISES
 from thorad.errors import ThoradError
+from thorad.methods import METHODS
 
 if TYPE_CHECKING:
     from thorad.detector import Detector
 
 DEFAULT_MODEL = "brain-t1-compact"
-PUBLISHED = ("thor", "anoddpm", "ddpm")  # what --preset published stands before, as in published-thor
 METHOD, COMPUTATION = "Method", "Computation"  # panels of options in a verb's help
 
 
 def out_option(text: str) -> Any:
     """The option --out or -o."""
     return Option("--out", "-o", help=text)
+
+
+def completion(words: Iterable[str]) -> Callable[[str], list[str]]:
+    """What the shell offers for an option whose value is one of the words."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
 Inputs = Annotated[
@@ -84,7 +90,8 @@ class RunOptions:
     preset: Annotated[
         Literal["published"] | None,
         Option(
-            help="Follow the published implementation in every step, accidents included: thor, anoddpm, ddpm.",
+            help="published: short for the methods published-..., which follow the published implementation in every "
+            "step, accidents included.",
             rich_help_panel=METHOD,
         ),
     ] = None
@@ -98,7 +105,9 @@ class RunOptions:
     engine: Annotated[
         str,
         Option(
-            help="What runs the network: torch, or openvino, which is faster on x86 processors.",
+            help=f"What runs the network: {', '.join(ENGINES)}. openvino is faster on x86 processors and needs the "
+            "extra `openvino`.",
+            autocompletion=completion(ENGINES),
             rich_help_panel=COMPUTATION,
         ),
     ] = "torch"
@@ -116,17 +125,18 @@ class RunOptions:
         return Detector(model, method=method, noise=noise, **{**own, **options})
 
     def methods(self, names: list[str] | None) -> list[str] | None:
-        """The methods that the names mean under the preset; None where no names and no preset are given.
+        """The methods that the names mean under the preset; None if neither is given.
 
         Raises:
-            ThoradError: the preset lacks a method.
+            ThoradError: the preset has no such method.
         """
         if self.preset is None:
             return names
+        known = [name.removeprefix(f"{self.preset}-") for name in METHODS if name.startswith(f"{self.preset}-")]
         for name in names or ():
-            if name not in PUBLISHED:
-                raise ThoradError(f"the preset {self.preset!r} has no method {name!r}. It has {', '.join(PUBLISHED)}.")
-        return [f"{self.preset}-{name}" for name in names or PUBLISHED]
+            if name not in known:
+                raise ThoradError(f"the preset {self.preset!r} has no method {name!r}. It has {', '.join(known)}.")
+        return [f"{self.preset}-{name}" for name in names or known]
 
 
 @dataclass(frozen=True)
@@ -136,20 +146,25 @@ class DetectorOptions(RunOptions):
     method: Annotated[
         str,
         Option(
-            help="thor, thor+ (five times the calls), anoddpm, ddpm, autoddpm, zscore, zscore-two-sided; "
-            "pddpm with --model brain-t1-patched.",
+            help=f"{', '.join(METHODS)}. `thorad methods` describes them.",
+            autocompletion=completion(METHODS),
             rich_help_panel=METHOD,
         ),
     ] = "thor"
     noise: Annotated[
-        str | None, Option(help="gaussian or simplex. Default: the method's own.", rich_help_panel=METHOD)
+        str | None,
+        Option(
+            help=f"{' or '.join(NOISES)}. Default: the method's own.",
+            autocompletion=completion(NOISES),
+            rich_help_panel=METHOD,
+        ),
     ] = None
     model: Model = DEFAULT_MODEL
 
     def detector(self, **options: Any) -> Detector:
         """The detector that was asked for; see `run`."""
-        method = self.methods([self.method]) or [self.method]
-        return self.run(self.model, method[0], self.noise, **options)
+        (method,) = self.methods([self.method]) or [self.method]
+        return self.run(self.model, method, self.noise, **options)
 
 
 def parse_steps(text: str | None) -> int | Literal["all"] | None:
