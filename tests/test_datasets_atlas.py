@@ -121,7 +121,7 @@ def test_one_bad_scan_loses_no_other(tmp_path: Path) -> None:
 
 
 def test_other_grids_are_refused(tmp_path: Path) -> None:
-    """The true grid passes, also when its origin is told a voxel apart; another space, spacing or mask doesn't."""
+    """The true grid passes, also when its origin is given a voxel apart; another space, spacing or mask doesn't."""
     zeros = np.zeros(MNI_2009A.shape, np.uint8)
     good = write_volume(tmp_path / "sub-a" / "ses-1" / "anat" / "sub-a_ses-1_T1w.nii.gz", zeros, MNI_2009A)
     near = Grid(MNI_2009A.shape, (-98.5, -134.5, -72.5), 95)
@@ -143,7 +143,7 @@ def test_nothing_to_cut(tmp_path: Path) -> None:
     scans = find_atlas(tmp_path / "data").cases
     with pytest.raises(ThoradError, match="None of the 1 scans gives a slice k = 6 with a lesion"):
         cut_slices(scans, tmp_path / "out", grid=GRID)
-    with pytest.raises(ThoradError, match="1 scans are there more than once, sub-r001s001_ses-1"):
+    with pytest.raises(ThoradError, match="1 scans are there more than once: sub-r001s001_ses-1"):
         cut_slices([*scans, *scans], tmp_path / "out", grid=GRID)
     assert not (tmp_path / "out").exists()
     assert find_atlas(tmp_path / "out").cases == []

@@ -607,10 +607,15 @@ def test_the_real_slices_are_clean(shared_data: Path) -> None:
 # ---- split
 
 
-def cases(ill: int, healthy: int, images: int = 1) -> list[Case]:
+def cases(diseased: int, healthy: int, images: int = 1) -> list[Case]:
     return [
-        Case(Path(f"{number}_{image}.png"), Path("m.png") if number < ill else None, f"s{number}", f"{number}_{image}")
-        for number in range(ill + healthy)
+        Case(
+            Path(f"{number}_{image}.png"),
+            Path("m.png") if number < diseased else None,
+            f"s{number}",
+            f"{number}_{image}",
+        )
+        for number in range(diseased + healthy)
         for image in range(images)
     ]
 
@@ -623,8 +628,8 @@ def test_split_counts_and_strata() -> None:
     parts = split_data_set(cases(20, 40, images=3), TENTHS, seed=0)
     found = subjects(parts)
     assert {part: len(names) for part, names in found.items()} == {"train": 48, "val": 6, "test": 6}
-    ill = {f"s{number}" for number in range(20)}
-    assert {part: len(names & ill) for part, names in found.items()} == {"train": 16, "val": 2, "test": 2}
+    diseased = {f"s{number}" for number in range(20)}
+    assert {part: len(names & diseased) for part, names in found.items()} == {"train": 16, "val": 2, "test": 2}
     assert sum(map(len, parts.values())) == 180
     assert not found["train"] & found["val"] | found["train"] & found["test"] | found["val"] & found["test"]
 

@@ -126,12 +126,12 @@ def test_yolo_says_the_same(tree: Path) -> None:
 
 def test_written_cases_are_read_back(tree: Path, tmp_path: Path) -> None:
     table = write_wrist_cases(sort_wrist_images(find_wrist_files(tree)), tmp_path / "out")
-    ill, well = read_cases(table, truth="boxes")
-    assert (ill.subject, well.subject) == ("1", TEST_PATIENT)
-    assert ill.image.samefile(tree / "images_part1" / "0001_fracture.png")
-    assert ill.elsewhere is well.elsewhere is well.boxes is None
-    assert ill.boxes is not None
-    assert read_boxes(ill.boxes, HEIGHT, WIDTH) == [FRACTURE, Box("metal", 0, 0, 5, 5)]
+    diseased, healthy = read_cases(table, truth="boxes")
+    assert (diseased.subject, healthy.subject) == ("1", TEST_PATIENT)
+    assert diseased.image.samefile(tree / "images_part1" / "0001_fracture.png")
+    assert diseased.elsewhere is healthy.elsewhere is healthy.boxes is None
+    assert diseased.boxes is not None
+    assert read_boxes(diseased.boxes, HEIGHT, WIDTH) == [FRACTURE, Box("metal", 0, 0, 5, 5)]
     assert [row["kind"] for _, row in read_table(table, ["kind"])] == ["fracture;metal", "healthy"]
     assert [scan.path.name for scan in find_scans([tmp_path / "out" / "train.csv"]).values()] == ["0005_healthy.png"]
 

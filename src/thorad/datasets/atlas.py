@@ -22,7 +22,7 @@ from thorad.datasets.contract import Holdings, Layout
 from thorad.datasets.names import shown
 from thorad.errors import ThoradError
 from thorad.io.images import write_png8, write_png16
-from thorad.io.tables import write_table
+from thorad.io.tables import listing, write_table
 from thorad.io.template import MNI_2009A, Grid
 from thorad.io.volume_header import import_nibabel, times
 
@@ -34,7 +34,7 @@ ORIGIN_TOLERANCE: Final = 2.0
 
 @dataclass(frozen=True)
 class AtlasFiles:
-    """What was found."""
+    """The data set's files, matched by their names."""
 
     cases: list[Case]
     """T1w volumes with masks, named `sub-XXXX_ses-Y`."""
@@ -124,21 +124,16 @@ def cut_slices(
     twice = sorted({case.name for case in cases if sum(other.name == case.name for other in cases) > 1})
     if twice:
         raise ThoradError(
-            f"{len(twice)} scans are there more than once, {twice[0]} first. Keep one copy of the data set."
+            f"{len(twice)} scans are there more than once: {listing(twice)}. Keep one copy of the data set."
         )
     rows: list[dict[str, str]] = []
     without_lesion: list[str] = []
     left_out: dict[str, str] = {}
     for done, case in enumerate(cases, start=1):
         try:
-            lesion = np.any([_slice(mask, grid) != 0 for mask in case.masks], axis=0)
-            if lesion.any():
-                image, mask = f"images/{case.name}.png", f"masks/{case.name}.png"
-                write_png16(out / image, _scaled(_slice(case.image, grid), case.image))
-                write_png8(out / mask, lesion.astype(np.float32))
-                rows.append({"image": image, "mask": mask, "subject": case.subject})
-            else:
-                without_lesion.append(case.name)
+            row = _cut_slice(case, out, grid)
+            rows += [row] if row else []
+            without_lesion += [] if row else [case.name]
         except ThoradError as error:
             left_out[case.name] = str(error)
         if on_progress is not None:
@@ -152,9 +147,20 @@ def cut_slices(
     return Slices(out / "cases.csv", len(rows), without_lesion, left_out)
 
 
+def _cut_slice(case: Case, out: Path, grid: Grid) -> dict[str, str] | None:
+    """Write the picture and the mask of one slice, and give its row; None where it has no lesion."""
+    lesion = np.any([_slice(mask, grid) != 0 for mask in case.masks], axis=0)
+    if not lesion.any():
+        return None
+    image, mask = f"images/{case.name}.png", f"masks/{case.name}.png"
+    write_png16(out / image, _scaled(_slice(case.image, grid), case.image))
+    write_png8(out / mask, lesion.astype(np.float32))
+    return {"image": image, "mask": mask, "subject": case.subject}
+
+
 def _below_anat(root: Path, ending: str) -> list[Path]:
-    found = [path for suffix in (".nii.gz", ".nii") for path in root.rglob(f"sub-*{ending}{suffix}")]
-    return sorted(path for path in found if path.parent.name == "anat" and path.is_file())
+    paths = [path for suffix in (".nii.gz", ".nii") for path in root.rglob(f"sub-*{ending}{suffix}")]
+    return sorted(path for path in paths if path.parent.name == "anat" and path.is_file())
 
 
 def _entities(path: Path) -> str:

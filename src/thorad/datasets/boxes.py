@@ -149,12 +149,12 @@ def _voc_boxes(path: Path, text: str, image_height: int, image_width: int) -> li
         label = " ".join((finding.findtext("name") or "").split())
         edges: list[float] = []
         for tag in ("xmin", "ymin", "xmax", "ymax"):
-            found = (finding.findtext(f"bndbox/{tag}") or "").strip()
-            edge = _number(found)
+            stated = (finding.findtext(f"bndbox/{tag}") or "").strip()
+            edge = _number(stated)
             if edge is None or not label:
                 raise ThoradError(
-                    f"{path}, object {number}: found name {label!r} and {tag} {found!r}; expected a name, and a bndbox "
-                    "of four numbers. Mend or remove the object."
+                    f"{path}, object {number}: found name {label!r} and {tag} {stated!r}; expected a name, and a "
+                    "bndbox of four numbers. Correct or remove the object."
                 )
             edges.append(edge)
         boxes.append(Box(label, *edges))
@@ -162,7 +162,7 @@ def _voc_boxes(path: Path, text: str, image_height: int, image_width: int) -> li
 
 
 def _text_boxes(path: Path, text: str, image_height: int, image_width: int, classes: Sequence[str]) -> list[Box]:
-    found: list[tuple[str, list[float]]] = []
+    rows: list[tuple[str, list[float]]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         cells = line.split()
         if not cells:
@@ -181,10 +181,10 @@ def _text_boxes(path: Path, text: str, image_height: int, image_width: int, clas
                     "Write the class's name instead of its number."
                 )
             label = classes[int(label)]
-        found.append((label, values))
-    in_shares = all(value <= 1 for _, values in found for value in values)
+        rows.append((label, values))
+    in_shares = all(value <= 1 for _, values in rows for value in values)
     if not in_shares:
-        return [Box(label, *values) for label, values in found]
+        return [Box(label, *values) for label, values in rows]
     return [
         Box(
             label,
@@ -193,7 +193,7 @@ def _text_boxes(path: Path, text: str, image_height: int, image_width: int, clas
             right=(x + width / 2) * image_width,
             bottom=(y + height / 2) * image_height,
         )
-        for label, (x, y, width, height) in found
+        for label, (x, y, width, height) in rows
     ]
 
 
@@ -203,7 +203,7 @@ def _inside(path: Path, number: int, box: Box, height: int, width: int) -> Box:
     if not (box.right > box.left and box.bottom > box.top):
         raise ThoradError(
             f"{path}, box {number} ({box.label}): {edges} px has no area; expected left < right and top < bottom. "
-            "Mend or remove it."
+            "Correct or remove it."
         )
     cut = Box(box.label, max(box.left, 0), max(box.top, 0), min(box.right, width), min(box.bottom, height))
     beyond = max(-box.left, -box.top, box.right - width, box.bottom - height)

@@ -24,7 +24,7 @@ STUDY: Final = re.compile(r"(?:study|visit|time)\d+", re.IGNORECASE)
 
 
 def find_brats(folder: Path, files: Sequence[Path]) -> Holdings | None:
-    """The T1 volume of each case, with the lesion masks of its folder, both told by the ends of their names."""
+    """The T1 volume of each case, with the lesion masks of its folder, both recognised by the ends of their names."""
     by_folder: dict[Path, list[Path]] = {}
     for path in filter(is_volume, files):
         by_folder.setdefault(path.parent, []).append(path)

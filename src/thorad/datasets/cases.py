@@ -77,12 +77,12 @@ def read_cases(table: Path, *, truth: Truth = "mask") -> list[Case]:
     """Read a table of cases: the columns `image` and, empty for a healthy image, `mask` or `boxes`.
 
     Paths are relative to the table's folder; images, masks and boxes are not read. Optional are `subject` (else the
-    image's name tells it, `subject_of`), `volume` (else each image is one by itself) and `slice`, a whole number that
+    image's name gives it, `subject_of`), `volume` (else each image is one by itself) and `slice`, a whole number that
     orders the slices of a volume; beside `boxes` also `elsewhere`.
 
     Args:
         table: a CSV file.
-        truth: the column that says what is in an image. The other one is passed over.
+        truth: the column that says what is in an image. The other one is ignored.
 
     Raises:
         ThoradError: the table can't be read, lacks a column, names a missing file, or names an image twice; a slice

@@ -49,7 +49,7 @@ class Report:
     leaks: list[str]
     """Subjects and images that appear in two parts of a split."""
     odd: list[str]
-    """What could not be placed."""
+    """What fits nowhere in the layout."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -66,7 +66,7 @@ class Report:
 
     @property
     def problems(self) -> dict[str, list[str]]:
-        """{heading: what was found under it}, without what is empty."""
+        """{heading: its entries}, without empty ones."""
         groups = {
             "missing": self.missing,
             "unusable": self.unusable,
@@ -74,7 +74,7 @@ class Report:
             "leaks between splits": self.leaks,
             "odd": self.odd,
         }
-        return {heading: found for heading, found in groups.items() if found}
+        return {heading: entries for heading, entries in groups.items() if entries}
 
     def write(self, path: Path) -> None:
         """Write all of it as JSON.
@@ -95,8 +95,8 @@ def check_data_set(folder: Path, kind: str | None = None) -> Report:
     Raises:
         ThoradError: as `find_data_set`; volumes without the library that reads their headers.
     """
-    found = find_data_set(folder, kind)
-    cases = found.cases
+    data_set = find_data_set(folder, kind)
+    cases = data_set.cases
     parts, not_there = _parts(folder, cases)
     in_parts = [case for of_part in parts.values() for case in of_part]
     everything = list({str(case.image): case for case in [*in_parts, *cases]}.values())
@@ -107,31 +107,31 @@ def check_data_set(folder: Path, kind: str | None = None) -> Report:
     repeated = _repeated_content(groups, parts, folder)
     return Report(
         folder=str(folder),
-        kind=found.kind,
+        kind=data_set.kind,
         subjects=len({case.subject for case in cases}),
         sessions=len({(case.subject, case.session) for case in cases}),
         images=len(cases),
         with_mask=sum(bool(case.masks) for case in cases),
         with_boxes=sum(case.boxes is not None for case in cases),
         parts={part: len(of_part) for part, of_part in parts.items()},
-        missing=list(dict.fromkeys(found.missing + not_there)),
+        missing=list(dict.fromkeys(data_set.missing + not_there)),
         unusable=unusable,
         duplicates=[*repeated["within"], *_repeated_names(cases, groups, folder)],
         leaks=[*_shared_subjects(parts, folder), *repeated["across"]],
-        odd=found.odd,
+        odd=data_set.odd,
     )
 
 
 def _parts(folder: Path, cases: Sequence[Case]) -> tuple[dict[str, list[Case]], list[str]]:
-    """({part: its cases}, what their tables name in vain), told by folders and by tables; without parts, nothing."""
+    """({part: its cases}, what its tables name that is missing), by folders and tables; {} without parts."""
     by_image = {os.path.realpath(case.image): case for case in cases}
     parts: dict[str, dict[str, Case]] = {part: {} for part in PARTS}
     missing: list[str] = []
     for part, tables in split_tables(folder).items():
         for table in tables:
-            found, not_there = cases_on_disk(table)
+            of_table, not_there = cases_on_disk(table)
             missing += not_there
-            for case in found:
+            for case in of_table:
                 real = os.path.realpath(case.image)
                 parts[part][real] = by_image.get(real, case)
     for case in cases:

@@ -44,7 +44,7 @@ class Contents:
                 for member in tar:
                     members[member.name] = member
             except tarfile.TarError:
-                pass  # cut short, as `find_data_set` says; what stands before that is there
+                pass  # cut short, as `find_data_set` says; what comes before that is there
             self._archives[archive] = tar, members
         tar, members = self._archives[archive]
         member = members[path.relative_to(archive).as_posix()]

@@ -20,7 +20,7 @@ class Holdings:
     missing: list[str] = field(default_factory=list)
     """What the names of other files say should be there, one entry a thing: `sub-03: no T1 volume`."""
     odd: list[str] = field(default_factory=list)
-    """What can't be placed, one entry a thing."""
+    """What fits nowhere in the layout, one entry a thing."""
 
 
 @dataclass(frozen=True)

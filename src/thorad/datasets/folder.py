@@ -1,4 +1,4 @@
-"""Any other folder of images: their masks and boxes are told by names and by the folders that they lie in."""
+"""Any other folder of images: masks and boxes are recognised by their names and folders."""
 
 import re
 from collections.abc import Sequence

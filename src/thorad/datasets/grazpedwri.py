@@ -107,7 +107,7 @@ def find_grazpedwri(folder: Path, files: Sequence[Path]) -> Holdings | None:
             subject = row.subject if row else str(int(named[1])) if named else image.stem
             session = str(row.study) if row else None
             cases.append(Case(image, None, subject, image.stem, boxes=annotations.get(image.stem), session=session))
-    missing = [] if table else ["dataset.csv: patients are told by the names of the images instead"]
+    missing = [] if table else ["dataset.csv: patients are taken from the images' names instead"]
     if any(case.boxes for case in cases):
         missing += [f"{shown(case.image, folder)}: no annotation" for case in cases if case.boxes is None]
     stems = {image.stem for image in images}

@@ -23,7 +23,7 @@ class DataSet:
     missing: list[str]
     """What the names of other files say should be there, one entry a thing."""
     odd: list[str]
-    """What can't be placed: links to nothing, damaged archives, a second layout."""
+    """What fits nowhere: broken links, damaged archives, a second layout."""
 
 
 def find_data_set(folder: Path, kind: str | None = None) -> DataSet:

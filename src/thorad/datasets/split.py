@@ -1,9 +1,9 @@
 """Splits of a data set: every subject in one part, the same parts for the same seed, written as tables.
 
-Subjects stand in the order of a hash of the seed and their name, and the order is cut where the shares say. So the
-counts are what was asked for, and a subject more or less moves at most one other over each cut. (A threshold on the
-hash itself would move none, but a tenth of 20 subjects would be now 0, now 5.) Subjects with and without findings are
-cut separately, so that each part has its share of both.
+Subjects are ordered by a hash of the seed and their name, and the order is cut at the fractions. So the counts are what
+was asked for, and one subject more or less moves at most one other across each cut. (A threshold on the hash itself
+would move none, but a tenth of 20 subjects could be anything from 0 to 5.) Subjects with and without findings are cut
+separately, so that each part has its share of both.
 """
 
 import hashlib
@@ -63,11 +63,11 @@ def split_data_set(cases: Sequence[Case], fractions: tuple[float, float, float],
         ThoradError: fractions that are none, or a part that would be empty.
     """
     if not (all(0 <= share <= 1 for share in fractions) and math.isclose(sum(fractions), 1, abs_tol=1e-6)):
-        told = ", ".join(f"{share:g}" for share in fractions)
-        raise ThoradError(f"the fractions are {told}; expected three from 0 to 1 whose sum is 1, as 0.8,0.1,0.1.")
-    ill = {case.subject for case in cases if case.has_finding}
+        given = ", ".join(f"{share:g}" for share in fractions)
+        raise ThoradError(f"the fractions are {given}; expected three from 0 to 1 whose sum is 1, as 0.8,0.1,0.1.")
+    with_findings = {case.subject for case in cases if case.has_finding}
     part_of: dict[str, str] = {}
-    for stratum in (ill, {case.subject for case in cases} - ill):
+    for stratum in (with_findings, {case.subject for case in cases} - with_findings):
         ordered = sorted(stratum, key=lambda subject: hashlib.sha256(f"{seed}:{subject}".encode()).digest())
         cuts = [math.floor(len(ordered) * sum(fractions[: index + 1]) + 0.5) for index in range(2)]
         cuts.append(len(ordered))
@@ -84,7 +84,7 @@ def split_data_set(cases: Sequence[Case], fractions: tuple[float, float, float],
     return parts
 
 
-def write_split(found: DataSet, out: Path, fractions: tuple[float, float, float], seed: int) -> Split:
+def write_split(data_set: DataSet, out: Path, fractions: tuple[float, float, float], seed: int) -> Split:
     """Split a data set and write out/train.csv, val.csv and test.csv.
 
     The columns are image, mask (of data sets with masks; an empty cell: healthy), boxes (of tables with boxes) and
@@ -92,7 +92,7 @@ def write_split(found: DataSet, out: Path, fractions: tuple[float, float, float]
     the letters in the image, too, and `wrist.write_wrist_cases` makes tables of findings.
 
     Args:
-        found: of `find_data_set`.
+        data_set: of `find_data_set`.
         out: the folder; tables of the same split may be there.
         fractions: as `split_data_set` takes them.
         seed: the same.
@@ -101,23 +101,13 @@ def write_split(found: DataSet, out: Path, fractions: tuple[float, float, float]
         ThoradError: as `split_data_set`; images in an archive, without a subject of their own (the same content under
             two subjects), with several masks; another split in `out`; the disk.
     """
-    packed = sorted({case.archive for case in found.cases if case.archive})
-    if packed:
-        raise ThoradError(
-            f"{packed[0]}: images in an archive can't be named in a table. Unpack it: tar -xf {packed[0].name}"
-        )
-    only_labelled = DATASETS[found.kind].patients_only and any(case.masks for case in found.cases)
-    left_out = [case for case in found.cases if only_labelled and not case.masks]
-    cases = [case for case in found.cases if case.masks or not only_labelled]
-    several = [case.name for case in cases if len(case.masks) > 1]
-    if several:
-        raise ThoradError(
-            f"{len(several)} cases have more than one mask: {listing(several)}. A table names one for each image: join "
-            "them."
-        )
+    only_labelled = DATASETS[data_set.kind].patients_only and any(case.masks for case in data_set.cases)
+    left_out = [case for case in data_set.cases if only_labelled and not case.masks]
+    cases = [case for case in data_set.cases if case.masks or not only_labelled]
+    _refuse_what_no_table_holds(cases)
     parts = split_data_set(cases, fractions, seed)
     _refuse_leaks(parts)
-    columns = ["image", *_columns(found), "subject"]
+    columns = ["image", *_columns(data_set), "subject"]
     contents = {part: _table(of_part, columns, out) for part, of_part in parts.items()}
     tables = {part: out / f"{part}.csv" for part in PARTS}
     for part, table in tables.items():
@@ -126,6 +116,20 @@ def write_split(found: DataSet, out: Path, fractions: tuple[float, float, float]
     for part, content in contents.items():
         write_atomic(tables[part], content)
     return Split({part: tables[part] for part in contents}, parts, left_out)
+
+
+def _refuse_what_no_table_holds(cases: Sequence[Case]) -> None:
+    packed = sorted({case.archive for case in cases if case.archive})
+    if packed:
+        raise ThoradError(
+            f"{packed[0]}: images in an archive can't be named in a table. Unpack it: tar -xf {packed[0].name}"
+        )
+    several = [case.name for case in cases if len(case.masks) > 1]
+    if several:
+        raise ThoradError(
+            f"{len(several)} cases have more than one mask: {listing(several)}. A table has one mask for each image: "
+            "combine them."
+        )
 
 
 def _refuse_leaks(parts: dict[str, list[Case]]) -> None:
@@ -137,17 +141,17 @@ def _refuse_leaks(parts: dict[str, list[Case]]) -> None:
         if len({part_of[case.image] for case in group}) > 1:
             raise ThoradError(
                 f"{group[0].image} and {group[1].image}: the same content under the subjects "
-                f"{' and '.join(sorted({case.subject for case in group}))}, which this split would part. Keep one of "
-                "them; `thorad data check` lists all."
+                f"{' and '.join(sorted({case.subject for case in group}))}, which this split would separate. Keep one "
+                "of them; `thorad data check` lists all."
             )
 
 
-def _columns(found: DataSet) -> list[str]:
+def _columns(data_set: DataSet) -> list[str]:
     """Those beside image and subject."""
-    if not DATASETS[found.kind].annotations_are_findings:
+    if not DATASETS[data_set.kind].annotations_are_findings:
         return []
-    boxes = any(case.boxes for case in found.cases)
-    masks = any(case.masks for case in found.cases) or not boxes
+    boxes = any(case.boxes for case in data_set.cases)
+    masks = any(case.masks for case in data_set.cases) or not boxes
     return ["mask"] * masks + ["boxes"] * boxes
 
 

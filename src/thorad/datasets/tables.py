@@ -27,12 +27,12 @@ def part_of(name: str) -> str | None:
 
 def split_tables(folder: Path) -> dict[str, list[Path]]:
     """{part: its tables}: the CSV files right in the folder that are called so and have a column image."""
-    found: dict[str, list[Path]] = {}
+    tables: dict[str, list[Path]] = {}
     for table in sorted(folder.glob("*.[cC][sS][vV]")):
         part = part_of(table.stem)
         if part is not None and "image" in header_of(table):
-            found.setdefault(part, []).append(table)
-    return found
+            tables.setdefault(part, []).append(table)
+    return tables
 
 
 def find_tables(folder: Path, files: Sequence[Path]) -> Holdings | None:

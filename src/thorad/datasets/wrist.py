@@ -7,7 +7,7 @@ The data set (`thorad.datasets.grazpedwri`) has a table, `dataset.csv` or `datas
 The paper's own split is not published. The choice here:
 
 - Posteroanterior images only (projection 1), left and right as they are.
-- Diseased: images with a box that is no `text`, the letters that tell the side.
+- Diseased: images with a box that is no `text`, the letters that mark the side.
 - Healthy: images without such a box, of patients of whom no posteroanterior image has one and whose rows, of whatever
   projection, all leave `fracture_visible` and `metal` empty: the image after a fracture is not a healthy wrist's.
 - By patient: a tenth of the healthy patients, drawn by a hash of their number, is for the test, the others are for
@@ -34,17 +34,17 @@ EXPECTED: Final = (
 )
 
 MARKER: Final = "text"
-"""The label of the letters that tell the side: no finding."""
+"""The label of the letters that mark the side: no finding."""
 
 POSTEROANTERIOR: Final = 1
 
 TEST_TENTHS: Final = 1
-"""Of ten healthy patients, so many are for the test."""
+"""How many of ten healthy patients are for the test."""
 
 
 @dataclass(frozen=True)
 class WristFiles:
-    """What was found, by name alone."""
+    """The data set's files, matched by their stems."""
 
     rows: dict[str, WristImage]
     """{stem: row} of the whole table."""
@@ -101,13 +101,13 @@ def find_wrist_files(root: Path) -> WristFiles:
 
 
 def sort_wrist_images(files: WristFiles, on_progress: Callable[[int, int], None] | None = None) -> WristCases:
-    """Read the annotations of the posteroanterior images and say which image is what; see the module's head.
+    """Read the annotations of the posteroanterior images and say which image is what; see the module's docstring.
 
     Args:
         files: of `find_wrist_files`.
         on_progress: called with (images done, images in all).
     """
-    chosen = {name: found for name, found in files.with_both.items() if found[0].projection == POSTEROANTERIOR}
+    chosen = {name: files_of for name, files_of in files.with_both.items() if files_of[0].projection == POSTEROANTERIOR}
     findings: dict[str, list[Box]] = {}
     cases: list[Case] = []
     left_out: dict[str, str] = {}
@@ -143,7 +143,7 @@ def write_wrist_cases(cases: WristCases, out: Path) -> Path:
     """Write the boxes but for the letters (out/boxes/*.xml), out/train.csv with the healthy images for training, and
     out/cases.csv for the protocol `boxes`, with the diseased images and the healthy ones for the test.
 
-    `elsewhere` is empty: what is found anywhere outside the boxes is false, also on the letters that tell the side.
+    `elsewhere` is empty: what is found anywhere outside the boxes is false, also on the letters that mark the side.
 
     Returns:
         out/cases.csv, with the columns image, boxes, elsewhere, subject and kind.
@@ -174,10 +174,10 @@ def write_wrist_cases(cases: WristCases, out: Path) -> Path:
 
 def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     """The first of each stem, in the order of their paths."""
-    found: dict[str, Path] = {}
+    by_stem: dict[str, Path] = {}
     for path in sorted(paths):
-        found.setdefault(path.stem, path)
-    return found
+        by_stem.setdefault(path.stem, path)
+    return by_stem
 
 
 def _boxes(annotation: Path, height: int, width: int) -> list[Box]:

@@ -1,7 +1,7 @@
 """Make a set of images for evaluation: findings implanted in healthy images, with boxes or masks, and a table of cases.
 
-It says whether a method sees what was put there, where nobody has drawn labels. It does not say how well a method does
-on patients: places and looks are simulated.
+Where nobody has drawn labels, it shows whether a method sees what was put there. It does not show how well a method
+does on patients: places and looks are simulated.
 """
 
 import os
@@ -67,9 +67,20 @@ TRIES: Final = 100
 """Lesions that are drawn before an image is said to have no place for one."""
 
 
+XRAY_README: Final = (
+    "Each diseased image holds one finding. `boxes` (Pascal VOC) names it as GRAZPEDWRI-DX does: "
+    f"{', '.join(f'{kind} is {BOX_LABELS[kind]}' for kind in XRAY_KINDS)}. A box keeps {BOX_MARGIN}/64 of the "
+    "image's shorter side about the finding. `elsewhere` is the body, found by its brightness, but for the box and "
+    f"{ELSEWHERE_MARGIN}/64 about it."
+)
+LESION_README: Final = (
+    "Each diseased image holds one lesion; `mask` is where it changed the image by more than half its strength."
+)
+
+
 @dataclass(frozen=True)
 class ImplantedSet:
-    """What was made."""
+    """A set of images with implanted findings, as it was written."""
 
     table: Path
     """cases.csv."""
@@ -118,7 +129,7 @@ def make_xray_set(
     Args:
         inputs: healthy X-rays in which bone is bright: files (DICOM, too), folders and tables with a column image.
         out: a folder that isn't there yet, or is empty.
-        seed: decides on everything.
+        seed: random seed for everything that is drawn.
         kinds: of XRAY_KINDS; each gets about as many cases.
         healthy_share: of the subjects, in [0, 1), stays without a finding.
         body_share: of an image, the most that the body can fill: 0.4 for a whole hand, 0.8 for a wrist. Images in which
@@ -141,10 +152,7 @@ def make_xray_set(
         kinds=XRAY_KINDS,
         diseased=diseased,
         healthy=lambda pixels: {"image": pixels, "elsewhere": body_region(pixels, most=body_share)},
-        readme="Each diseased image holds one finding. `boxes` (Pascal VOC) names it as GRAZPEDWRI-DX does: "
-        f"{', '.join(f'{kind} is {BOX_LABELS[kind]}' for kind in XRAY_KINDS)}. A box keeps {BOX_MARGIN}/64 of the "
-        "image's shorter side about the finding. `elsewhere` is the body, found by its brightness, but for the box and "
-        f"{ELSEWHERE_MARGIN}/64 about it.",
+        readme=XRAY_README,
     )
     return _make(making, inputs, out, kinds, healthy_share, seed)
 
@@ -166,7 +174,7 @@ def make_lesion_set(
     Args:
         inputs: healthy images as of `make_xray_set`, on one grid where a region is given.
         out: a folder that isn't there yet, or is empty.
-        seed: decides on everything.
+        seed: random seed for everything that is drawn.
         region: (H, W), where lesions may lie, such as the brain; None for what is well inside the bright part of each
             image.
         kinds: of LESION_KINDS; each gets about as many cases.
@@ -185,8 +193,7 @@ def make_lesion_set(
         kinds=LESION_KINDS,
         diseased=diseased,
         healthy=lambda pixels: {"image": pixels},
-        readme="Each diseased image holds one lesion; `mask` is where it changed the image by more than half its "
-        "strength.",
+        readme=LESION_README,
     )
     return _make(making, inputs, out, kinds, healthy_share, seed)
 
@@ -347,9 +354,9 @@ def _rarest_that_fits(
     seed: str,
     diseased: Callable[[NDArray[np.float32], str, np.random.Generator], Files],
 ) -> tuple[str, Files]:
-    """Implant the kind that has the fewest cases yet, or the next one that the image has a place for.
+    """Implant the kind that has the fewest cases so far, or the next one that the image has a place for.
 
-    Each case and kind has its own random numbers, from the seed in words, whatever images stand beside it.
+    Each case and kind has its own random numbers, from the seed as text, whatever other images there are.
     """
     refusals: list[ThoradError] = []
     for kind in sorted(counts.keys() - {"healthy"}, key=lambda kind: (counts[kind], kind)):

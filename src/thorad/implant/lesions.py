@@ -1,7 +1,7 @@
 """Implant lesions in healthy images: something to look for where there are no labels.
 
 Places and looks are simulated. What is found among them says that a method works, not how well it does on patients. No
-paper gives the constants below; they are this project's choice, of what looks like a lesion and can be told apart.
+paper gives the constants below; they are this project's choice, for what looks like a lesion.
 """
 
 from typing import Any, Final, Literal
@@ -68,8 +68,8 @@ def implant_lesion(
     healthy = image.astype(np.float32)
 
     # The centre: deep enough for most of the lesion to lie inside, and not black (or white) already.
-    visible = np.abs(np.clip(healthy + change, 0, 1) - healthy) > strength / 2
     depth = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]  # (H, W), px to the nearest pixel outside
+    visible = np.abs(np.clip(healthy + change, 0, 1) - healthy) > strength / 2
     centres = np.argwhere((depth > radius_px) & visible)
     if not len(centres):
         raise ThoradError(

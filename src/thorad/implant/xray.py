@@ -256,16 +256,27 @@ def implant_swelling(
         outward = -slope[row, column] / steepness
         profile = np.exp(-((positions[0] - row) ** 2 + (positions[1] - column) ** 2) / (2 * spread**2))  # (H, W)
         bulge = generator.uniform(*BULGE) * radius_px * profile * apart
-        sources = positions - outward[:, None, None] * bulge
-        moved = map_coordinates(image.astype(float), sources, order=1, mode="nearest")
-        tissue = map_coordinates(body.astype(float), sources, order=1, mode="nearest")
-        # Soft tissue fades into bone and air, and so does what is added to it.
-        added = strength * profile * gaussian_filter(tissue, 0.5) * soft
-        swollen = np.clip(moved + added * (1 - moved), 0, 1).astype(np.float32)
-        mask = (profile > 0.5) & (tissue > 0.5)
+        swollen, mask = _swollen(image, body, positions - outward[:, None, None] * bulge, profile, strength, soft)
         if mask.any() and np.abs(swollen - image)[mask].mean() > SHOWN * strength:
-            return swollen, np.asarray(mask, dtype=np.bool_)
+            return swollen, mask
     raise _no_place("a swelling", f"of radius {radius_px:g} px", body & ~bone)
+
+
+def _swollen(
+    image: NDArray[Any],
+    body: NDArray[np.bool_],
+    sources: NDArray[np.float64],
+    profile: NDArray[np.float64],
+    strength: float,
+    soft: NDArray[np.float64],
+) -> Implanted:
+    """Take every pixel from its source, (2, H, W), and brighten soft tissue by a profile, (H, W)."""
+    moved = map_coordinates(image.astype(float), sources, order=1, mode="nearest")
+    tissue = map_coordinates(body.astype(float), sources, order=1, mode="nearest")
+    # Soft tissue fades into bone and air, and so does what is added to it.
+    added = strength * profile * gaussian_filter(tissue, 0.5) * soft
+    swollen = np.clip(moved + added * (1 - moved), 0, 1).astype(np.float32)
+    return swollen, np.asarray((profile > 0.5) & (tissue > 0.5), dtype=np.bool_)
 
 
 def _skin(image: NDArray[Any], body: NDArray[np.bool_], bone: NDArray[np.bool_], radius_px: float) -> NDArray[np.int64]:
