@@ -10,7 +10,7 @@ from thorad.errors import ThoradError
 
 if TYPE_CHECKING:
     from thorad.detector import Detector
-    from thorad.extend import register_engine, register_method, register_network, register_noise
+    from thorad.extend import register_dataset, register_engine, register_method, register_network, register_noise
     from thorad.methods import METHODS, Method
     from thorad.recipe import Recipe, load_recipe
     from thorad.records import Detection, Finding, VolumeDetection
@@ -30,6 +30,7 @@ _HOME = {
     "detect_volume": "thorad.volume_detection",
     "fit": "thorad.training.fit",
     "load_recipe": "thorad.recipe",
+    "register_dataset": "thorad.extend",
     "register_engine": "thorad.extend",
     "register_method": "thorad.extend",
     "register_network": "thorad.extend",
@@ -49,6 +50,7 @@ __all__ = [
     "detect_volume",
     "fit",
     "load_recipe",
+    "register_dataset",
     "register_engine",
     "register_method",
     "register_network",

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from thorad.datasets import DATASETS
+from thorad.datasets.contract import Layout
 from thorad.diffusion import ENGINES, NOISES
 from thorad.methods import METHODS, Method
 from thorad.recipe import NETWORKS, NetworkSection
@@ -36,3 +38,8 @@ def register_network(section: type[NetworkSection]) -> None:
 def register_engine(name: str, make: Callable[..., Any]) -> None:
     """Add an engine: `make(network, *, size, device, full_precision)` (`thorad.diffusion.engine`)."""
     ENGINES.register(name, make)
+
+
+def register_dataset(name: str, layout: Layout) -> None:
+    """Add the layout of a data set (`thorad.datasets.contract.Layout`)."""
+    DATASETS.register(name, layout)
