@@ -30,11 +30,11 @@ from thorad.training.trainer import build_trainer, own_callbacks, own_loggers
 def fit(
     recipe: Recipe,
     train: Source,
-    out: Path,
+    out: str | Path,
     *,
     validation: Source | None = None,
     accelerator: str = "auto",
-    devices: str = "auto",
+    devices: str | int | list[int] = "auto",
     nodes: int = 1,
     start_from: str | Path | None = None,
     progress_bar: bool = True,
@@ -70,6 +70,7 @@ def fit(
         ThoradError: unusable training images, another training in `out`, an unfit `start_from`, device or option; a
             callback or option ended the training before its last step.
     """
+    out = Path(out)
     _refuse_other_training(out, recipe)
     images, held_out = open_images(train, validation, recipe, leave_out=out)
     _make_folder(out, recipe)
