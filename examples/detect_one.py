@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from thorad import Detector
-from thorad.io.images import read_image
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("scan", type=Path)
@@ -18,7 +17,7 @@ parser.add_argument("--model", default="brain-t1-compact", help="a bundled model
 arguments = parser.parse_args()
 
 detector = Detector(arguments.model)  # THOR with simplex noise, with the fewest network calls that keep its quality
-detection = detector.detect(read_image(arguments.scan))  # pixels as a NumPy array will do, too
+detection = detector.detect(arguments.scan)  # or an array, a tensor, a PIL image
 
 row, column = np.unravel_index(detection.anomaly_map.argmax(), detection.anomaly_map.shape)
 print(f"score {detection.score:.5f}, highest at row {row}, column {column}, {detection.network_calls} network calls")

@@ -1,6 +1,6 @@
 """Train a model on your own healthy scans, all of one kind: the same organ, view and orientation.
 
-Run it again after an interruption, and it goes on. `thorad train` does the same from the command line.
+Run it again after an interruption, and it resumes. `thorad train` does the same from the command line.
 
 python examples/train_on_your_scans.py HEALTHY_SCANS --out training
 thorad detect OTHER_SCANS --model training/model --out results
@@ -9,8 +9,7 @@ thorad detect OTHER_SCANS --model training/model --out results
 import argparse
 from pathlib import Path
 
-from thorad import Recipe
-from thorad.training.fit import fit
+from thorad import Recipe, fit
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("scans", type=Path, help="folder of healthy images")

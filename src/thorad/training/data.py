@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import lightning
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from thorad.datasets.cases import subject_of
 from thorad.errors import ThoradError
-from thorad.io.images import Image, image_from_array, looks_like_mask
+from thorad.io.images import Image, looks_like_mask
+from thorad.io.inputs import as_image
 from thorad.io.preprocess import to_model_input
 from thorad.io.scans import Scan, find_scans
 from thorad.io.slices import images_of
@@ -99,7 +98,8 @@ class DatasetImages:
     """`Images` of any data set, which is asked for each item whenever it comes up: what is random in it stays so.
 
     Args:
-        dataset: of images on their own grid and scale, as `image_of_item` takes them.
+        dataset: its items are images on their own grid and scale, as `as_image` takes them, or have one under the key
+            `image` or as their first part.
         size: S, side of the model's grid, px.
         what: names the data set in errors.
 
@@ -122,36 +122,19 @@ class DatasetImages:
         return len(self._dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Tensor:
-        name = f"{self._what}, item {index}"
         try:
-            pixels = image_from_array(image_of_item(self._dataset[index], name), name).pixels
-            return to_model_input(pixels, self._size)[0]
+            return to_model_input(as_image(_image_in(self._dataset[index])).pixels, self._size)[0]
         except ThoradError as error:
-            raise ThoradError(str(error) if name in str(error) else f"{name}: {error}") from error
+            raise ThoradError(f"{self._what}, item {index}: {error}") from error
 
 
-def image_of_item(item: object, name: str) -> NDArray[Any]:
-    """The image in an item of a data set.
-
-    Args:
-        item: a tensor or array, (H, W) or (1, H, W); or a mapping with one under `image`; or a tuple that begins with
-            any of these.
-        name: of the item, for errors.
-
-    Returns:
-        (H, W), or the array as it is where that is no image.
-
-    Raises:
-        ThoradError: a mapping without `image`.
-    """
+def _image_in(item: Any) -> Any:
+    """What an item holds under `image`, or as its first part; else the item itself."""
     if isinstance(item, Mapping):
         if "image" not in item:
-            raise ThoradError(f"{name}: has the keys {sorted(map(str, item))}, expected one of them to be 'image'.")
-        return image_of_item(item["image"], name)
-    if isinstance(item, tuple | list) and len(item):
-        return image_of_item(item[0], name)
-    array = np.asarray(item.detach().cpu() if isinstance(item, Tensor) else item)
-    return array[0] if array.ndim == 3 and len(array) == 1 else array
+            raise ThoradError(f"has the keys {sorted(map(str, item))}, expected one of them to be 'image'.")
+        return _image_in(item["image"])
+    return _image_in(item[0]) if isinstance(item, tuple | list) and item else item
 
 
 def open_images(

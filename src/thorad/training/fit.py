@@ -48,8 +48,8 @@ def fit(
     Args:
         recipe: what to fit.
         train: healthy images: a folder, a table with a column `image`, or a torch `Dataset` whose items are images,
-            (H, W) or (1, H, W), or have one under `image` or as their first part. Each is scaled and resized as the
-            images of `Detector.detect` are.
+            (H, W) or (1, H, W), or have one under `image` or as their first part. All are scaled and resized as
+            `Detector.detect` does it.
         out: folder for ``recipe.toml``, ``checkpoints/``, ``logs/`` (CSV and TensorBoard, one for each start),
             ``pictures/`` and ``model/``.
         validation: the same of other subjects, for the validation loss and the pictures; `MOST_VALIDATED` are used.

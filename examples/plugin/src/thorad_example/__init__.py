@@ -1,0 +1,1 @@
+"""A method, a noise and a network for thorad."""
