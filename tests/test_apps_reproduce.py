@@ -13,13 +13,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
 from thorad import cli
 from thorad.apps import reproduce
-from thorad.apps.reproduce import PUBLISHED_TABLE_1, Settings, check_layout, every_nth, plot_sweep
+from thorad.apps.reproduce import PUBLISHED_TABLE_1, Settings, every_nth
 from thorad.apps.reproduce import reproduce as run
+from thorad.apps.reproduce_data import check_layout
 from thorad.datasets.atlas import MNI_2009A
 from thorad.datasets.boxes import Box, voc_xml
 from thorad.datasets.cases import Case, read_cases
@@ -167,13 +167,13 @@ def test_table_1_on_atlas(tiny_model: Path, tmp_path: Path) -> None:
             nibabel.save(nibabel.Nifti1Image(voxels, affine), f"{stem}_{ending}.nii.gz")
     checked = check_layout("table1", tmp_path / "atlas")
     assert checked.problems == []
-    assert "3 of 3 scans lie on the grid of MNI152NLin2009aSym." in checked.told
+    assert "3 of 3 scans lie on the grid of MNI152NLin2009aSym." in checked.found
     found = run("table1", tmp_path / "atlas", [tiny_model], tmp_path / "out", QUICK)
     assert found.results[0]["counts"]["lesion_cases"] == found.results[0]["counts"]["large"] == 2
     report = (tmp_path / "out" / "report.md").read_text()
     assert "The data are the paper's, ATLAS v2.0." in report
     assert "These are not the paper's" not in report
-    assert "2 slices k = 95 with a lesion, 1 without (left out), 0 scans of no use." in report
+    assert "2 slices k = 95 with a lesion, 1 without (left out), 0 unusable scans." in report
     (cases,) = (tmp_path / "out" / "slices").glob("cases.csv")
     assert len(read_cases(cases)) == 2
 
@@ -289,27 +289,28 @@ def test_figure_4(
     assert b"THOR, simplex noise" in (out / "figure4.svg").read_bytes()
     assert "![best Dice against the noise level](figure4.png)" in (out / "report.md").read_text()
 
-    # An interrupted sweep goes on: only the level that is gone is measured again, and the result is the same.
-    (out / "levels" / "thor-simplex-400.json").unlink()
+    # An interrupted sweep resumes: only the maps that are gone are made again, and the results are the same.
+    shutil.rmtree(out / "levels" / "thor-simplex-400" / "maps")
     (out / "metrics.json").unlink()
     measured: list[str] = []
+    maps = Detector.model_maps
 
-    def counted(cases: Any, healthy: Any, detectors: Any, *arguments: Any, **options: Any) -> Any:
-        measured.extend(f"{one.method}-{one.noise_level}" for one in detectors)
-        return evaluate(cases, healthy, detectors, *arguments, **options)
+    def counted(self: Detector, x: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        measured.extend(f"{self.method}-{self.noise_level}-{name}" for name in names)
+        return maps(self, x, names)
 
-    monkeypatch.setattr(reproduce, "evaluate", counted)
+    monkeypatch.setattr(Detector, "model_maps", counted)
     again = run("fig4", brain, [tiny_model], out, QUICK)
-    assert measured == ["thor-400"]
+    assert measured == [f"thor-400-images__{name}" for name in SIDES]
     assert without_time(again.results) == without_time(found.results)
 
-    with pytest.raises(ThoradError, match=r"ddpm-gaussian-50\.json: made with other options: seed \(there 0, now 1\)"):
-        run("fig4", brain, [tiny_model], out, Settings(device="cpu", bootstrap=20, seed=1))
-    with pytest.raises(ThoradError, match="other options: cases_sha256"):
-        run("fig4", brain, [tiny_model], out, Settings(device="cpu", bootstrap=20, every=2))
-    (out / "levels" / "ddpm-gaussian-50.json").write_text("{")
-    with pytest.raises(ThoradError, match=r"ddpm-gaussian-50\.json: not a level's result"):
-        run("fig4", brain, [tiny_model], out, QUICK)
+    # Maps of other options are not taken for these.
+    other = run("fig4", brain, [tiny_model], out, Settings(device="cpu", bootstrap=20, seed=1))
+    assert len(measured) == len(SIDES) * (1 + len(curves))
+    assert other.results[4]["intervals"] != point["intervals"]
+    half = run("fig4", brain, [tiny_model], out, Settings(device="cpu", bootstrap=20, every=2))
+    assert half.results[4]["counts"]["lesion_cases"] == 3
+    assert len(measured) == len(SIDES) * (1 + len(curves)), "the maps of these cases were there"
 
 
 def test_levels_that_the_model_does_not_know_are_told(
@@ -337,45 +338,6 @@ def test_without_matplotlib(tiny_model: Path, brain: Path, tmp_path: Path, monke
     with pytest.raises(ThoradError, match=r"pip install 'thorad\[plots\]'"):
         run("fig4", brain, [tiny_model], tmp_path / "out", QUICK)
     assert not (tmp_path / "out").exists(), "told before the work"
-
-
-def test_plot_without_groups_or_intervals() -> None:
-    """Where no lesion of a size is there, the paper's mix has no panel; without resamples there are no bands."""
-    point = {"method": "thor", "noise": "simplex", "noise_level": 50}
-    figures = {"best_dice": {"average": 20.0, "paper_mix": None}}
-    none = {"intervals": {"best_dice": {"average": None, "paper_mix": None}}}
-    with PIL.Image.open(io.BytesIO(plot_sweep([{**point, **figures, **none}])["png"])) as picture:
-        assert picture.width == 2000
-
-
-def test_plot_shows_every_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The panels share an axis, and the second one's curves may reach higher."""
-    figures: list[Figure] = []
-
-    def kept(*arguments: Any, **options: Any) -> Figure:
-        figures.append(Figure(*arguments, **options))
-        return figures[-1]
-
-    monkeypatch.setattr(reproduce, "_import_matplotlib", lambda: kept)
-    points = [
-        {
-            **{"method": "thor", "noise": "simplex", "noise_level": level},
-            "best_dice": {"average": 20.0, "paper_mix": value},
-            "intervals": {"best_dice": {"average": [15.0, 25.0], "paper_mix": [value - 5, value + 5]}},
-        }
-        for level, value in {50: 30.0, 100: 60.0}.items()
-    ]
-    floor = {"method": "zscore", "noise": None, "noise_level": None}
-    plot_sweep([*points, {**points[0], **floor, "best_dice": {"average": 70.0, "paper_mix": 8.0}}])
-    average, mix = figures[0].axes
-    assert average.get_ylim() == mix.get_ylim()
-    assert mix.get_ylim()[0] == 0
-    assert mix.get_ylim()[1] > 70
-    curve, level_line = mix.get_lines()
-    np.testing.assert_array_equal(curve.get_xydata(), [(50, 30), (100, 60)])
-    assert set(level_line.get_ydata()) == {8.0}
-    assert mix.get_xlabel() == "noise level (timestep)"
-    assert average.get_ylabel() == "best Dice (%)"
 
 
 # ---- what holds for all

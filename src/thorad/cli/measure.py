@@ -185,11 +185,11 @@ def reproduce(
 
 
 def _check_layout(target: Literal["table1", "table2", "fig4"], data: Path, quiet: bool) -> None:
-    from thorad.apps.reproduce import check_layout
+    from thorad.apps.reproduce_data import check_layout
 
     with progress_bar(target, quiet) as show:
         layout = check_layout(target, data, on_progress=show)
-    for line in layout.told:
+    for line in layout.found:
         print_line(line)
     for problem in layout.problems:
         print_error(f"Unusable: {problem}")

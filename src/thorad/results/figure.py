@@ -52,7 +52,7 @@ def write_figure(
     suffix = out.suffix.lower()
     if suffix not in KINDS:
         raise ThoradError(f"{out}: a figure ends in {', '.join(KINDS)}. Choose one of these.")
-    _import_matplotlib()  # its absence should be told before the work
+    import_matplotlib()  # its absence should be told before the work
     folder = read_folder(results)
     rows = match_truth(folder, truth) if truth else {}
     maximum = float(folder.run["overlay_maximum"])
@@ -145,7 +145,7 @@ def _draw_restoration(cases: Sequence[tuple[str, Pictures, NDArray[np.bool_] | N
 
 def _panels(rows: int, titles: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, Any]:
     tall = [PANEL * shape[0] / shape[1] for shape in shapes]
-    figure = _import_matplotlib()(figsize=(PANEL * len(titles) + 0.6, sum(tall) + 0.35), layout="compressed")
+    figure = import_matplotlib()(figsize=(PANEL * len(titles) + 0.6, sum(tall) + 0.35), layout="compressed")
     axes = figure.subplots(rows, len(titles), squeeze=False, height_ratios=tall)
     for panel in axes.flat:
         panel.set(xticks=[], yticks=[], facecolor="black")
@@ -194,7 +194,12 @@ def _colour_map() -> Any:
     return LinearSegmentedColormap.from_list("thorad", [(0, 0, 0), *(COLOURS / 255)])
 
 
-def _import_matplotlib() -> Any:
+def import_matplotlib() -> Any:
+    """The class `matplotlib.figure.Figure`.
+
+    Raises:
+        ThoradError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
