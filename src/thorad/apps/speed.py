@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
 import resource
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 from torch.utils.benchmark.utils.timer import timer
+from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from thorad.detector import Detector
@@ -263,35 +262,24 @@ def _fastest(work: Callable[[], object]) -> float:
 
 def training_rate(recipe: Recipe, accelerator: str, steps: int = TRAINING_STEPS) -> float:
     """Images a second of `thorad train`, augmentation and noise included, on made-up images."""
-    import lightning
+    from lightning.pytorch.callbacks import Callback
 
-    from thorad.training.data import TrainingData
-    from thorad.training.module import DiffusionTraining
+    from thorad.training.fit import fit
 
-    class Timed(DiffusionTraining):
-        """Notes when each step ends."""
-
-        def on_train_batch_end(self, *_: object) -> None:
-            ends.append(time.perf_counter())
-
-    # Nobody needs Lightning's list of what it leaves out here.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     ends: list[float] = []
-    images = torch.rand(recipe.training.batch_size, 1, recipe.image.size, recipe.image.size)
-    fast = fast_precision(torch.device("cuda" if accelerator == "gpu" else "cpu")) == torch.bfloat16
-    trainer = lightning.Trainer(
-        barebones=True,
-        accelerator=accelerator,
-        devices=1,
-        precision="bf16-mixed" if fast else "32-true",
-        max_steps=steps + 1,  # the first is slower by what every library prepares once
-        max_epochs=-1,
-        limit_val_batches=0,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that nothing is logged, for one
-        trainer.fit(Timed(recipe), datamodule=TrainingData(recipe, images))
-    return recipe.training.batch_size * steps / (ends[-1] - ends[0])
+
+    class StepTimes(Callback):
+        def on_train_batch_end(self, *_: object) -> None:
+            ends.append(timer())
+
+    batch = recipe.training.batch_size
+    images = TensorDataset(torch.rand(batch, 1, recipe.image.size, recipe.image.size))
+    training = recipe.training.model_copy(update={"steps": steps + 1})  # the first one warms up
+    few = recipe.model_copy(update={"training": training})
+    with tempfile.TemporaryDirectory() as folder:
+        out, callbacks = Path(folder), [StepTimes()]
+        fit(few, images, out, accelerator=accelerator, devices="1", progress_bar=False, callbacks=callbacks, loggers=[])
+    return batch * steps / (ends[-1] - ends[0])
 
 
 def _network_speed(name: str, detector: Detector, peaks: Mapping[str, float]) -> NetworkSpeed:
