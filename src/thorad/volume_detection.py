@@ -13,7 +13,7 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
-from thorad.detector import Detector
+from thorad.detector import Detector, OnStep
 from thorad.errors import ThoradError
 from thorad.findings import findings_in
 from thorad.io.inputs import as_volume
@@ -32,6 +32,7 @@ def detect_volume(
     indices: Sequence[int] | None = None,
     registration: Registration | None = None,
     keep_steps: bool = False,
+    on_step: OnStep | None = None,
 ) -> VolumeDetection:
     """Find what is not healthy in axial slices of a volume.
 
@@ -44,6 +45,7 @@ def detect_volume(
         indices: of the slices, in the template's grid; None: those that the model was trained on.
         registration: of this volume, from an earlier `register`; None: it is made here.
         keep_steps: keep the pictures of every step of the slices' restorations.
+        on_step: as `Detector.detect_batch` takes it; called with the slices' names.
 
     Raises:
         ThoradError: the model isn't for volumes, an index outside the template, a slice that shows nothing.
@@ -54,7 +56,7 @@ def detect_volume(
     chosen = checked_indices(section, indices, detector.model_name)
     registration = registration or register(volume, skull=section.skull)
     slices = axial_images(registration.volume, registration.to_template, chosen)
-    detections = tuple(detector.detect_batch(slices, keep_steps=keep_steps))
+    detections = tuple(detector.detect_batch(slices, on_step, keep_steps=keep_steps))
     anomaly_map = _pasted([one.anomaly_map for one in detections], chosen, volume, registration)
     score = max(one.score for one in detections)
     found = VolumeDetection(

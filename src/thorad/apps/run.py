@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from thorad.detector import Detector
+from thorad.detector import Detector, OnStep
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import Image
@@ -118,6 +118,7 @@ def detect_files(
     indices: Sequence[int] | None = None,
     keep_steps: bool = False,
     on_progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> RunSummary:
     """Detect in files and write each case as soon as it is done: first the pictures, then the volumes.
 
@@ -128,6 +129,7 @@ def detect_files(
         indices: of the slices that volumes are looked at in; None: the model's own.
         keep_steps: keep the pictures of every step of the restorations.
         on_progress: see `Progress`.
+        on_step: as `Detector.detect_batch` takes it.
 
     Raises:
         ThoradError: the results can't be written, hold another file's case of the same name, need a library that is
@@ -138,85 +140,107 @@ def detect_files(
     if any(scan.series for scan in scans.values()):
         import_highdicom()  # before the work rather than after it
     asked, scans = scans.keys(), results.shard.of(scans)
-    needs_steps = keep_steps and detector.network_calls > 0
-    recorder = _Recorder(scans, results, needs_steps, on_progress or (lambda done, total: None))
-    todo = [scan for name, scan in scans.items() if name not in recorder.done]
-    pictures = [scan for scan in todo if not scan.is_volume]
-    try:
-        for start in range(0, len(pictures), detector.batch_size):
-            _detect_pictures(detector, pictures[start : start + detector.batch_size], recorder, keep_steps)
-        for scan in todo:
-            if scan.is_volume:
-                _detect_volume(detector, scan, recorder, indices, keep_steps)
-    except torch.OutOfMemoryError as error:
-        raise ThoradError(
-            f"the memory of {detector.device} doesn't hold {detector.batch_size} images at once. "
-            "Choose a smaller --batch-size; what is done is kept."
-        ) from error
+    done, verdicts = _done_before(scans, results, needs_steps=keep_steps and detector.network_calls > 0)
+    already_done = len(done)
+    run = _Run(detector, results, len(scans), done, verdicts, indices, keep_steps, on_progress, on_step)
+    run.report()
+    run.detect([scan for name, scan in scans.items() if name not in done])
     seconds = time.perf_counter() - began
     results.close(seconds, asked)
-    return recorder.summary(seconds)
+    highest_first = dict(sorted(run.done.items(), key=lambda item: -item[1]))
+    return RunSummary(highest_first, run.verdicts, run.failed, run.warned, already_done, seconds)
 
 
-class _Recorder:
-    """Writes the cases of a run and counts them."""
+@dataclass
+class _Run:
+    """Detects in scans, writes their cases and keeps how they ended; see `detect_files` and `RunSummary`."""
 
-    def __init__(self, scans: Mapping[str, Scan], results: ResultWriter, needs_steps: bool, report: Progress) -> None:
-        self._results = results
-        self.done, self._verdicts = _done_before(scans, results, needs_steps)
-        self._already_done = len(self.done)
-        self._failed: dict[str, str] = {}
-        self._warned: dict[str, str] = {}
-        self._report, self._total = report, len(scans)
-        report(len(self.done), self._total)
+    detector: Detector
+    results: ResultWriter
+    total: int
+    done: dict[str, float]
+    verdicts: dict[str, Verdict]
+    indices: Sequence[int] | None
+    keep_steps: bool
+    on_progress: Progress | None
+    on_step: OnStep | None
+    failed: dict[str, str] = field(default_factory=dict)
+    warned: dict[str, str] = field(default_factory=dict)
 
-    def write(self, scan: Scan, result: Detection | VolumeDetection, warnings: Sequence[str] = ()) -> None:
-        """Write a case."""
+    def report(self) -> None:
+        """Say how many cases are done."""
+        if self.on_progress is not None:
+            self.on_progress(len(self.done) + len(self.failed), self.total)
+
+    def detect(self, scans: Sequence[Scan]) -> None:
+        """Detect in scans, the pictures first.
+
+        Raises:
+            ThoradError: see `detect_files`.
+        """
+        pictures = [scan for scan in scans if not scan.is_volume]
+        size = self.detector.batch_size
+        try:
+            for start in range(0, len(pictures), size):
+                self._detect_pictures(pictures[start : start + size])
+            for scan in scans:
+                if scan.is_volume:
+                    self._detect_volume(scan)
+        except torch.OutOfMemoryError as error:
+            raise ThoradError(
+                f"the memory of {self.detector.device} doesn't hold {size} images at once. Choose a smaller "
+                "--batch-size; what is done is kept."
+            ) from error
+
+    def _detect_pictures(self, scans: Sequence[Scan]) -> None:
+        """Detect in one batch of pictures, without those that can't be read."""
+        images: list[Image] = []
+        by_name = {scan.name: scan for scan in scans}
+        for scan in scans:
+            try:
+                images += images_of(scan, skull=False, indices=())
+            except ThoradError as error:
+                self._fail(scan, str(error))
+        for detection in self.detector.detect_batch(images, self.on_step, keep_steps=self.keep_steps):
+            scan = by_name[detection.name]
+            self._write(scan, detection, _picture_warnings(scan, self.detector))
+
+    def _detect_volume(self, scan: Scan) -> None:
+        """Detect in the slices of a volume."""
+        try:
+            volume = scan.read()
+            if not isinstance(volume, Volume):
+                raise ThoradError(f"{scan.path}: a single picture, expected a volume.")
+            detection = detect_volume(
+                self.detector, volume, indices=self.indices, keep_steps=self.keep_steps, on_step=self.on_step
+            )
+        except ThoradError as error:
+            self._fail(scan, str(error))
+        else:
+            self._write(scan, detection)
+
+    def _write(self, scan: Scan, result: Detection | VolumeDetection, warnings: Sequence[str] = ()) -> None:
         pictures = result.slices if isinstance(result, VolumeDetection) else [result]
         if not all(np.isfinite(picture.anomaly_map).all() for picture in pictures):
-            self.fail(scan, f"{scan.path}: the map is not finite. Is the model damaged?")
+            self._fail(scan, f"{scan.path}: the map is not finite. Is the model damaged?")
             return
         if isinstance(result, VolumeDetection):
-            warnings = self._results.write_volume(result, series=scan.series)
+            warnings = self.results.write_volume(result, series=scan.series)
         else:
-            warnings = self._results.write(result, series=scan.series, warnings=warnings)
+            warnings = self.results.write(result, series=scan.series, warnings=warnings)
         if warnings:
-            self._warned[scan.name] = " ".join(warnings)
+            self.warned[scan.name] = " ".join(warnings)
         self.done[scan.name] = float(result.score)
         if result.p_value is not None or result.findings is not None:
             count = None if result.findings is None else len(result.findings)
-            self._verdicts[scan.name] = Verdict(result.p_value, count)
-        self._report(len(self.done) + len(self._failed), self._total)
+            self.verdicts[scan.name] = Verdict(result.p_value, count)
+        self.report()
 
-    def fail(self, scan: Scan, message: str) -> None:
+    def _fail(self, scan: Scan, message: str) -> None:
         """Record why a case can't be done."""
-        reason = self._failed[scan.name] = scan.redacted(message)
-        self._results.fail(scan.name, scan.source, reason)
-        self._report(len(self.done) + len(self._failed), self._total)
-
-    def summary(self, seconds: float) -> RunSummary:
-        """All cases, after a run of so many seconds."""
-        return RunSummary(
-            done=dict(sorted(self.done.items(), key=lambda item: -item[1])),
-            verdicts=self._verdicts,
-            failed=self._failed,
-            warned=self._warned,
-            already_done=self._already_done,
-            seconds=seconds,
-        )
-
-
-def _detect_pictures(detector: Detector, scans: Sequence[Scan], recorder: _Recorder, keep_steps: bool) -> None:
-    images: list[Image] = []
-    by_name = {scan.name: scan for scan in scans}
-    for scan in scans:
-        try:
-            images += images_of(scan, skull=False, indices=())
-        except ThoradError as error:
-            recorder.fail(scan, str(error))
-    for detection in detector.detect_batch(images, keep_steps=keep_steps):
-        scan = by_name[detection.name]
-        recorder.write(scan, detection, _picture_warnings(scan, detector))
+        reason = self.failed[scan.name] = scan.redacted(message)
+        self.results.fail(scan.name, scan.source, reason)
+        self.report()
 
 
 def _picture_warnings(scan: Scan, detector: Detector) -> list[str]:
@@ -226,20 +250,6 @@ def _picture_warnings(scan: Scan, detector: Detector) -> list[str]:
     if scan.series.modality != "MR":
         return [f"out of the model's domain: modality {scan.series.modality or 'unknown'}, the model knows T1w MR."]
     return ["a single slice is detected in as it is: only a whole series can be registered to the template."]
-
-
-def _detect_volume(
-    detector: Detector, scan: Scan, recorder: _Recorder, indices: Sequence[int] | None, keep_steps: bool
-) -> None:
-    try:
-        volume = scan.read()
-        if not isinstance(volume, Volume):
-            raise ThoradError(f"{scan.path}: a single picture, expected a volume.")
-        detection = detect_volume(detector, volume, indices=indices, keep_steps=keep_steps)
-    except ThoradError as error:
-        recorder.fail(scan, str(error))
-    else:
-        recorder.write(scan, detection)
 
 
 def _done_before(

@@ -146,6 +146,7 @@ class Jobs:
         self._worker: WorkerProcess | None = None
         self.offers: list[dict[str, Any]] = []
         """Models and methods; empty until the worker is ready."""
+        self._method_titles: dict[str, str] = {}
         self.detected = 0
         """Scans that are done."""
         self.trouble = ""
@@ -242,12 +243,16 @@ class Jobs:
         """What the page shows of all jobs, the newest first."""
         with self._changed:
             self._give_up_on_stalled()
-            return [job.about(self._position(job)) for job in reversed(self._jobs.values())]
+            return [self._about(job) for job in reversed(self._jobs.values())]
 
     def about(self, job: Job) -> dict[str, Any]:
         """What the page shows of one job."""
         with self._changed:
-            return job.about(self._position(job))
+            return self._about(job)
+
+    def method_title(self, method: str) -> str:
+        """What a method is called; its plain name until the worker is ready."""
+        return self._method_titles.get(method, method)
 
     def close(self) -> None:
         """End the worker, whatever it does, and the thread."""
@@ -275,6 +280,9 @@ class Jobs:
             )
         if len(waiting) >= MOST_WAITING:
             raise ThoradError(f"{MOST_WAITING} jobs are waiting already. Let some of them finish first.")
+
+    def _about(self, job: Job) -> dict[str, Any]:
+        return {**job.about(self._position(job)), "method_title": self.method_title(job.settings.method)}
 
     def _position(self, job: Job) -> int | None:
         waiting = [other for other in self._jobs.values() if other.state == "queued"]
@@ -311,11 +319,12 @@ class Jobs:
             if self._closing:
                 return
             worker = self._worker = WorkerProcess(self._models)
-        kind, content = worker.receive()
-        if kind == "failed":
-            self.trouble = content
-            raise EOFError
-        self.offers = content
+        match worker.receive():
+            case ("offers", offers, titles):
+                self.offers, self._method_titles = offers, titles
+            case ("failed", why):
+                self.trouble = why
+                raise EOFError
         while True:
             self._run_job(worker, self._next_job(worker))
 

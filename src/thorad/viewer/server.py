@@ -24,7 +24,7 @@ import threading
 import time
 import webbrowser
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from html import escape
 from importlib import resources
@@ -236,6 +236,7 @@ class _Pages:
     def index(self, request: Request) -> Response:
         results = self._result(request)
         index = results.index()
+        index["run"] = self._with_title(index["run"])
         job = self._job_of(request)
         title = results.path.resolve().name if job is None else job.title
         seconds = None if job is None else self._jobs.about(job)["seconds"]
@@ -290,7 +291,7 @@ class _Pages:
     # ------------------------------------------------------------------------------------------- jobs
 
     def state(self, request: Request) -> Response:
-        folders = [{"id": name, **self._results[name].summary()} for name in self._folders]
+        folders = [{"id": name, **self._with_title(self._results[name].summary())} for name in self._folders]
         limits = {"bytes": LARGEST_TOGETHER, "files": MOST_FILES}
         worker = {"offers": self._jobs.offers, "trouble": self._jobs.trouble}
         return _Json({"jobs": self._jobs.all(), "folders": folders, "limits": limits, **worker})
@@ -349,6 +350,9 @@ class _Pages:
         return _Json({})
 
     # ------------------------------------------------------------------------------------------- what is meant
+
+    def _with_title(self, run: Mapping[str, Any]) -> dict[str, Any]:
+        return {**run, "method_title": self._jobs.method_title(run["method"])} if "method" in run else dict(run)
 
     def _job(self, request: Request) -> Job:
         job = self._jobs.get(request.path_params["number"])

@@ -1,17 +1,17 @@
-"""The process that detects: it alone has torch, and may be killed or die without the server's end.
+"""The process that detects: it alone has torch, and may be killed or die while the server goes on.
 
 It takes `Order`s from its connection and answers with tuples whose first entry says what they are:
 
-    ("offers", [...])                           once, when it is ready; see `offers`
+    ("offers", [...], {...})                    once, when it is ready; see `offers` and `titles`
     ("taken",)                                  first of an order
-    ("scan", case, picture)                         a restoration begins: its image, on the model's grid
-    ("step", case, timestep, clean, overlay)    the clean estimate and the map over the image overlay may be None
+    ("scan", case, picture)                     a restoration begins: its image, on the model's grid
+    ("step", case, timestep, clean, overlay)    the clean estimate, and the map over the image or None
     ("restored", case)                          it has ended; several may go on at the same time
     ("progress", done, total)                   cases
     ("done", done, failures)                    the number of cases that are done, and {case: why} of the others
     ("failed", message)                         nothing could be done
 
-Pictures are PNG in base64, as the page takes them. Shapes: B batch, S the model's grid.
+Pictures are PNG in base64, as the page takes them. Shapes: S the model's grid.
 """
 
 from __future__ import annotations
@@ -29,24 +29,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from thorad.apps.run import detect_files, open_results
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.scans import Scan
 from thorad.io.volumes import Volume, write_nifti
-from thorad.methods import METHODS, Restoration
-from thorad.methods.contract import OnStep, Step
+from thorad.methods import METHODS
 from thorad.model import bundled_models, load_recipe_of
 from thorad.pictures import overlay, png_text
+from thorad.records import StepPictures
 from thorad.results.volume_page import write_volume_page
 from thorad.selection import methods_for
 from thorad.viewer.order import Order, Settings
 from thorad.viewer.pages import PLANES
-
-STEP_MAXIMUM = {"thor+": METHODS["thor"].overlay_maximum}
-"""Map value at which the colours of a step end, where it isn't that of the result: THOR+ makes draws of THOR."""
 
 Send = Callable[[tuple[Any, ...]], None]
 
@@ -63,7 +59,7 @@ def work(connection: Connection, models: Sequence[str]) -> None:
             connection.send(message)
 
     try:
-        send(("offers", offers(models)))
+        send(("offers", offers(models), titles()))
     except ThoradError as error:
         send(("failed", str(error)))
         return
@@ -75,7 +71,7 @@ def work(connection: Connection, models: Sequence[str]) -> None:
             worker.detect(order)
         except ThoradError as error:
             send(("failed", str(error)))
-        except Exception as error:  # whatever it is, the next order may be well
+        except Exception as error:  # whatever it is, the next order may succeed
             send(("failed", f"{type(error).__name__}: {error}"))
 
 
@@ -85,45 +81,73 @@ def offers(models: Sequence[str]) -> list[dict[str, Any]]:
     Args:
         models: model folders that the user named; they come before the bundled ones.
     """
-    found = []
+    offered = []
     for model in [*models, *bundled_models()]:
         recipe = load_recipe_of(model)
+        possible = [(METHODS[name], noise) for name, noise in methods_for(model)]
         methods = [
-            {"method": method, "noise": noise} for method, noise in methods_for(model) if not METHODS[method].published
+            {"method": method.name, "noise": noise, "method_title": method.title, "blurb": _sentence(method.blurb)}
+            for method, noise in possible
+            if not method.published
         ]
         # A calibrated copy has the name of the model that it is a copy of.
         name = recipe.name if model in bundled_models() else f"{recipe.name} ({Path(model).name})"
         description = {"name": name, "about": recipe.description, "volumes": bool(recipe.volume.template)}
-        found.append({"model": model, **description, "methods": methods})
+        offered.append({"model": model, **description, "methods": methods})
+    return offered
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
+
+
+def titles() -> dict[str, str]:
+    """What every method is called, offered or not: {name: title}."""
+    found = {}
+    for name in METHODS:
+        try:
+            found[name] = METHODS[name].title
+        except ThoradError:  # of another package, and it can't be loaded
+            continue
     return found
 
 
-class _Watched(Detector):
-    """A detector that shows the restoration of each image as it goes on."""
+class _Watcher:
+    """Sends the restorations of one order as they go on; several threads may call it."""
 
-    send: Send
+    def __init__(self, send: Send, detector: Detector) -> None:
+        self._send = send
+        self._maximum = METHODS[detector.method].step_maximum
+        self._at_once = detector.batch_size
+        self._begun: set[str] = set()
+        self._restoring: list[str] = []
+        self._lock = threading.Lock()
 
-    def _restore(self, x: Tensor, names: Sequence[str], on_step: OnStep | None = None) -> Restoration:
-        pictures = [image[0].cpu().numpy() for image in x]  # (S, S) in [0, 1]
-        for name, picture in zip(names, pictures, strict=True):
-            self.send(("scan", name, _grey(picture)))
+    def __call__(self, case: str, pictures: StepPictures) -> None:
+        """Send the pictures of one step of a case."""
+        self._begin(case, pictures.image)
+        over = None
+        if pictures.anomaly_map is not None:
+            # A map that isn't finite is refused at the end, with its reason.
+            anomaly_map = np.nan_to_num(pictures.anomaly_map)
+            over = png_text(overlay(pictures.image, anomaly_map, self._maximum))
+        self._send(("step", case, pictures.timestep, _grey(pictures.clean), over))
 
-        def show(step: Step) -> None:
-            if on_step is not None:
-                on_step(step)
-            for i, (name, picture) in enumerate(zip(names, pictures, strict=True)):
-                clean = (step.clean[i, 0].float().cpu().numpy() + 1) / 2
-                over = None
-                if step.anomaly_map is not None:
-                    # A map that isn't finite is refused at the end, with its reason.
-                    map_ = np.nan_to_num((step.anomaly_map[i, 0] * self._region).float().cpu().numpy())
-                    over = png_text(overlay(picture, map_, STEP_MAXIMUM.get(self.method, self.overlay_maximum)))
-                self.send(("step", name, step.t, _grey(clean), over))
+    def end(self) -> None:
+        """All restorations have ended."""
+        for case in self._restoring:
+            self._send(("restored", case))
 
-        restoration = super()._restore(x, names, show)
-        for name in names:
-            self.send(("restored", name))
-        return restoration
+    def _begin(self, case: str, image: NDArray[np.float32]) -> None:
+        with self._lock:
+            if case in self._begun:
+                return
+            self._begun.add(case)
+            # The detector says when a restoration goes on, not when it ends; but it has only so many at a time.
+            if len(self._restoring) == self._at_once:
+                self._send(("restored", self._restoring.pop(0)))
+            self._restoring.append(case)
+            self._send(("scan", case, _grey(image)))
 
 
 class _Worker:
@@ -138,30 +162,30 @@ class _Worker:
         """Detect in the order's scans and write its result folder."""
         settings = order.settings
         if self._detector is None or replace(settings, indices=None) != self._loaded:
-            detector = _Watched(settings.model, method=settings.method, noise=settings.noise)
-            detector.send = self._send
-            self._loaded, self._detector = replace(settings, indices=None), detector
-        results = open_results(self._detector, order.out, indices=settings.indices)
+            self._detector = Detector(settings.model, method=settings.method, noise=settings.noise)
+            self._loaded = replace(settings, indices=None)
+        watcher = _Watcher(self._send, self._detector)
         summary = detect_files(
             self._detector,
             order.scans,
-            results,
+            open_results(self._detector, order.out, indices=settings.indices),
             indices=settings.indices,
             keep_steps=True,
             on_progress=lambda done, total: self._send(("progress", done, total)),
+            on_step=watcher,
         )
+        watcher.end()
         for name in summary.done:
-            if order.scans[name].is_volume:
-                _write_planes(order.scans[name], order.out)
+            _write_planes(order.scans[name], order.out)
         failures = {name: order.scans[name].redacted(message) for name, message in summary.failed.items()}
         self._send(("done", len(summary.done), failures))
 
 
 def _write_planes(scan: Scan, out: Path) -> None:
     """The page of a volume's three planes: now, for the scan goes when the job is done."""
+    if not scan.is_volume or not isinstance(volume := scan.read(), Volume):
+        return
     with TemporaryDirectory(dir=out) as folder:
-        volume = scan.read()
-        assert isinstance(volume, Volume)
         path = Path(folder) / "scan.nii.gz"
         write_nifti(path, volume.voxels, volume, "")
         write_volume_page(out, scan.name, out / "cases" / scan.name / PLANES, scan=path)

@@ -1,20 +1,20 @@
-// One job: its place in the queue, then its restorations as they happen; at the end it makes way for its results.
+// One job: its place in the queue, then its restorations as they happen; at the end the page turns to its results.
 
 const number = location.pathname.split("/").pop();
 const png = (text) => `data:image/png;base64,${text}`;
 let seen = 0;
 let current = "";
 let followed = null;
-const going = new Map(); // the restorations that have begun and not ended: what there is of each
+const going = new Map(); // the events of each restoration that has begun and not ended, by key
 
 const STATES = {
-  receiving: () => "Its files are coming.",
+  receiving: () => "Receiving its files.",
   queued: (job) => (job.position === 1 ? "Waiting: it is next." : `Waiting: number ${job.position} in the queue.`),
   running: (job) => {
     const time = `${Math.floor(job.seconds)} s`;
     const which = job.cases > 1 ? `${job.done} of ${job.cases} scans done. ` : "";
     if (current) return `${which}Restoring ${current}: ${time}.`;
-    return job.volumes ? `${which}Reading, and finding its place in the template: ${time}.` : `${which}Reading: ${time}.`;
+    return job.volumes ? `${which}Reading and registering to the template: ${time}.` : `${which}Reading: ${time}.`;
   },
   done: () => "Done.",
   failed: () => "Failed.",
@@ -71,7 +71,7 @@ function draw(event) {
 async function look() {
   const job = await call(`/api/jobs/${number}?after=${seen}`);
   element("title").textContent = document.title = job.title;
-  element("subtitle").textContent = [methodName(job.method, job.noise), `model ${job.model}`].join(" · ");
+  element("subtitle").textContent = [methodName(job), `model ${job.model}`].join(" · ");
   for (const event of job.events) {
     show(event);
     await pause(Math.min(150, 900 / job.events.length)); // they come in bursts

@@ -3,7 +3,7 @@
 
 const base = location.pathname;
 
-/** gallery.js finds its index in the page, and its pictures by Card.load. */
+/** gallery.js reads its index from the page, and gets its pictures from Card.load. */
 function startGallery(index) {
   const block = make("script");
   block.type = "application/json";
@@ -12,7 +12,7 @@ function startGallery(index) {
   document.body.append(block);
   const script = make("script");
   script.src = "/static/gallery.js";
-  // Runs right behind the script, before anything comes into view.
+  // Runs right after the script, before anything comes into view.
   script.addEventListener("load", () => {
     Card.prototype.load = fetchCase;
     for (const card of cards) {
@@ -81,7 +81,7 @@ function showFindings(cases) {
     document.title = index.title;
     element("title").textContent = index.title;
     element("subtitle").textContent = [
-      methodName(run.method, run.noise), `model ${run.model}`, counted(index.cases.length, "scan"), seconds(index.seconds),
+      methodName(run), `model ${run.model}`, counted(index.cases.length, "scan"), seconds(index.seconds),
       `seed ${run.seed}`,
     ].filter(Boolean).join(" · ");
     element("save").hidden = index.job === null;

@@ -14,7 +14,7 @@ element("theme").addEventListener("click", () => {
 });
 element("print")?.addEventListener("click", () => (window.printCases ? window.printCases() : window.print()));
 
-// The token is a cookie now; it should not stay where a screen shows it.
+// The token is a cookie now, and should not stay on the screen.
 if (location.search.includes("token=")) history.replaceState(null, "", location.pathname);
 
 const ENDED = "The viewer has ended, or doesn't answer. Start `thorad view` again.";
@@ -46,11 +46,8 @@ function make(tag, text = "", className = "") {
   return node;
 }
 
-const METHOD_NAMES = {
-  thor: "THOR", "thor+": "THOR+", anoddpm: "AnoDDPM", ddpm: "DDPM", autoddpm: "AutoDDPM", pddpm: "pDDPM",
-  zscore: "z-score", "zscore-two-sided": "z-score, two-sided",
-};
-const methodName = (method, noise) => `${METHOD_NAMES[method] ?? method}${noise ? ` (${noise} noise)` : ""}`;
+/** A method as the page calls it: its title and its noise. */
+const methodName = ({ method_title: title, method, noise }) => `${title ?? method}${noise ? ` (${noise} noise)` : ""}`;
 
 const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`);
 const seconds = (value) => (value === null ? "" : value < 10 ? `${value.toFixed(1)} s` : `${Math.round(value)} s`);

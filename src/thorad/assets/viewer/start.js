@@ -1,15 +1,4 @@
-// The start page: drop, choose, detect; and the list of what was looked at.
-
-const METHODS = {
-  thor: "Noised and denoised step by step, guided back to the scan where nothing is wrong.",
-  "thor+": "Eight draws of THOR against how much healthy people differ: finer, five times the time.",
-  anoddpm: "Simplex noise and back, without guidance.",
-  ddpm: "Gaussian noise and back, without guidance.",
-  autoddpm: "Masks what looks wrong, and paints it anew.",
-  pddpm: "Noises one patch after the other, and restores it from its surroundings.",
-  zscore: "How far each pixel is from the mean of healthy scans, darker or equal: no network.",
-  "zscore-two-sided": "How far each pixel is from the mean of healthy scans: no network.",
-};
+// The start page: drop, choose, detect; and the list of the scans and folders of this session.
 
 let chosen = [];
 let limits = { bytes: Infinity, files: Infinity };
@@ -19,7 +8,7 @@ let sending = false;
 // ---------------------------------------------------------------------------------------------- files
 
 function choose(files) {
-  // What systems leave in folders is no scan.
+  // Hidden files that systems leave in folders are no scans.
   chosen = [...files].filter((file) => !file.name.startsWith("."));
   const total = chosen.reduce((sum, file) => sum + file.size, 0);
   element("chosen").hidden = chosen.length === 0;
@@ -36,11 +25,11 @@ function choose(files) {
   ready(problem === "");
 }
 
-function ready(well = element("problem").hidden) {
-  element("detect").disabled = sending || !well || chosen.length === 0 || offers.length === 0;
+function ready(usable = element("problem").hidden) {
+  element("detect").disabled = sending || !usable || chosen.length === 0 || offers.length === 0;
 }
 
-/** All files of what was dropped, those in folders too. */
+/** All files of what was dropped, including those in folders. */
 async function dropped(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   const files = entries.length ? [] : [...transfer.files];
@@ -83,29 +72,30 @@ for (const id of ["files", "folder"]) {
 }
 element("clear").addEventListener("click", () => choose([]));
 
-// ---------------------------------------------------------------------------------------------- what with
+// ---------------------------------------------------------------------------------------------- model and method
 
 const offer = () => offers[Number(element("model").value)];
+const chosenMethod = () => offer().methods[element("method").selectedIndex];
 
 function showModel() {
   element("about-model").textContent = offer().about;
   element("slices-field").hidden = !offer().volumes;
   const before = element("method").value;
-  element("method").replaceChildren(...offer().methods.map(({ method, noise }) => new Option(methodName(method, noise), `${method} ${noise ?? ""}`)));
+  element("method").replaceChildren(...offer().methods.map((method) => new Option(methodName(method), `${method.method} ${method.noise ?? ""}`)));
   if ([...element("method").options].some((option) => option.value === before)) element("method").value = before;
   showMethod();
 }
 
 function showMethod() {
-  element("about-method").textContent = METHODS[element("method").value.split(" ")[0]] ?? "";
+  element("about-method").textContent = chosenMethod().blurb;
 }
 
 element("model").addEventListener("input", showModel);
 element("method").addEventListener("input", showMethod);
 
-function showOffers(found) {
-  if (offers.length || !found.length) return;
-  offers = found;
+function showOffers(arrived) {
+  if (offers.length || !arrived.length) return;
+  offers = arrived;
   element("model").replaceChildren(...offers.map(({ name }, index) => new Option(name, index)));
   for (const id of ["model", "method"]) element(id).disabled = false;
   showModel();
@@ -118,7 +108,7 @@ element("form").addEventListener("submit", async (event) => {
   event.preventDefault();
   if (element("detect").disabled) return;
   const files = chosen;
-  const [method, noise] = element("method").value.split(" ");
+  const { method, noise } = chosenMethod();
   const total = files.reduce((sum, file) => sum + file.size, 0);
   sending = true;
   ready();
@@ -129,7 +119,7 @@ element("form").addEventListener("submit", async (event) => {
       files: files.map(({ name, size }) => ({ name, size })),
       model: offer().model,
       method,
-      noise: noise || null,
+      noise,
       slices: offer().volumes ? element("slices").value.trim() : "",
     }));
     let sent = 0;
@@ -139,7 +129,7 @@ element("form").addEventListener("submit", async (event) => {
       element("sending").value = sent / total;
       element("sent").textContent = files.length > 1 ? `${index + 1} of ${files.length} files` : "";
     }
-    element("sent").textContent = "looking what it is";
+    element("sent").textContent = "sorting the files";
     await call(`/api/jobs/${job.number}/start`, "POST");
     location.href = `/jobs/${job.number}`;
   } catch (error) {
@@ -152,11 +142,11 @@ element("form").addEventListener("submit", async (event) => {
   ready(true);
 });
 
-// ---------------------------------------------------------------------------------------------- what was looked at
+// ---------------------------------------------------------------------------------------------- scans and folders of this session
 
 const STATES = { receiving: "sending", queued: "waiting", running: "running", done: "", failed: "failed", cancelled: "cancelled" };
 
-function entry({ title, href, thumbnail, state, told, facts, message, remove }) {
+function entry({ title, href, thumbnail, state, stateText, facts, message, remove }) {
   const node = element("entry").content.firstElementChild.cloneNode(true);
   const picture = node.querySelector(".thumbnail");
   if (thumbnail) {
@@ -170,7 +160,7 @@ function entry({ title, href, thumbnail, state, told, facts, message, remove }) 
   name.textContent = title;
   if (href) name.href = href;
   const line = node.querySelector(".facts");
-  if (told) line.append(make("span", told, `state-${state}`), facts ? " · " : "");
+  if (stateText) line.append(make("span", stateText, `state-${state}`), facts ? " · " : "");
   line.append(facts);
   node.querySelector(".message").textContent = message;
   const button = node.querySelector(".remove");
@@ -185,14 +175,14 @@ function entry({ title, href, thumbnail, state, told, facts, message, remove }) 
 function jobEntry(job) {
   const over = ["done", "failed", "cancelled"].includes(job.state);
   const progress = job.cases > 1 && job.state !== "queued" ? `${job.done} of ${counted(job.cases, "scan")}` : "";
-  const facts = [methodName(job.method, job.noise), job.model, progress, seconds(job.seconds)];
+  const facts = [methodName(job), job.model, progress, seconds(job.seconds)];
   const reasons = job.failures.map(({ case: name, message }) => `${name}: ${message}`);
   return entry({
     title: job.title,
     href: job.state === "done" ? `/results/job-${job.number}` : `/jobs/${job.number}`,
     thumbnail: job.state === "done" ? `/results/job-${job.number}/thumbnail` : null,
     state: job.state,
-    told: job.position ? `waiting, number ${job.position} in the queue` : STATES[job.state],
+    stateText: job.position ? `waiting, number ${job.position} in the queue` : STATES[job.state],
     facts: facts.filter(Boolean).join(" · "),
     message: [job.message, ...reasons].filter(Boolean).join(" "),
     remove: {
@@ -210,7 +200,7 @@ function jobEntry(job) {
 }
 
 function folderEntry(folder) {
-  const facts = [methodName(folder.method, folder.noise), folder.model, counted(folder.cases, "case"), folder.failed ? `${folder.failed} failed` : ""];
+  const facts = [methodName(folder), folder.model, counted(folder.cases, "case"), folder.failed ? `${folder.failed} failed` : ""];
   return entry({
     title: folder.title,
     href: folder.message ? null : `/results/${folder.id}`,
@@ -220,7 +210,7 @@ function folderEntry(folder) {
   });
 }
 
-/** Draw a list anew only where it changed: a button must not go away under the pointer. */
+/** Draw a list again only where it has changed: a button must not vanish under the pointer. */
 function list(id, things, draw) {
   const now = JSON.stringify(things);
   if (element(id).dataset.now === now) return;
@@ -242,7 +232,7 @@ async function refresh() {
   limits = state.limits;
   showOffers(state.offers);
   if (state.trouble) complain(state.trouble);
-  // Whole seconds while it runs, or the list would be new at every look.
+  // Whole seconds while it runs, or the list would change with every poll.
   list("jobs", state.jobs.map((job) => (job.state === "running" ? { ...job, seconds: Math.floor(job.seconds) } : job)), jobEntry);
   element("no-jobs").hidden = state.jobs.length > 0;
   element("folders-section").hidden = state.folders.length === 0;
