@@ -201,7 +201,7 @@ class _Run:
                 images += images_of(scan, skull=False, indices=())
             except ThoradError as error:
                 self._fail(scan, str(error))
-        for detection in self.detector.detect_batch(images, self.on_step, keep_steps=self.keep_steps):
+        for detection in self.detector.detect_batch(images, on_step=self.on_step, keep_steps=self.keep_steps):
             scan = by_name[detection.name]
             self._write(scan, detection, _picture_warnings(scan, self.detector))
 
