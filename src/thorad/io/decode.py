@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and NPY bytes to grey pixels as stored. `images` puts names and errors' last words around it."""
+"""Decode PNG, JPEG, TIFF and NPY bytes to grey pixels as stored; `images` makes named images of them."""
 
 import io
 import logging
@@ -142,9 +142,12 @@ def _decode_with_pillow(content: bytes, source: str) -> NDArray[Any]:
         pages = getattr(picture, "n_frames", 1)
         if pages > 1:
             raise ThoradError(f"{source}: {pages} pictures in one file; expected one. Save each as its own file.")
-        sixteen_bits = picture.format == "PNG" and content[24] == 16
-        if sixteen_bits and picture.mode in ("RGB", "RGBA"):
-            return to_grey(_sixteen_bit_colours(content), source)
+        if picture.format == "PNG" and content[24] == 16 and picture.mode in ("LA", "RGB", "RGBA"):
+            # Of each of its values Pillow keeps the high byte only.
+            raise ThoradError(
+                f"{source}: a PNG of 16 bits with colours or transparency; expected one grey channel. Save it as 16-bit "
+                "grey, or with 8 bits a channel."
+            )
         return to_grey(_levels(PIL.ImageOps.exif_transpose(picture)), source)
 
 
@@ -158,27 +161,6 @@ def _levels(picture: PIL.Image.Image) -> NDArray[Any]:
     return np.asarray(picture.convert("RGBA" if transparent else "RGB"))
 
 
-def _sixteen_bit_colours(content: bytes) -> NDArray[np.uint16]:
-    """(H, W, C) of a 16-bit PNG with colours or alpha, of which Pillow alone would keep the high bytes only.
-
-    Pillow's little-endian raw modes keep the second byte of each sample, which in a PNG (big-endian) is the low one.
-    """
-
-    def decoded(raw_mode: str) -> NDArray[np.uint16]:
-        with PIL.Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-            picture.tile = [tile._replace(args=raw_mode) for tile in picture.tile]
-            return np.asarray(picture).astype(np.uint16)
-
-    with PIL.Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-        stored = str(picture.tile[0].args)
-    if stored == "LA;16B":
-        grey_and_alpha = decoded("RGBA")  # the four bytes of a pixel, one by one
-        high, low = grey_and_alpha[..., 0::2], grey_and_alpha[..., 1::2]
-    else:
-        high, low = decoded(stored), decoded(stored.replace("16B", "16L"))
-    return high * np.uint16(256) + low
-
-
 def _decode_tiff(content: bytes, source: str) -> NDArray[Any]:
     import tifffile
 
@@ -186,30 +168,12 @@ def _decode_tiff(content: bytes, source: str) -> NDArray[Any]:
         if len(file.pages) != 1:
             raise ThoradError(f"{source}: a TIFF of {len(file.pages)} pages; expected one. Save each as its own image.")
         page = file.pages.first
-        check_sides(page.imagelength, page.imagewidth, source)
-        if page.dtype is not None:
-            check_type(page.dtype, source)
-        plain = page.photometric in (
-            tifffile.PHOTOMETRIC.MINISBLACK,
-            tifffile.PHOTOMETRIC.MINISWHITE,
-            tifffile.PHOTOMETRIC.RGB,
-        )
-        in_colour = page.photometric == tifffile.PHOTOMETRIC.RGB
-        planes = page.imagedepth * (1 if in_colour or page.extrasamples else page.samplesperpixel)
-        if plain and (planes > 1 or page.samplesperpixel > 4):
-            raise ThoradError(f"{source}: a TIFF of several planes; expected one. Save each as its own image.")
-        if page.is_tiled and max(page.tilewidth, page.tilelength) > LARGEST_SIDE:
-            raise ThoradError(f"{source}: a TIFF with tiles above {LARGEST_SIDE} px. Save it without tiles.")
+        _check_tiff(page, source)
         turned = "Orientation" in page.tags and page.tags["Orientation"].value not in (0, 1)
         stored_whole = page.compression == tifffile.COMPRESSION.NONE and page.bitspersample >= 8
         inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-        if plain and stored_whole and not turned:
-            pixels: NDArray[Any] = page.asarray()
-            if page.axes.startswith("S"):
-                pixels = np.moveaxis(pixels, 0, -1)
-            if inverted and pixels.ndim == 2 and pixels.dtype.kind == "u":
-                pixels = np.iinfo(pixels.dtype).max - pixels
-            return to_grey(pixels, source)
+        if page.photometric.name in _PLAIN_TIFF and stored_whole and not turned:
+            return to_grey(_stored_tiff(page, inverted), source)
         bits, samples, dtype = page.bitspersample, page.samplesperpixel, page.dtype
     # Compressed files go to Pillow: tifffile alone lacks LZW, and libtiff never inflates beyond what the header says.
     # What Pillow would shorten to 8 bits is refused.
@@ -222,6 +186,33 @@ def _decode_tiff(content: bytes, source: str) -> NDArray[Any]:
         picture.load()  # turns it as its orientation tag says
         pixels = to_grey(_levels(picture), source)
     return 65535 - pixels if inverted and bits > 8 else pixels  # 8 bits Pillow has inverted already
+
+
+_PLAIN_TIFF = ("MINISBLACK", "MINISWHITE", "RGB")
+"""How the samples of a page may be meant, for tifffile alone to read it."""
+
+
+def _check_tiff(page: Any, source: str) -> None:
+    """Refuse a `tifffile.TiffPage` by its tags alone: its size, its type, planes behind each other, huge tiles."""
+    check_sides(page.imagelength, page.imagewidth, source)
+    if page.dtype is not None:
+        check_type(page.dtype, source)
+    in_colour = page.photometric.name == "RGB"
+    planes = page.imagedepth * (1 if in_colour or page.extrasamples else page.samplesperpixel)
+    if page.photometric.name in _PLAIN_TIFF and (planes > 1 or page.samplesperpixel > 4):
+        raise ThoradError(f"{source}: a TIFF of several planes; expected one. Save each as its own image.")
+    if page.is_tiled and max(page.tilewidth, page.tilelength) > LARGEST_SIDE:
+        raise ThoradError(f"{source}: a TIFF with tiles above {LARGEST_SIDE} px. Save it without tiles.")
+
+
+def _stored_tiff(page: Any, inverted: bool) -> NDArray[Any]:
+    """(H, W) or (H, W, C) of an uncompressed page, 0 black."""
+    pixels: NDArray[Any] = page.asarray()
+    if page.axes.startswith("S"):
+        pixels = np.moveaxis(pixels, 0, -1)
+    if inverted and pixels.ndim == 2 and pixels.dtype.kind == "u":
+        pixels = np.iinfo(pixels.dtype).max - pixels
+    return pixels
 
 
 def npy_header(file: IO[bytes], source: str) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -111,22 +111,11 @@ def find_scans(
         ThoradError: an input is missing or unreadable, a folder holds nothing to look at or is `leave_out` itself, a
             CSV names missing files.
     """
-    folders: dict[Path, Path] = {}  # file: the folder that its name is relative to
-    dicom: list[Path] = []
-    seen: set[str] = set()
-    for given in inputs:
-        files, folder = _scan_files(given, leave_out)
-        for path, as_dicom in files.items():
-            real = os.path.realpath(path)
-            if real not in seen:
-                seen.add(real)
-                folders[path] = folder
-                dicom += [path] if as_dicom else []
-    plain = [path for path in folders if path not in set(dicom)]
-    names = case_names(plain, [folders[path] for path in plain])
+    plain, dicom = _sorted_files(inputs, leave_out)
+    names = case_names(list(plain), list(plain.values()))
     scans = [Scan(name, path, str(path)) for name, path in zip(names, plain, strict=True)]
     if dicom:
-        scans += _dicom_scans(dicom, folders, keep_identity)
+        scans += _dicom_scans(dicom, keep_identity)
     if not scans:
         raise ThoradError(
             f"{inputs[0]}: only DICOM objects without a picture of their own, such as reports and segmentations. "
@@ -162,6 +151,21 @@ def read_picture(path: Path, name: str | None = None) -> Image:
     return read_radiograph(path, name) if _is_dicom_file(path) else read_image(path, name)
 
 
+def _sorted_files(inputs: Sequence[Path], leave_out: Path | None) -> tuple[dict[Path, Path], dict[Path, Path]]:
+    """Pictures and volumes, then DICOM files; {file: the folder that its name is relative to}, each file once."""
+    plain: dict[Path, Path] = {}
+    dicom: dict[Path, Path] = {}
+    seen: set[str] = set()
+    for given in inputs:
+        files, folder = _scan_files(given, leave_out)
+        for path, as_dicom in files.items():
+            real = os.path.realpath(path)
+            if real not in seen:
+                seen.add(real)
+                (dicom if as_dicom else plain)[path] = folder
+    return plain, dicom
+
+
 def _scan_files(given: Path, leave_out: Path | None) -> tuple[dict[Path, bool], Path]:
     """{file: whether it is DICOM} of one input, and the folder that names are relative to.
 
@@ -187,8 +191,8 @@ def _is_dicom_file(path: Path) -> bool:
     return path.name.lower().endswith(DICOM_SUFFIXES) or (not _has_known_suffix(path) and is_dicom(path))
 
 
-def _dicom_scans(files: Sequence[Path], folders: Mapping[Path, Path], keep_identity: bool) -> list[Scan]:
-    found = find_series(files)
+def _dicom_scans(files: Mapping[Path, Path], keep_identity: bool) -> list[Scan]:
+    found = find_series(list(files))
     scans: list[Scan] = []
     for series in found.series:
         first = series.files[0]
@@ -197,7 +201,7 @@ def _dicom_scans(files: Sequence[Path], folders: Mapping[Path, Path], keep_ident
         hidden = f"DICOM series {series.name}, {len(series.files)} {'file' if len(series.files) == 1 else 'files'}"
         scans.append(Scan(series.name, first, str(where) if keep_identity else hidden, series))
     for path, problem in found.problems.items():
-        relative = path.relative_to(folders[path]) if path.is_relative_to(folders[path]) else path
+        relative = path.relative_to(files[path]) if path.is_relative_to(files[path]) else path
         name = f"dicom-{hashlib.sha256(os.fsencode(relative)).hexdigest()[:8]}"
         scans.append(Scan(name, path, str(path) if keep_identity else f"DICOM file {name}", problem=problem))
     return scans
