@@ -145,8 +145,8 @@ def _decode_with_pillow(content: bytes, source: str) -> NDArray[Any]:
         if picture.format == "PNG" and content[24] == 16 and picture.mode in ("LA", "RGB", "RGBA"):
             # Of each of its values Pillow keeps the high byte only.
             raise ThoradError(
-                f"{source}: a PNG of 16 bits with colours or transparency; expected one grey channel. Save it as 16-bit "
-                "grey, or with 8 bits a channel."
+                f"{source}: a PNG of 16 bits with colours or transparency; expected one grey channel. Save it as "
+                "16-bit grey, or with 8 bits a channel."
             )
         return to_grey(_levels(PIL.ImageOps.exif_transpose(picture)), source)
 
@@ -171,8 +171,8 @@ def _decode_tiff(content: bytes, source: str) -> NDArray[Any]:
         _check_tiff(page, source)
         turned = "Orientation" in page.tags and page.tags["Orientation"].value not in (0, 1)
         stored_whole = page.compression == tifffile.COMPRESSION.NONE and page.bitspersample >= 8
-        inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-        if page.photometric.name in _PLAIN_TIFF and stored_whole and not turned:
+        inverted = page.photometric == _WHITE_IS_ZERO
+        if page.photometric in _PLAIN_TIFF and stored_whole and not turned:
             return to_grey(_stored_tiff(page, inverted), source)
         bits, samples, dtype = page.bitspersample, page.samplesperpixel, page.dtype
     # Compressed files go to Pillow: tifffile alone lacks LZW, and libtiff never inflates beyond what the header says.
@@ -188,8 +188,9 @@ def _decode_tiff(content: bytes, source: str) -> NDArray[Any]:
     return 65535 - pixels if inverted and bits > 8 else pixels  # 8 bits Pillow has inverted already
 
 
-_PLAIN_TIFF = ("MINISBLACK", "MINISWHITE", "RGB")
-"""How the samples of a page may be meant, for tifffile alone to read it."""
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_PLAIN_TIFF = (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
+"""Values of the tag PhotometricInterpretation with which tifffile alone reads a page."""
 
 
 def _check_tiff(page: Any, source: str) -> None:
@@ -197,9 +198,9 @@ def _check_tiff(page: Any, source: str) -> None:
     check_sides(page.imagelength, page.imagewidth, source)
     if page.dtype is not None:
         check_type(page.dtype, source)
-    in_colour = page.photometric.name == "RGB"
+    in_colour = page.photometric == _RGB
     planes = page.imagedepth * (1 if in_colour or page.extrasamples else page.samplesperpixel)
-    if page.photometric.name in _PLAIN_TIFF and (planes > 1 or page.samplesperpixel > 4):
+    if page.photometric in _PLAIN_TIFF and (planes > 1 or page.samplesperpixel > 4):
         raise ThoradError(f"{source}: a TIFF of several planes; expected one. Save each as its own image.")
     if page.is_tiled and max(page.tilewidth, page.tilelength) > LARGEST_SIDE:
         raise ThoradError(f"{source}: a TIFF with tiles above {LARGEST_SIDE} px. Save it without tiles.")
