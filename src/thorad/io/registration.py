@@ -4,7 +4,7 @@ Inside this module points are LPS, as SimpleITK has them; what goes in and comes
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -31,25 +31,26 @@ FINE_MM: Final = ((4.0, 1.0), (2.0, 0.25))
 MARGIN_MM: Final = 4.0
 """The metric sees the template's brain and so much around it: fluid and bone, dark as the template is there."""
 
-NODS: Final = (-30, -15, 0, 15, 30)
-TILTS: Final = (-20, 0, 20)
-TURNS: Final = (-20, 0, 20)
-"""Degrees about the axes to the left, to the back and upwards, of the search's rotations."""
+PITCH_DEG: Final = (-30, -15, 0, 15, 30)
+ROLL_DEG: Final = (-20, 0, 20)
+YAW_DEG: Final = (-20, 0, 20)
+"""Rotations of the search, about the axes to the left, to the back and upwards."""
 SIZES: Final = (0.88, 1.0, 1.12)
-STARTS: Final = 24
+"""Scale factors of the search."""
+MAX_STARTS: Final = 24
 """So many of the search's poses, one after the other, are registered by a similarity transform..."""
-SURE: Final = 0.5
-"""...until one of them gets this correlation; else the best goes on. Heads get 0.54 to 0.75, their wrong poses 0.37 at
-most."""
+SURE_SIMILARITY: Final = 0.5
+"""...until one of them gets this correlation; otherwise the best is taken. Heads get 0.54 to 0.75, their wrong poses
+0.37 at most."""
 
-LEAST_SIMILARITY: Final = 0.45
-LEAST_OVERLAP: Final = 0.86
-LEAST_SEEN: Final = 0.95
-"""Share of the template's brain that lies in the image. Below any of the three there is a warning; docs/volumes.md says
-which heads and which failures set them."""
-LEAST_SKULL: Final = 0.1
-"""Share of the shell around the template's brain that is bright where there is a skull with its fat and skin: 0.44 to
-0.57 of it in heads, 0.00 in a skull-stripped one."""
+MIN_SIMILARITY: Final = 0.45
+MIN_OVERLAP: Final = 0.86
+MIN_COVERAGE: Final = 0.95
+"""Fraction of the template's brain that lies in the image. Below any of the three there is a warning; docs/volumes.md
+says which heads and which failures set them."""
+MIN_BRIGHT_SHELL: Final = 0.1
+"""Fraction of the shell around the template's brain that is bright where there is a skull with its fat and skin: 0.44
+to 0.57 of it in heads, 0.00 in a skull-stripped one."""
 SHELL_MM: Final = (6.0, 24.0)
 """The shell's distance from the brain: no dura, and not much air."""
 SHELL_ABOVE_MM: Final = 10.0
@@ -66,12 +67,12 @@ _RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """Where a head lies in the template's space, and how sure that is."""
+    """Where a head lies in the template's space, and how certain that is."""
 
     to_template: NDArray[np.float64]
     """(4, 4): native RAS mm to the template's RAS mm."""
     overlap: float
-    """Dice of the template's brain and the brain that brightness tells in the registered image, in [0, 1]."""
+    """Dice of the template's brain and the brain found by brightness in the registered image, in [0, 1]."""
     similarity: float
     """Correlation of the registered image with the template inside the template's brain, in [-1, 1]."""
     warning: str | None
@@ -88,8 +89,8 @@ def register(volume: Volume, *, skull: bool = True) -> Registration:
     A registration that fails gives a warning, not an error: look at `warning`, or at the picture.
 
     Args:
-        volume: T1w, with or without the skull, in any orientation that its affine tells within some 45 degrees.
-        skull: whether the head is wanted with its skull. False sets what lies outside the template's brain, mapped to
+        volume: T1w, with or without the skull, in any orientation that its affine gives within some 45 degrees.
+        skull: whether the head keeps its skull. False sets what lies outside the template's brain, mapped to
             the native grid, to 0, unless the image has no skull already. That is rough: an affine map follows no
             gyrus, so some millimetres of dura or bone stay and as much of the brain goes.
 
@@ -104,25 +105,30 @@ def register(volume: Volume, *, skull: bool = True) -> Registration:
         with _one_thread():
             corrected = _correct_bias(to_simple_itk(volume))
             transform = _register_affine(_start(corrected, template), corrected, template)
-            look = _look(corrected, transform, template)
+            quality = _measure_quality(corrected, transform, template)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ThoradError(f"{volume.source}: can't be registered ({reason}). Expected a T1w head.") from error
-    if not skull and look.has_skull:
+    if not skull and quality.has_skull:
         brain = sitk.Cast(template > 0, sitk.sitkFloat32)
         inside = sitk.Resample(brain, corrected, transform.GetInverse(), sitk.sitkLinear, 0.0)
         corrected = sitk.Mask(corrected, inside > 0.5)
+    return Registration(
+        to_template=np.asarray(np.linalg.inv(_ras_matrix(transform)), dtype=np.float64),
+        overlap=quality.overlap,
+        similarity=quality.similarity,
+        warning=_warning(quality, skull),
+        doubtful=quality.is_doubtful,
+        volume=replace(volume, voxels=np.ascontiguousarray(sitk.GetArrayViewFromImage(corrected).T)),
+    )
+
+
+def _ras_matrix(transform: Any) -> NDArray[np.float64]:
+    """(4, 4) of an affine SimpleITK transform: the template's RAS mm to native ones."""
     matrix = np.eye(4)
     matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
-    return Registration(
-        to_template=np.asarray(np.linalg.inv(_RAS @ matrix @ _RAS), dtype=np.float64),
-        overlap=look.overlap,
-        similarity=look.similarity,
-        warning=_warning(look, skull),
-        doubtful=look.is_doubtful,
-        volume=replace(volume, voxels=np.ascontiguousarray(sitk.GetArrayViewFromImage(corrected).T)),
-    )
+    return np.asarray(_RAS @ matrix @ _RAS)
 
 
 def template_brain() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -203,36 +209,41 @@ def _start(image: Any, template: Any) -> Any:
     fixed, moving = _shrink(template, FINE_MM[0][0]), _shrink(image, FINE_MM[0][0])
     mask = _near_brain(fixed)
     best, highest = None, -np.inf
-    for _, angles, size, place in poses[:STARTS]:
+    for pose in poses[:MAX_STARTS]:
         transform = sitk.Similarity3DTransform()
         transform.SetCenter(centre.tolist())
-        transform.SetMatrix((size * _rotation(*angles)).ravel().tolist())
-        transform.SetTranslation((place - centre).tolist())
+        transform.SetMatrix((pose.size * _rotation(*pose.angles)).ravel().tolist())
+        transform.SetTranslation((pose.place - centre).tolist())
         similarity = _optimise(transform, fixed, mask, moving, (2.0, 1e-2), iterations=50)
         if similarity > highest:
             best, highest = transform, similarity
-        if highest >= SURE:
+        if highest >= SURE_SIMILARITY:
             break
     return best
 
 
-def _search(image: Any, template: Any) -> tuple[list[Any], NDArray[np.float64]]:
+@dataclass(frozen=True)
+class _Pose:
+    """How the template may lie in the image."""
+
+    correlation: float
+    """Of the image with the posed template, in its mask."""
+    angles: tuple[float, float, float]
+    """Pitch, roll and yaw, degrees."""
+    size: float
+    place: NDArray[np.float64]
+    """(3,) where the template's centre lies, LPS mm."""
+
+
+def _search(image: Any, template: Any) -> tuple[list[_Pose], NDArray[np.float64]]:
     """Masked correlation of the rotated and scaled template with the image at every place, by Fourier transforms.
 
     Returns:
-        [(correlation, (nod, tilt, turn), size, where the template's centre lies, LPS mm)], the most similar first, and
-        the template's centre.
+        The poses, the most similar first, and the template's centre, LPS mm.
     """
     sitk = _simple_itk(TEMPLATE)
     head = _axis_aligned(_shrink(image, SEARCH_MM), SEARCH_MM)
     origin = np.array(head.GetOrigin())
-    values = sitk.GetArrayFromImage(head).T
-    threshold = sitk.OtsuThresholdImageFilter()
-    threshold.Execute(head)
-    # The brightest (fat, vessels, the bias field's peak) say nothing about where the brain is.
-    tissue = values[values > threshold.GetThreshold()]
-    values = np.clip(values, 0, np.percentile(tissue, 75))
-
     small = _shrink(template, SEARCH_MM)
     brightness = sitk.GetArrayFromImage(small).T
     brain = brightness > 0
@@ -242,30 +253,51 @@ def _search(image: Any, template: Any) -> tuple[list[Any], NDArray[np.float64]]:
     centre = np.array(small.GetOrigin()) + spacing * middle
     reach = np.linalg.norm((np.argwhere(near > 0) - middle) * spacing, axis=1).max() * max(SIZES) / SEARCH_MM
     side = 2 * int(np.ceil(reach)) + 1  # of a cube that holds the template in any pose
-    shape = [fft.next_fast_len(extent + side, real=True) for extent in values.shape]
-    spectrum, spectrum_of_squares = fft.rfftn(values, shape), fft.rfftn(values**2, shape)
-    least = 1e-3 * values.var()
-    found = []
-    for size, *angles in itertools.product(SIZES, NODS, TILTS, TURNS):
+    best_place = _correlator(_tissue(head), side)
+    poses = []
+    for size, *angles in itertools.product(SIZES, PITCH_DEG, ROLL_DEG, YAW_DEG):
         inverse = (_rotation(*angles).T / size) * SEARCH_MM / spacing[:, None]
         offset = middle - inverse @ np.full(3, side // 2)
         mask = ndimage.affine_transform(near, inverse, offset, (side,) * 3, order=1) > 0.5
         posed = ndimage.affine_transform(brightness, inverse, offset, (side,) * 3, order=1)
+        correlation, corner = best_place(posed, mask)
+        place = origin + SEARCH_MM * (corner + side // 2)
+        poses.append(_Pose(correlation, (angles[0], angles[1], angles[2]), size, place))
+    return sorted(poses, key=lambda pose: -pose.correlation), centre
+
+
+def _tissue(head: Any) -> NDArray[np.float32]:
+    """The head's values, clipped: the brightest (fat, vessels, the bias field's peak) don't say where the brain is."""
+    sitk = _simple_itk(TEMPLATE)
+    values = sitk.GetArrayFromImage(head).T
+    threshold = sitk.OtsuThresholdImageFilter()
+    threshold.Execute(head)
+    return np.asarray(np.clip(values, 0, np.percentile(values[values > threshold.GetThreshold()], 75)))
+
+
+def _correlator(
+    values: NDArray[np.float32], side: int
+) -> Callable[[NDArray[np.float32], NDArray[np.bool_]], tuple[float, NDArray[np.int64]]]:
+    """A function of a pattern and its mask, cubes of `side` voxels: the highest correlation with `values` in the mask
+    of all places of the cube, and the index of its corner there, which may lie before the values' own.
+    """
+    shape = [fft.next_fast_len(extent + side, real=True) for extent in values.shape]
+    spectrum, spectrum_of_squares = fft.rfftn(values, shape), fft.rfftn(values**2, shape)
+    least = 1e-3 * values.var()
+
+    def best_place(pattern: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[float, NDArray[np.int64]]:
         count = np.count_nonzero(mask)
-        posed = np.where(mask, posed - posed[mask].mean(), 0)
+        pattern = np.where(mask, pattern - pattern[mask].mean(), 0)
         window = np.conj(fft.rfftn(mask.astype(np.float32), shape))
-        product = fft.irfftn(spectrum * np.conj(fft.rfftn(posed, shape)), shape)
+        product = fft.irfftn(spectrum * np.conj(fft.rfftn(pattern, shape)), shape)
         total, total_of_squares = fft.irfftn(spectrum * window, shape), fft.irfftn(spectrum_of_squares * window, shape)
         variance = np.maximum(total_of_squares / count - (total / count) ** 2, least)
-        correlation = product / (count * posed[mask].std() * np.sqrt(variance))
-        peak = np.unravel_index(correlation.argmax(), correlation.shape)
-        # What lies behind the image's end wraps around: the cube begins before the image.
-        corner = [
-            index if index < extent else index - whole
-            for index, extent, whole in zip(peak, values.shape, shape, strict=True)
-        ]
-        found.append((float(correlation.max()), angles, size, origin + SEARCH_MM * (np.array(corner) + side // 2)))
-    return sorted(found, key=lambda pose: -pose[0]), centre
+        correlation = product / (count * pattern[mask].std() * np.sqrt(variance))
+        peak = np.array(np.unravel_index(correlation.argmax(), correlation.shape))
+        # What lies behind the values' end wraps around: the cube begins before them.
+        return float(correlation.max()), np.where(peak < values.shape, peak, peak - shape)
+
+    return best_place
 
 
 def _axis_aligned(image: Any, millimetres: float) -> Any:
@@ -279,10 +311,11 @@ def _axis_aligned(image: Any, millimetres: float) -> Any:
     return sitk.Resample(image, extents.tolist(), *grid, np.eye(3).ravel().tolist())
 
 
-def _rotation(nod: float, tilt: float, turn: float) -> NDArray[np.float64]:
+def _rotation(pitch: float, roll: float, yaw: float) -> NDArray[np.float64]:
+    """(3, 3), of degrees about the axes to the left, to the back and upwards."""
     sitk = _simple_itk(TEMPLATE)
     rotation = sitk.Euler3DTransform()
-    rotation.SetRotation(*np.deg2rad([nod, tilt, turn]).tolist())
+    rotation.SetRotation(*np.deg2rad([pitch, roll, yaw]).tolist())
     return np.reshape(rotation.GetMatrix(), (3, 3))
 
 
@@ -330,22 +363,23 @@ def _optimise(transform: Any, fixed: Any, mask: Any, moving: Any, steps: tuple[f
 
 
 @dataclass(frozen=True)
-class _Look:
+class RegistrationQuality:
     """What the registered image shows."""
 
     overlap: float
     similarity: float
-    seen: float
-    """Share of the template's brain that lies in the image."""
+    """Both as `Registration` has them."""
+    coverage: float
+    """Fraction of the template's brain that lies in the image."""
     has_skull: bool
 
     @property
     def is_doubtful(self) -> bool:
         """Whether one of the figures is below what registered heads reach."""
-        return self.seen < LEAST_SEEN or self.similarity < LEAST_SIMILARITY or self.overlap < LEAST_OVERLAP
+        return self.coverage < MIN_COVERAGE or self.similarity < MIN_SIMILARITY or self.overlap < MIN_OVERLAP
 
 
-def _look(image: Any, transform: Any, template: Any) -> _Look:
+def _measure_quality(image: Any, transform: Any, template: Any) -> RegistrationQuality:
     sitk = _simple_itk(TEMPLATE)
     expected = sitk.GetArrayFromImage(template)
     spacing = template.GetSpacing()[::-1]
@@ -355,7 +389,7 @@ def _look(image: Any, transform: Any, template: Any) -> _Look:
     brain = expected > 0
     in_both = brain & everywhere
     if not in_both.any() or found[in_both].std() == 0:
-        return _Look(0.0, 0.0, float(everywhere[brain].mean()), False)
+        return RegistrationQuality(0.0, 0.0, float(everywhere[brain].mean()), False)
     similarity = np.corrcoef(found[in_both], expected[in_both])[0, 1]
     typical = float(np.median(found[in_both]))
     distance = ndimage.distance_transform_edt(~brain, sampling=spacing)
@@ -364,7 +398,9 @@ def _look(image: Any, transform: Any, template: Any) -> _Look:
     z = template.GetOrigin()[2] + spacing[0] * np.arange(len(expected))
     shell = (distance > SHELL_MM[0]) & (distance < SHELL_MM[1]) & (z > SHELL_ABOVE_MM)[:, None, None] & everywhere
     bright = float((found[shell] > SHELL_BRIGHT * typical).mean()) if shell.any() else 0.0
-    return _Look(float(overlap), float(similarity), float(everywhere[brain].mean()), bright > LEAST_SKULL)
+    return RegistrationQuality(
+        float(overlap), float(similarity), float(everywhere[brain].mean()), bright > MIN_BRIGHT_SHELL
+    )
 
 
 def _brain_by_brightness(bright: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -379,17 +415,17 @@ def _brain_by_brightness(bright: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(ndimage.binary_fill_holes(closed), dtype=np.bool_)
 
 
-def _warning(look: _Look, skull: bool) -> str | None:
+def _warning(quality: RegistrationQuality, skull: bool) -> str | None:
     doubts = []
-    if look.seen < LEAST_SEEN:
-        doubts.append(f"only {100 * look.seen:.0f} % of the template's brain lies in the image")
-    if look.similarity < LEAST_SIMILARITY or look.overlap < LEAST_OVERLAP:
+    if quality.coverage < MIN_COVERAGE:
+        doubts.append(f"only {100 * quality.coverage:.0f} % of the template's brain lies in the image")
+    if quality.similarity < MIN_SIMILARITY or quality.overlap < MIN_OVERLAP:
         doubts.append(
-            f"the registration failed, or this is no T1w head (similarity {look.similarity:.2f}, expected at least "
-            f"{LEAST_SIMILARITY}; overlap {look.overlap:.2f}, expected at least {LEAST_OVERLAP})"
+            f"the registration failed, or this is no T1w head (similarity {quality.similarity:.2f}, expected at least "
+            f"{MIN_SIMILARITY}; overlap {quality.overlap:.2f}, expected at least {MIN_OVERLAP})"
         )
-    elif skull and not look.has_skull:
+    elif skull and not quality.has_skull:
         doubts.append("out of the model's domain: the image is skull stripped, the model knows heads with the skull")
-    elif not skull and look.has_skull:
+    elif not skull and quality.has_skull:
         doubts.append("the skull was cut away with the template's brain, which is rough: give a skull-stripped image")
     return "; ".join(doubts) or None
