@@ -13,7 +13,7 @@ from thorad.io.images import read_image
 from thorad.io.registration import Registration, template_brain
 from thorad.io.scans import find_scans
 from thorad.io.tables import read_table
-from thorad.io.template import MNI_2009A, cut_axial
+from thorad.io.template import MNI_2009A, cut_axial, paste_axial
 from thorad.io.volumes import Volume, read_volume, write_nifti
 
 SHIFT = np.array([[1, 0, 0, 3.0], [0, 1, 0, -4], [0, 0, 1, 5], [0, 0, 0, 1]])
@@ -80,7 +80,7 @@ def test_map_goes_back_to_the_native_grid(tmp_path: Path, registered: list[str])
     head = write_head(tmp_path / "head.nii.gz")
     prepared = prepare_files(find_scans([tmp_path / "head.nii.gz"]), tmp_path / "out").done["head"]
     cut = cut_axial(head, prepared.to_template, [95])[0]
-    native = load_prepared(tmp_path / "out" / "head").to_volume({95: cut})
+    native = paste_axial(cut[None], [95], head, load_prepared(tmp_path / "out" / "head").to_template)
     assert native.shape == head.voxels.shape
     met = np.isfinite(native)
     z = (prepared.to_template @ prepared.affine)[2] @ [0, 0, 47, 1]

@@ -5,7 +5,7 @@
     <name>/overlay.png         three planes of the registered head, the template's brain outlined
     <name>/prepared.json       the transform and how well it fits; written last, so a volume that has it is complete
 
-Every file is there whole or not at all, so a run that was killed goes on where it stopped.
+Every file is there whole or not at all, so a run that was killed resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from thorad.io.registration import Registration, register, template_brain
 from thorad.io.scans import Scan
 from thorad.io.slices import slice_name
 from thorad.io.tables import write_table
-from thorad.io.template import MNI_2009A, cut_axial, paste_axial
+from thorad.io.template import MNI_2009A, cut_axial
 from thorad.io.volumes import Volume
 from thorad.recipe import VolumeSection, load_recipe
 
@@ -65,19 +65,6 @@ class Prepared:
     slices: Mapping[int, Path]
     """{index in the template's grid: file}."""
 
-    def to_volume(self, maps: Mapping[int, NDArray[Any]]) -> NDArray[np.float32]:
-        """Bring maps of slices back to the native grid.
-
-        Args:
-            maps: {index in the template's grid: (233, 197)}.
-
-        Returns:
-            (I, J, K), NaN where no slice lies; see `thorad.io.template.paste_axial`.
-        """
-        nothing = np.broadcast_to(np.float32(0), self.shape)
-        grid = Volume(voxels=nothing, affine=self.affine, source=self.source, name=self.name)
-        return paste_axial(np.stack(list(maps.values())), list(maps), grid, self.to_template)
-
 
 @dataclass(frozen=True)
 class PrepareSummary:
@@ -98,7 +85,7 @@ class PrepareSummary:
 
 
 def volume_section(model: str) -> VolumeSection:
-    """What a model wants to see of a volume.
+    """What a model is shown of a volume.
 
     Args:
         model: a bundled model's or recipe's name, a model folder, or a recipe file.
@@ -135,36 +122,37 @@ def prepare_files(
 
     Raises:
         ThoradError: no volume among the scans, an index outside the template, `out` can't be written. What is bad about
-            one volume is told in the result instead.
+            one volume is in the result instead.
     """
     began = time.perf_counter()
+    volumes = _volumes_of(scans, indices)
+    options = {"skull": skull, "slices": sorted(set(indices))}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ThoradError(f"{out}: can't be made ({error.strerror}). Choose another --out.") from error
+    todo = [scan for name, scan in volumes.items() if not _is_done(scan, out / name, options)]
+    already_done = len(volumes) - len(todo)
+    failed: dict[str, str] = {}
+    report = on_progress or (lambda done, total: None)
+    report(already_done, len(volumes))
+    for count, (name, reason) in enumerate(_prepare_each(todo, out, options, jobs), start=already_done + 1):
+        if reason is not None:
+            failed[name] = reason
+        report(count, len(volumes))
+    done = {name: load_prepared(out / name) for name in volumes if name not in failed}
+    _write_table(out)
+    return PrepareSummary(done, failed, already_done, time.perf_counter() - began)
+
+
+def _volumes_of(scans: Mapping[str, Scan], indices: Sequence[int]) -> dict[str, Scan]:
     volumes = {name: scan for name, scan in scans.items() if scan.is_volume or scan.problem is not None}
     if not volumes:
         raise ThoradError("no volume among the inputs. Expected NIfTI, NRRD or MetaImage files, or DICOM series.")
     depth = MNI_2009A.shape[2]
     if not indices or min(indices) < 0 or max(indices) >= depth:
         raise ThoradError(f"slices {list(indices)}: expected indices from 0 to {depth - 1} of the template's grid.")
-    options = {"skull": skull, "slices": sorted(set(indices))}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ThoradError(f"{out}: can't be made ({error.strerror}). Choose another --out.") from error
-    before = {name: _done_before(scan, out / name, options) for name, scan in volumes.items()}
-    done = {name: prepared for name, prepared in before.items() if prepared is not None}
-    already_done = len(done)
-    failed: dict[str, str] = {}
-    report = on_progress or (lambda done, total: None)
-    report(already_done, len(volumes))
-    todo = [scan for name, scan in volumes.items() if name not in done]
-    for name, reason in _prepare_each(todo, out, options, jobs):
-        if reason is None:
-            done[name] = load_prepared(out / name)
-        else:
-            failed[name] = reason
-        report(len(done) + len(failed), len(volumes))
-    done = {name: done[name] for name in volumes if name in done}
-    _write_table(out)
-    return PrepareSummary(done, failed, already_done, time.perf_counter() - began)
+    return volumes
 
 
 def load_prepared(folder: Path) -> Prepared:
@@ -246,28 +234,28 @@ def _prepare_each(
     """(name, why it failed or None) of each scan, as soon as it is known."""
     if jobs == 1 or len(scans) < 2:
         for scan in scans:
-            yield scan.name, _try_one(scan, out, options)
+            yield scan.name, _try_to_prepare(scan, out, options)
         return
     # Forked processes would share locks of the parent's threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(scans)), mp_context=context) as pool:
-        names = {pool.submit(_try_one, scan, out, options): scan.name for scan in scans}
+        names = {pool.submit(_try_to_prepare, scan, out, options): scan.name for scan in scans}
         for future in as_completed(names):
             try:
                 yield names[future], future.result()
             except BrokenProcessPool:
-                yield names[future], "a process died, perhaps for want of memory: try fewer --jobs."
+                yield names[future], "a process died, perhaps because memory ran out: try fewer --jobs."
 
 
-def _try_one(scan: Scan, out: Path, options: dict[str, Any]) -> str | None:
+def _try_to_prepare(scan: Scan, out: Path, options: dict[str, Any]) -> str | None:
     try:
-        _prepare_one(scan, out / scan.name, options)
+        _prepare(scan, out / scan.name, options)
     except ThoradError as error:
         return scan.redacted(str(error))
     return None
 
 
-def _prepare_one(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
+def _prepare(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
     volume = scan.read()
     if not isinstance(volume, Volume):
         raise ThoradError(f"{scan.path}: a picture, expected a volume.")
@@ -312,19 +300,19 @@ def _refuse_another(scan: Scan, folder: Path) -> None:
         raise ThoradError(f"{scan.path}: {folder} holds slices of another file, {source}. Choose another --out.")
 
 
-def _done_before(scan: Scan, folder: Path, options: dict[str, Any]) -> Prepared | None:
+def _is_done(scan: Scan, folder: Path, options: dict[str, Any]) -> bool:
     path = folder / "prepared.json"
     try:
         content = json.loads(path.read_bytes())
         made = path.stat().st_mtime
-        if content["options"] != options or not scan.comes_from(content["source"]):
-            return None
-        if any(file.stat().st_mtime > made for file in scan.files):
-            return None
-        prepared = load_prepared(folder)
+        return (
+            content["options"] == options
+            and scan.comes_from(content["source"])
+            and all(file.stat().st_mtime <= made for file in scan.files)
+            and all(file.is_file() for file in load_prepared(folder).slices.values())
+        )
     except (OSError, ValueError, KeyError, TypeError, ThoradError):
-        return None
-    return prepared if all(file.is_file() for file in prepared.slices.values()) else None
+        return False
 
 
 def _clear(folder: Path) -> None:
