@@ -1,4 +1,4 @@
-"""DICOM in: the series in a heap of files, their volumes on the scanner's own grid, and X-rays.
+"""DICOM in: the series among unsorted files, their volumes on the scanner's own grid, and X-rays.
 
 Voxel axes of a volume: i along a row of the picture, j down its columns, k from slice to slice along their normal.
 `slice_order` and `as_frames` lead back from there to the files and their rows and columns.
@@ -23,10 +23,10 @@ from thorad.errors import ThoradError
 from thorad.io.decode import to_grey
 from thorad.io.dicom_file import (
     decoded_frames,
+    displayed_values,
     frame_count,
     frame_group,
     import_pydicom,
-    measured_range,
     modality_values,
     number_of,
     numbers_of,
@@ -34,10 +34,9 @@ from thorad.io.dicom_file import (
     read_dataset,
     reading,
     required_numbers,
-    shape_of,
+    rows_and_columns,
     tag_name,
     text_of,
-    windowed,
 )
 from thorad.io.dicom_file import is_dicom as is_dicom
 from thorad.io.images import Image
@@ -106,7 +105,7 @@ class Series:
 
 @dataclass(frozen=True)
 class SeriesFound:
-    """What a heap of files holds."""
+    """What unsorted files hold."""
 
     series: list[Series]
     """In the order of their series numbers."""
@@ -168,7 +167,7 @@ class _Header:
 
 
 def find_series(files: Sequence[Path]) -> SeriesFound:
-    """Sort an unsorted heap of files into series; reads headers only.
+    """Sort files into series; reads headers only.
 
     Files without a Series Instance UID are problems: nothing says what they belong to. A series whose slices differ in
     size or orientation (a localizer in three planes) becomes one stack for each. Pictures without a position (X-rays,
@@ -183,39 +182,23 @@ def find_series(files: Sequence[Path]) -> SeriesFound:
     import_pydicom()
     problems: dict[Path, str] = {}
     skipped: dict[Path, str] = {}
-    headers: dict[str, list[_Header]] = {}
-    seen: dict[str, Path] = {}
+    headers: dict[str, list[_Header]] = {}  # of each series
+    first_copy: dict[str, Path] = {}  # of each instance
     for path in sorted(files):
         try:
-            dataset = read_dataset(path, pixels=False)
-            with reading(path):
-                reason = _why_no_picture(dataset, path)
-                if reason is not None:
-                    skipped[path] = reason
-                    continue
-                header = _header(dataset, path)
+            header = _read_header(path)
         except ThoradError as error:
             problems[path] = str(error)
             continue
-        if header.instance in seen:
-            skipped[path] = f"a copy of {seen[header.instance]}"
-            continue
-        seen[header.instance] = path
-        headers.setdefault(header.uid, []).append(header)
-    found: list[tuple[tuple[float, str], Series]] = []
-    for of_series in headers.values():
-        lost = [header for header in of_series if _lacks_position(header) and len(of_series) > 1]
-        for header in lost:
-            missing = "ImagePositionPatient" if header.orientation else "ImageOrientationPatient"
-            problems[header.path] = (
-                f"{header.path}: no {tag_name(missing)}, without which a slice has no place among the other "
-                f"{len(of_series) - 1} of its series. Export the series again, with all its tags."
-            )
-        stacks = _stacks([header for header in of_series if header not in lost])
-        for stack in stacks:
-            series = _series(stack, alone=len(stacks) == 1)
-            found.append(((stack[0].number[0], series.name), series))
-    return SeriesFound([series for _, series in sorted(found, key=lambda item: item[0])], problems, skipped)
+        if isinstance(header, str):
+            skipped[path] = header
+        elif header.instance in first_copy:
+            skipped[path] = f"a copy of {first_copy[header.instance]}"
+        else:
+            first_copy[header.instance] = path
+            headers.setdefault(header.uid, []).append(header)
+    stacks = [stack for of_series in headers.values() for stack in _series_of(of_series, problems)]
+    return SeriesFound([series for _, series in sorted(stacks, key=lambda item: item[0])], problems, skipped)
 
 
 def read_series(series: Series, name: str | None = None, *, source: str | None = None) -> Volume:
@@ -235,30 +218,13 @@ def read_series(series: Series, name: str | None = None, *, source: str | None =
     """
     planes = _planes_of(series)
     affine = _affine(planes, series)
-    rows, columns = planes[0].shape
-    stack = np.full((len(planes), rows, columns), np.nan, np.float32)  # what stays NaN was announced and isn't there
-    at = {(plane.file, plane.frame): index for index, plane in enumerate(planes)}
-    padded: list[tuple[int, NDArray[np.bool_]]] = []
-    for path in dict.fromkeys(plane.file for plane in planes):
-        dataset = read_dataset(path, pixels=True)
-        with reading(path):
-            for frame, stored in enumerate(decoded_frames(dataset, path)):
-                index = at[path, frame]
-                grey = to_grey(stored, str(path))
-                stack[index] = modality_values(grey, dataset, frame)
-                padding = padding_of(grey, dataset)
-                if padding.any():
-                    padded.append((index, padding))
+    stack, padding = _stack_of(planes)
     if not np.isfinite(stack).all():
         raise ThoradError(
             f"{series.files[0]}: values of this series are missing, or not finite when rescaled. Export it again."
         )
-    if padded:
-        kept = np.ones(stack.shape, np.bool_)
-        for index, padding in padded:
-            kept[index] = ~padding
-        if kept.any():
-            stack[~kept] = stack[kept].min()
+    if padding is not None and not padding.all():
+        stack[padding] = stack[~padding].min()
     if stack.min() == stack.max():
         raise ThoradError(
             f"{series.files[0]}: every voxel of this series is {stack.min():g}. A constant image shows nothing; check "
@@ -301,14 +267,7 @@ def read_radiograph(path: Path, name: str | None = None, *, source: str | None =
         if frames != 1:
             raise ThoradError(f"{path}: {frames} frames; expected one picture. Save one frame as a file of its own.")
         stored = to_grey(next(iter(decoded_frames(dataset, path))), str(path))
-        padding = padding_of(stored, dataset)
-        values = modality_values(stored, dataset, 0).astype(np.float64)
-        values = windowed(values, dataset)
-        if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-            values = measured_range(values, padding)[1] - values
-        lowest, _ = measured_range(values, padding)
-        values = np.where(padding, lowest, values) - min(lowest, 0)
-        pixels = values.astype(np.float32)
+        pixels = displayed_values(stored, dataset)
         uid = text_of(dataset, "SeriesInstanceUID") or text_of(dataset, "SOPInstanceUID") or pixels.tobytes().hex()
         own_name = _name(text_of(dataset, "Modality"), uid)
         spacing = _spacing(dataset)
@@ -371,6 +330,13 @@ def _why_no_picture(dataset: Any, path: Path) -> str | None:
     return None
 
 
+def _read_header(path: Path) -> _Header | str:
+    """What grouping needs of a file; or what it is, where it is no picture."""
+    dataset = read_dataset(path, pixels=False)
+    with reading(path):
+        return _why_no_picture(dataset, path) or _header(dataset, path)
+
+
 def _header(dataset: Any, path: Path) -> _Header:
     uid = text_of(dataset, "SeriesInstanceUID")
     if not uid:
@@ -385,7 +351,7 @@ def _header(dataset: Any, path: Path) -> _Header:
         number=(number_of(dataset, "SeriesNumber", math.inf), number_of(dataset, "InstanceNumber", math.inf)),
         modality=text_of(dataset, "Modality"),
         description=text_of(dataset, "SeriesDescription"),
-        shape=shape_of(dataset, path),
+        shape=rows_and_columns(dataset, path),
         frames=frame_count(dataset, path),
         has_frame_positions="PerFrameFunctionalGroupsSequence" in dataset,
         orientation=orientation if orientation is not None and len(orientation) == 6 else None,
@@ -399,6 +365,21 @@ def _lacks_position(header: _Header) -> bool:
         and header.frames == 1
         and (header.orientation is None or header.position is None)
     )
+
+
+def _series_of(headers: list[_Header], problems: dict[Path, str]) -> Iterator[tuple[tuple[float, str], Series]]:
+    """(what to sort by, series) of the stacks and pictures under one UID; adds slices without a place to `problems`."""
+    lost = [header for header in headers if _lacks_position(header) and len(headers) > 1]
+    for header in lost:
+        missing = "ImagePositionPatient" if header.orientation else "ImageOrientationPatient"
+        problems[header.path] = (
+            f"{header.path}: no {tag_name(missing)}, without which a slice has no place among the other "
+            f"{len(headers) - 1} of its series. Export the series again, with all its tags."
+        )
+    stacks = _stacks([header for header in headers if header not in lost])
+    for stack in stacks:
+        series = _series(stack, alone=len(stacks) == 1)
+        yield (stack[0].number[0], series.name), series
 
 
 def _stacks(headers: list[_Header]) -> list[list[_Header]]:
@@ -480,7 +461,7 @@ def _planes_of(series: Series) -> list[_Plane]:
 
 
 def _planes_in(dataset: Any, path: Path) -> Iterator[_Plane]:
-    shape, frames = shape_of(dataset, path), frame_count(dataset, path)
+    shape, frames = rows_and_columns(dataset, path), frame_count(dataset, path)
     enhanced = "PerFrameFunctionalGroupsSequence" in dataset
     if enhanced and len(dataset.PerFrameFunctionalGroupsSequence) != frames:
         raise ThoradError(
@@ -517,11 +498,57 @@ def _planes_in(dataset: Any, path: Path) -> Iterator[_Plane]:
         )
 
 
+def _stack_of(planes: list[_Plane]) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """(K, rows, columns) values of the modality, NaN where they are announced and not there; and where nothing was
+    measured, None for nowhere.
+    """
+    shape = (len(planes), *planes[0].shape)
+    stack = np.full(shape, np.nan, np.float32)
+    padding: NDArray[np.bool_] | None = None
+    index_of = {(plane.file, plane.frame): index for index, plane in enumerate(planes)}
+    for path in dict.fromkeys(plane.file for plane in planes):
+        dataset = read_dataset(path, pixels=True)
+        with reading(path):
+            for frame, stored in enumerate(decoded_frames(dataset, path)):
+                index = index_of[path, frame]
+                grey = to_grey(stored, str(path))
+                stack[index] = modality_values(grey, dataset, frame)
+                of_slice = padding_of(grey, dataset)
+                if of_slice.any():
+                    padding = np.zeros(shape, np.bool_) if padding is None else padding
+                    padding[index] = of_slice
+    return stack, padding
+
+
 def _affine(planes: list[_Plane], series: Series) -> NDArray[np.float64]:
     """(4, 4) voxel index to RAS mm, of planes along their normal.
 
     Raises:
         ThoradError: several slices at one height, missing ones, or such as don't lie on a regular grid.
+    """
+    between = _slice_step(planes, series)
+    first = planes[0]
+    normal = np.cross(first.along_row, first.along_column)
+    tilt = math.degrees(math.acos(min(1.0, float(between @ normal) / float(np.linalg.norm(between)))))
+    if tilt > 1:
+        raise ThoradError(
+            f"{series.files[0]}: the slices of this series are shifted against each other by {tilt:.1f} degrees from "
+            "their normal (a tilted gantry); expected a right-angled grid. Resample it first."
+        )
+    affine = np.eye(4)
+    affine[:3, 0] = first.along_row * first.spacing[1]
+    affine[:3, 1] = first.along_column * first.spacing[0]
+    affine[:3, 2] = between
+    affine[:3, 3] = first.position
+    affine[:2] *= -1  # LPS to RAS
+    return affine
+
+
+def _slice_step(planes: list[_Plane], series: Series) -> NDArray[np.float64]:
+    """(3,) LPS mm from slice to slice.
+
+    Raises:
+        ThoradError: several slices at one height, missing ones, or uneven distances.
     """
     heights = np.array([plane.height for plane in planes])
     steps = np.diff(heights)
@@ -547,21 +574,7 @@ def _affine(planes: list[_Plane], series: Series) -> NDArray[np.float64]:
             f"{_where(planes[int(off.argmax())])} lies {off.max():.2f} mm beside a regular grid; expected even "
             "distances. Resample it to even slices first."
         )
-    first = planes[0]
-    normal = np.cross(first.along_row, first.along_column)
-    tilt = math.degrees(math.acos(min(1.0, float(between @ normal) / float(np.linalg.norm(between)))))
-    if tilt > 1:
-        raise ThoradError(
-            f"{series.files[0]}: the slices of this series are shifted against each other by {tilt:.1f} degrees from "
-            "their normal (a tilted gantry); expected a right-angled grid. Resample it first."
-        )
-    affine = np.eye(4)
-    affine[:3, 0] = first.along_row * first.spacing[1]
-    affine[:3, 1] = first.along_column * first.spacing[0]
-    affine[:3, 2] = between
-    affine[:3, 3] = first.position
-    affine[:2] *= -1  # LPS to RAS
-    return affine
+    return np.asarray(between)
 
 
 def _where(plane: _Plane) -> str:
@@ -572,7 +585,7 @@ def _where(plane: _Plane) -> str:
 def _several_at_one_place(planes: list[_Plane], places: int) -> str:
     values = {keyword: Counter(plane.traits.get(keyword, "none") for plane in planes) for keyword in _TELLING_APART}
     different = [
-        # Only numbers are told: other values may say anything, and messages are kept with the results.
+        # Only numbers are shown: other values may say anything, and messages are kept with the results.
         f"{tag_name(keyword)}: {', '.join(sorted(counts)[:4])}"
         if all(re.fullmatch(r"none|[-+0-9.eE]+", value) for value in counts)
         else tag_name(keyword)

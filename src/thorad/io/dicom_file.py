@@ -209,7 +209,7 @@ def frame_count(dataset: Any, path: Path) -> int:
     return int(frames)
 
 
-def shape_of(dataset: Any, path: Path) -> tuple[int, int]:
+def rows_and_columns(dataset: Any, path: Path) -> tuple[int, int]:
     """Rows and columns.
 
     Raises:
@@ -232,33 +232,17 @@ def frame_group(dataset: Any, frame: int, keyword: str) -> Any:
 def decoded_frames(dataset: Any, path: Path) -> Iterator[NDArray[Any]]:
     """The frames as stored, (rows, columns) or (rows, columns, 3), bounded before anything is decoded."""
     from pydicom.encaps import generate_frames
-    from pydicom.pixels.decoders.base import get_decoder
 
-    rows, columns = shape_of(dataset, path)
-    frames = frame_count(dataset, path)
-    samples, bits = int(number_of(dataset, "SamplesPerPixel", 1)), int(number_of(dataset, "BitsAllocated", 0))
-    if samples not in (1, 3) or bits not in (8, 16, 32, 64):
-        raise ThoradError(
-            f"{path}: pixels of {samples} samples of {bits} bits; expected 1 or 3 of 8, 16 or 32. Save it in grey."
-        )
-    if text_of(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
-        raise ThoradError(f"{path}: a picture in colours of a palette; expected grey. Save it in grey.")
+    frames, samples = frame_count(dataset, path), int(number_of(dataset, "SamplesPerPixel", 1))
+    rows, columns = rows_and_columns(dataset, path)
+    _check_pixels(dataset, samples, path)
     if frames * rows * columns * samples > LARGEST_VOLUME:
         raise ThoradError(
             f"{path}: {frames} frames of {columns} x {rows} px; expected {LARGEST_VOLUME} pixels at most. "
             "Save fewer frames in a file."
         )
     syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        decoder = get_decoder(syntax)
-        available = bool(decoder.is_available)
-    except NotImplementedError:
-        available = False
-    if not available:
-        raise ThoradError(
-            f"{path}: compressed as {syntax.name} ({syntax}), which can't be decoded here. Decompress it first, for "
-            "example with `gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT`."
-        )
+    decoder = _decoder(syntax, path)
     if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir()):
         raise ThoradError(f"{path}: no {tag_name('PixelData')}: a header without its picture. Export it again.")
     if syntax.is_encapsulated and syntax != _RUN_LENGTHS:
@@ -272,6 +256,32 @@ def decoded_frames(dataset: Any, path: Path) -> Iterator[NDArray[Any]]:
             f"{path}: its picture, compressed as {syntax.name}, can't be decoded here: it is damaged, or of a rare "
             "kind. Copy it again, or decompress it first, for example with `gdcmconv --raw IN OUT`."
         ) from error
+
+
+def _check_pixels(dataset: Any, samples: int, path: Path) -> None:
+    bits = int(number_of(dataset, "BitsAllocated", 0))
+    if samples not in (1, 3) or bits not in (8, 16, 32, 64):
+        raise ThoradError(
+            f"{path}: pixels of {samples} samples of {bits} bits; expected 1 or 3 of 8, 16 or 32. Save it in grey."
+        )
+    if text_of(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
+        raise ThoradError(f"{path}: a picture in colours of a palette; expected grey. Save it in grey.")
+
+
+def _decoder(syntax: Any, path: Path) -> Any:
+    from pydicom.pixels.decoders.base import get_decoder
+
+    try:
+        decoder = get_decoder(syntax)
+        available = bool(decoder.is_available)
+    except NotImplementedError:
+        available = False
+    if not available:
+        raise ThoradError(
+            f"{path}: compressed as {syntax.name} ({syntax}), which can't be decoded here. Decompress it first, for "
+            "example with `gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT`."
+        )
+    return decoder
 
 
 def _check_code_stream(encoded: bytes, shape: tuple[int, int], samples: int, path: Path) -> None:
@@ -308,6 +318,16 @@ def modality_values(stored: NDArray[Any], dataset: Any, frame: int) -> NDArray[A
     return stored * np.float64(slope) + intercept
 
 
+def displayed_values(stored: NDArray[Any], dataset: Any) -> NDArray[np.float32]:
+    """Stored values of a picture as it is to be looked at: through LUTs or window, bone bright, padding the darkest."""
+    padding = padding_of(stored, dataset)
+    values = _windowed(modality_values(stored, dataset, 0).astype(np.float64), dataset)
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        values = _measured(values, padding).max() - values
+    lowest = float(_measured(values, padding).min())
+    return np.asarray(np.where(padding, lowest, values) - min(lowest, 0), dtype=np.float32)
+
+
 def _looked_up(values: NDArray[Any], item: Any, dataset: Any) -> tuple[NDArray[np.float64], int]:
     """Values through a LUT, and the bits of its entries. Values below its first and above its last take those."""
     entries, first, bits = (int(number) for number in item.LUTDescriptor)
@@ -326,7 +346,7 @@ def _looked_up(values: NDArray[Any], item: Any, dataset: Any) -> tuple[NDArray[n
     return table[index].astype(np.float64), bits
 
 
-def windowed(values: NDArray[np.float64], dataset: Any) -> NDArray[np.float64]:
+def _windowed(values: NDArray[np.float64], dataset: Any) -> NDArray[np.float64]:
     """Values through the first VOI LUT or window, to 0...65535; as they are where there is none."""
     if text_of(dataset, "Modality") in UNWINDOWED:
         return values
@@ -361,7 +381,6 @@ def padding_of(stored: NDArray[Any], dataset: Any) -> NDArray[np.bool_]:
     return np.asarray((stored >= min(value[0], limit)) & (stored <= max(value[0], limit)))
 
 
-def measured_range(values: NDArray[np.float64], padding: NDArray[np.bool_]) -> tuple[float, float]:
-    """Smallest and largest of the values that were measured."""
-    measured = values if padding.all() else values[~padding]
-    return float(measured.min()), float(measured.max())
+def _measured(values: NDArray[np.float64], padding: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The values that were measured; all, where that is said of none."""
+    return values if padding.all() else values[~padding]

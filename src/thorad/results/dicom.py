@@ -26,7 +26,15 @@ from numpy.typing import NDArray
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.dicom import MANUFACTURER, Series, as_frames, slice_order
-from thorad.io.dicom_file import frame_group, import_pydicom, number_of, read_dataset, reading, shape_of, text_of
+from thorad.io.dicom_file import (
+    frame_group,
+    import_pydicom,
+    number_of,
+    read_dataset,
+    reading,
+    rows_and_columns,
+    text_of,
+)
 from thorad.pictures import overlay
 
 RESEARCH: Final = "Research use only"
@@ -255,7 +263,7 @@ class _Sources:
         """(n, rows, columns): as the files are ordered here and frames in a file, from (I, J, K) or (H, W)."""
         frames = as_frames(voxels) if self.series.is_volume else voxels[None]
         path = self.places[0][0]
-        expected = (len(self.places), *shape_of(self._headers[path], path))
+        expected = (len(self.places), *rows_and_columns(self._headers[path], path))
         if frames.shape != expected:
             raise ValueError(f"frames of {frames.shape} for a source of {expected}")
         order = np.argsort([frame for _, frame in self.places]) if len(self._headers) == 1 else np.arange(len(frames))
@@ -403,8 +411,10 @@ def _secondary_capture(picture: NDArray[np.uint8], derived: _DerivedSeries, inde
     sources = derived.sources
     source, frame = sources.of_slice(index)
     path, _ = sources.places[index]
-    if picture.shape != (*shape_of(source, path), 3) or picture.dtype != np.uint8:
-        raise ValueError(f"a picture of {picture.shape} {picture.dtype} for a slice of {shape_of(source, path)}")
+    if picture.shape != (*rows_and_columns(source, path), 3) or picture.dtype != np.uint8:
+        raise ValueError(
+            f"a picture of {picture.shape} {picture.dtype} for a slice of {rows_and_columns(source, path)}"
+        )
     dataset = import_highdicom().sc.SCImage.from_ref_dataset(
         source,
         pixel_array=picture,
