@@ -18,6 +18,7 @@ from thorad.cli.render import (
     progress_bar,
 )
 from thorad.datasets import DATASETS
+from thorad.io.shards import Shard
 from thorad.table import Table
 
 SHOWN_PROBLEMS = 10  # of each kind that a check finds
@@ -39,7 +40,7 @@ KindOption = Annotated[
 @opt.verb(app, example="thorad prepare scans/ -o slices --jobs 4", interrupted=RESUMES)
 def prepare(
     inputs: Annotated[list[Path], Argument(help="Volumes (NIfTI, NRRD, MetaImage), DICOM series, or folders of them.")],
-    out: Annotated[Path, opt.out_option("Folder for the slices; an interrupted run resumes in it.")],
+    out: Annotated[Path, opt.OutOption(help="Folder for the slices; an interrupted run resumes in it.")],
     model: Annotated[
         str,
         Option(
@@ -55,7 +56,6 @@ def prepare(
     """Register T1w volumes to the model's template and cut its slices, for detect, train and calibrate."""
     from thorad.apps.prepare import prepare_files, volume_section
     from thorad.io.scans import find_scans
-    from thorad.io.shards import Shard
     from thorad.records import parse_indices
 
     part = Shard.parse(shard) if shard is not None else Shard()
@@ -68,7 +68,7 @@ def prepare(
     print_failures(summary.failed)
     print_warnings(summary.warned)
     if not quiet:
-        print_outcome(len(summary.done), summary.already_done, len(summary.failed), summary.seconds)
+        print_outcome(summary)
         if summary.done:
             print_line(f"Look at {out / '*' / 'overlay.png'} first; slices: {out / 'slices.csv'}")
     if summary.failed:
@@ -76,11 +76,7 @@ def prepare(
 
 
 @opt.verb(data_app, "check", example="thorad data check IXI/ --json found.json")
-def check_data(
-    folder: DataFolder,
-    kind: KindOption = None,
-    json: Annotated[Path | None, Option(help="Also write everything that was found to this file.")] = None,
-) -> None:
+def check_data(folder: DataFolder, kind: KindOption = None, json: opt.Json = None) -> None:
     """Report what a data set contains, what is missing, damaged or duplicated, and what leaks between its splits.
 
     Reads file names and the headers of images. Exit code 1 if something is wrong.
@@ -108,7 +104,7 @@ def check_data(
 @opt.verb(data_app, "split", example="thorad data split IXI/ -o split --fractions 0.8,0.1,0.1")
 def split_data(
     folder: DataFolder,
-    out: Annotated[Path, opt.out_option("Folder for train.csv, val.csv and test.csv.")],
+    out: Annotated[Path, opt.OutOption(help="Folder for train.csv, val.csv and test.csv.")],
     fractions: Annotated[
         str, Option(help="Fractions of the subjects for train, val and test; 0: no such part.")
     ] = "0.8,0.1,0.1",

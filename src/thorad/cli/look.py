@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,44 +22,49 @@ from thorad.cli.render import (
     progress_bar,
 )
 from thorad.errors import ThoradError
+from thorad.io.shards import Shard
 from thorad.table import Table
 
 if TYPE_CHECKING:
     from thorad.apps.run import RunSummary
     from thorad.detector import Detector
+    from thorad.io.scans import Scan
 
 HIGHEST = 5  # scores shown at the end of a detection
 
 app = Typer(rich_help_panel="Detect and look")
 
-ResultsArgument = Annotated[Path, Argument(help="A result folder of `thorad detect`.")]
-TruthOption = Annotated[
+Results = Annotated[Path, Argument(help="A result folder of `thorad detect`.")]
+KeepSteps = Annotated[bool, Option("--keep-steps", help="Keep pictures of every harmonisation step, for the report.")]
+Truth = Annotated[
     Path | None, Option(help="CSV with columns image and mask for these images, as for `thorad evaluate`.")
 ]
 
 
-@opt.verb(app, example="thorad detect scan.nii.gz -o results --report", interrupted=RESUMES)
-def detect(
-    inputs: opt.Inputs,
-    out: Annotated[Path, opt.out_option("Folder for the results; an interrupted run resumes in it.")],
-    options: opt.DetectorOptions,
+@dataclass(frozen=True)
+class DetectOptions(opt.DetectorOptions):
+    """A detector that also makes masks and, if asked for, a finer pseudo-healthy image."""
+
     finish: Annotated[
         bool, Option("--finish", help="Spend more network calls on a finer pseudo-healthy image; the map is the same.")
-    ] = False,
+    ] = False
     false_positives: Annotated[
         float | None,
         Option(
             help="Fraction of healthy pixels that may exceed the mask's threshold: 0.01, 0.02 or 0.05 with a "
             "calibrated model. Default: 0.01, or no mask without a calibration."
         ),
-    ] = None,
-    threshold: Annotated[
-        float | None, Option(help="Mask everything above this map value; needs no calibration.")
-    ] = None,
+    ] = None
+    threshold: Annotated[float | None, Option(help="Mask what is above this map value; needs no calibration.")] = None
+
+
+@opt.verb(app, example="thorad detect scan.nii.gz -o results --report", interrupted=RESUMES)
+def detect(
+    inputs: opt.Inputs,
+    out: Annotated[Path, opt.OutOption(help="Folder for the results; an interrupted run resumes in it.")],
+    options: DetectOptions,
     slices: opt.Slices = None,
-    keep_steps: Annotated[
-        bool, Option("--keep-steps", help="Keep pictures of every harmonisation step, for the report.")
-    ] = False,
+    keep_steps: KeepSteps = False,
     keep_identity: opt.KeepIdentity = False,
     shard: opt.Shard = None,
     make_report: opt.Report = False,
@@ -69,29 +76,22 @@ def detect(
     `thorad calibrate` has calibrated the model for the method, also a p-value, a mask and a list of findings.
     """
     from thorad.io.scans import find_scans
-    from thorad.io.shards import Shard
 
     part = Shard.parse(shard) if shard is not None else None
     scans = find_scans(inputs, leave_out=out, keep_identity=keep_identity)
 
     from thorad.apps.run import detect_files, open_results
-    from thorad.records import parse_indices
-    from thorad.volume_detection import checked_indices
 
-    detector = options.detector(finish=finish, false_positives=false_positives, threshold=threshold)
-    indices = None if slices is None else parse_indices(slices)
-    if all(scan.is_volume for scan in scans.values()):
-        checked_indices(detector.model.recipe.volume, indices, detector.model_name)
+    detector = options.detector()
+    indices = _slice_indices(slices, scans, detector)
     results = open_results(detector, out, part, indices=indices)
     with progress_bar("detect", quiet) as report:
         summary = detect_files(detector, scans, results, indices=indices, keep_steps=keep_steps, on_progress=report)
     print_failures(summary.failed)
     print_warnings(summary.warned)
     if not quiet:
-        named = f"Shard {part}: " if part else ""
-        print_outcome(len(summary.done), summary.already_done, len(summary.failed), summary.seconds, named)
-        _print_highest_scores(summary, detector)
-        _print_masks(detector, options.model)
+        print_outcome(summary, f"Shard {part}: " if part else "")
+        _print_scores(summary, detector, options.model)
         if any(scan.series or scan.problem for scan in scans.values()) and not keep_identity:
             print_line("DICOM files are named by hashes; --keep-identity names them by their paths.")
         print_line(f"Results: {out}")
@@ -101,7 +101,19 @@ def detect(
         raise Exit(1)
 
 
-def _print_highest_scores(summary: RunSummary, detector: Detector) -> None:
+def _slice_indices(slices: str | None, scans: Mapping[str, Scan], detector: Detector) -> list[int] | None:
+    """The slices that were asked for; where all scans are volumes, an impossible wish should be refused at once."""
+    from thorad.records import parse_indices
+    from thorad.volume_detection import checked_indices
+
+    indices = None if slices is None else parse_indices(slices)
+    if all(scan.is_volume for scan in scans.values()):
+        checked_indices(detector.model.recipe.volume, indices, detector.model_name)
+    return indices
+
+
+def _print_scores(summary: RunSummary, detector: Detector, model: str) -> None:
+    """The highest scores, and what they mean."""
     columns = ["highest scores", ""]
     columns += [*(["p"] if detector.calibration else []), *(["findings"] if detector.threshold is not None else [])]
     rows = []
@@ -111,9 +123,10 @@ def _print_highest_scores(summary: RunSummary, detector: Detector) -> None:
         rows.append([name, f"{score:.5g}", *(cells[column] for column in columns[2:])])
     if rows:
         print_table(Table(columns, rows))
+    _explain_scores(detector, model)
 
 
-def _print_masks(detector: Detector, model: str) -> None:
+def _explain_scores(detector: Detector, model: str) -> None:
     """What the p-values and masks mean, or why there are none."""
     from thorad.apps.calibrate import calibrate_command
     from thorad.calibration import told_options
@@ -177,8 +190,8 @@ def print_report(
 @opt.verb(app, example="thorad report results")
 def report(
     results: Annotated[Path, Argument(help="A result folder of `thorad detect` or `thorad evaluate`.")],
-    out: Annotated[Path | None, opt.out_option("The HTML file. Default: report.html in the folder.")] = None,
-    truth: TruthOption = None,
+    out: Annotated[Path | None, opt.OutOption(help="The HTML file. Default: report.html in the folder.")] = None,
+    truth: Truth = None,
     bootstrap: opt.Bootstrap = 1000,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -193,7 +206,7 @@ def volume(
     scan: Annotated[
         Path | None, Option(help="The scan itself, NIfTI, NRRD or MHA. Default: the file it was read from.")
     ] = None,
-    out: Annotated[Path | None, opt.out_option("The HTML file. Default: CASE.html in the result folder.")] = None,
+    out: Annotated[Path | None, opt.OutOption(help="The HTML file. Default: CASE.html in the result folder.")] = None,
 ) -> None:
     """Turn a volume into one HTML page: its map over the scan in three linked planes. Works offline; holds the scan."""
     from thorad.results.volume_page import volume_cases, write_volume_page
@@ -211,14 +224,14 @@ def volume(
 
 @opt.verb(app, example="thorad figure results --case scan1,scan2 -o figure.pdf")
 def figure(
-    results: ResultsArgument,
+    results: Results,
     case: Annotated[str, Option(help="Names of the cases, separated by commas: one row each.")],
-    out: Annotated[Path, opt.out_option("The file: .pdf, .png or .svg.")],
+    out: Annotated[Path, opt.OutOption(help="The file: .pdf, .png or .svg.")],
     panels: Annotated[
         Literal["cases", "restoration"],
         Option(help="cases: input, pseudo-healthy, map, overlay, truth; restoration: step by step."),
     ] = "cases",
-    truth: TruthOption = None,
+    truth: Truth = None,
     slice_number: Annotated[
         int | None, Option("--slice", help="Slice of a volume. Default: the one with the map's highest value.")
     ] = None,
@@ -239,7 +252,7 @@ def view(
         list[str] | None, Option(help="A model folder to offer besides the bundled ones; can be repeated.")
     ] = None,
     out: Annotated[
-        Path | None, opt.out_option("Folder that keeps the results of dropped scans. Default: nothing is kept.")
+        Path | None, opt.OutOption(help="Folder that keeps the results of dropped scans. Default: nothing is kept.")
     ] = None,
     port: Annotated[
         int, Option(help="Port on 127.0.0.1. Default: any free one.", min=0, max=65535, show_default=False)
@@ -267,7 +280,7 @@ def view(
 
 @opt.verb(app, example="thorad demo -o demo", interrupted="Run the same command again to start over.")
 def demo(
-    out: Annotated[Path, opt.out_option("Folder for the pictures and results.")],
+    out: Annotated[Path, opt.OutOption(help="Folder for the pictures and results.")],
     model: opt.Model = opt.DEFAULT_MODEL,
     device: opt.Device = "auto",
 ) -> None:

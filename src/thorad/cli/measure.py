@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,84 +21,85 @@ if TYPE_CHECKING:
 app = Typer(rich_help_panel="Evaluate and reproduce")
 
 
+@dataclass(frozen=True)
+class ComparisonOptions(opt.RunOptions):
+    """Which methods to compare, on which models, with which noises; words separated by commas."""
+
+    model: Annotated[
+        str, opt.MethodOption(help="Models, separated by commas; each method takes the first that supports it.")
+    ] = opt.DEFAULT_MODEL
+    method: Annotated[
+        str | None,
+        opt.MethodOption(help="Methods, separated by commas. Default: all that the models support, and the z-score."),
+    ] = None
+    noise: Annotated[
+        str,
+        opt.MethodOption(
+            help=f"{', '.join(NOISES)}, or all: each method with every noise that it and the model support."
+        ),
+    ] = "all"
+
+    def detectors(self) -> list[Detector]:
+        """A detector for each method with each noise; options that a method doesn't have are not for it.
+
+        Raises:
+            ThoradError: as `thorad.selection.comparison` and `thorad.Detector`.
+        """
+        from thorad.methods import METHODS
+        from thorad.selection import comparison
+
+        methods = self.methods(opt.parse_words(self.method) if self.method else None)
+        noises = None if self.noise == "all" else opt.parse_words(self.noise)
+        detectors = []
+        for model, method, noise in comparison(opt.parse_words(self.model), methods, noises):
+            takes = {
+                "steps": METHODS[method].default_steps,
+                "noise_level": noise,
+                "perceptual_weights": METHODS[method].perceptual,
+            }
+            detectors.append(self.run(model, method, noise, **{name: None for name in takes if not takes[name]}))
+        return detectors
+
+
+@dataclass(frozen=True)
+class ProtocolOptions:
+    """What is measured, and on what besides the cases."""
+
+    protocol: Annotated[
+        Literal["brain-lesions", "brain-volumes", "boxes"],
+        Option(help="What to measure: lesions by size, means over volumes, or boxes in X-rays."),
+    ] = "brain-lesions"
+    healthy: Annotated[Path | None, Option(help="Folder or CSV of additional healthy images.")] = None
+    validation: Annotated[
+        Path | None, Option(help="CSV like CASES, of other subjects, on which brain-volumes chooses its threshold.")
+    ] = None
+    bootstrap: opt.Bootstrap = 1000
+    permutations: Annotated[
+        int,
+        Option(help="Permutations for the test of each method against THOR and the z-score; 0: no p-values.", min=0),
+    ] = 2000
+
+
 @opt.verb(app, example="thorad evaluate cases.csv --method thor,zscore -o evaluation", interrupted=RESUMES)
 def evaluate(
     cases: Annotated[
         Path, Argument(help="CSV with columns image and mask or boxes (empty if healthy), and optionally subject.")
     ],
     out: Annotated[
-        Path, opt.out_option("Folder for metrics.json, cases.csv, table.md and maps; an interrupted run resumes in it.")
+        Path,
+        opt.OutOption(help="Folder for metrics.json, cases.csv, table.md and maps; an interrupted run resumes in it."),
     ],
-    options: opt.RunOptions,
-    protocol: Annotated[
-        Literal["brain-lesions", "brain-volumes", "boxes"],
-        Option(help="What to measure: lesions by size, means over volumes, or boxes in X-rays."),
-    ] = "brain-lesions",
-    model: Annotated[
-        str,
-        Option(
-            help="Models, separated by commas; each method takes the first that supports it.",
-            rich_help_panel=opt.METHOD,
-        ),
-    ] = opt.DEFAULT_MODEL,
-    method: Annotated[
-        str | None,
-        Option(
-            help="Methods, separated by commas. Default: all that the models support, and the z-score.",
-            rich_help_panel=opt.METHOD,
-        ),
-    ] = None,
-    noise: Annotated[
-        str,
-        Option(
-            help=f"{', '.join(NOISES)}, or all: each method with every noise that it and the model support.",
-            rich_help_panel=opt.METHOD,
-        ),
-    ] = "all",
-    healthy: Annotated[Path | None, Option(help="Folder or CSV of additional healthy images.")] = None,
-    validation: Annotated[
-        Path | None, Option(help="CSV like CASES, of other subjects, on which brain-volumes chooses its threshold.")
-    ] = None,
-    bootstrap: opt.Bootstrap = 1000,
-    permutations: Annotated[
-        int,
-        Option(help="Permutations for the test of each method against THOR and the z-score; 0: no p-values.", min=0),
-    ] = 2000,
+    measured: ProtocolOptions,
+    compared: ComparisonOptions,
     make_report: opt.Report = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Measure methods on images with known lesions, by one of the field's protocols."""
-    from thorad.datasets.cases import read_cases
-    from thorad.evaluation.protocols import PROTOCOLS
-    from thorad.io.scans import find_scans, picture_files
-
-    read = PROTOCOLS[protocol].read(cases)
-    more_healthy = picture_files(find_scans([healthy])) if healthy else []
-    validating = read_cases(validation) if validation else []
-
-    from thorad.apps.run import write_evaluation_run
-    from thorad.evaluation.evaluate import evaluate as measure
-    from thorad.evaluation.evaluate import honest_floor_warning
-    from thorad.evaluation.tables import table_of
-
-    detectors = _compared(options, model, method, noise)
-    began = monotonic()
-    with progress_bar("evaluate", quiet) as show:
-        results = measure(
-            read,
-            more_healthy,
-            detectors,
-            out,
-            protocol=protocol,
-            validation=validating,
-            bootstrap=bootstrap,
-            permutations=permutations,
-            seed=options.seed,
-            on_progress=show,
-            keep_maps=True,
-        )
-    write_evaluation_run(detectors, out, monotonic() - began)
+    results = _measure(cases, out, measured, compared, quiet)
     if not quiet:
+        from thorad.evaluation.evaluate import honest_floor_warning
+        from thorad.evaluation.tables import table_of
+
         print_table(table_of(results, brief=True))
         if warning := honest_floor_warning(results):
             print_line(warning, style="yellow")
@@ -110,27 +112,51 @@ def evaluate(
         raise Exit(1)
 
 
-def _compared(options: opt.RunOptions, models: str, methods: str | None, noises: str) -> list[Detector]:
-    """A detector for each method and noise that were asked for, as words separated by commas."""
-    from thorad.methods import METHODS
-    from thorad.selection import comparison
+def _measure(
+    cases: Path, out: Path, measured: ProtocolOptions, compared: ComparisonOptions, quiet: bool
+) -> list[dict[str, Any]]:
+    """The results of `thorad.evaluation.evaluate.evaluate`; run.json goes beside its files."""
+    from thorad.datasets.cases import read_cases
+    from thorad.evaluation.protocols import PROTOCOLS
+    from thorad.io.scans import find_scans, picture_files
 
-    chosen = comparison(
-        opt.parse_words(models),
-        options.methods(opt.parse_words(methods) if methods else None),
-        None if noises == "all" else opt.parse_words(noises),
-    )
-    detectors = []
-    for model, method, noise in chosen:
-        not_for_it: dict[str, Any] = {}
-        if not METHODS[method].default_steps:
-            not_for_it["steps"] = None
-        if noise is None:
-            not_for_it["noise_level"] = None
-        if not METHODS[method].perceptual:
-            not_for_it["perceptual_weights"] = None
-        detectors.append(options.run(model, method, noise, **not_for_it))
-    return detectors
+    read = PROTOCOLS[measured.protocol].read(cases)
+    healthy = picture_files(find_scans([measured.healthy])) if measured.healthy else []
+    validation = read_cases(measured.validation) if measured.validation else []
+
+    from thorad.apps.run import write_evaluation_run
+    from thorad.evaluation.evaluate import evaluate
+
+    detectors = compared.detectors()
+    began = monotonic()
+    with progress_bar("evaluate", quiet) as show:
+        results = evaluate(
+            read,
+            healthy,
+            detectors,
+            out,
+            protocol=measured.protocol,
+            validation=validation,
+            bootstrap=measured.bootstrap,
+            permutations=measured.permutations,
+            seed=compared.seed,
+            on_progress=show,
+            keep_maps=True,
+        )
+    write_evaluation_run(detectors, out, monotonic() - began)
+    return results
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """The fields are those of `thorad.apps.reproduce.Settings`."""
+
+    every: Annotated[int, Option(help="Take only every N-th case, on slow machines.", min=1)] = 1
+    bootstrap: opt.Bootstrap = 1000
+    steps: opt.Steps = None
+    device: opt.Device = "auto"
+    seed: opt.Seed = 0
+    batch_size: opt.BatchSize = 16
 
 
 @opt.verb(app, example="thorad reproduce table1 --data ATLAS/ -o table1", interrupted=RESUMES)
@@ -138,13 +164,11 @@ def reproduce(
     target: Annotated[Literal["table1", "table2", "fig4"], Argument(help="The table or figure of the THOR paper.")],
     data: Annotated[
         Path,
-        Option(
-            help="Folder of ATLAS v2.0 (table1, fig4) or GRAZPEDWRI-DX (table2) as published, or of a test set "
-            "with cases.csv and healthy/."
-        ),
+        Option(help="ATLAS v2.0 (table1, fig4) or GRAZPEDWRI-DX (table2) as published, or cases.csv and healthy/."),
     ],
+    options: ReproduceOptions,
     out: Annotated[
-        Path | None, opt.out_option("Folder for report.md, metrics.json and the rest; --check needs none.")
+        Path | None, opt.OutOption(help="Folder for report.md, metrics.json and the rest; --check needs none.")
     ] = None,
     models: Annotated[
         str | None,
@@ -154,26 +178,19 @@ def reproduce(
         ),
     ] = None,
     check: Annotated[bool, Option("--check", help="Only check the folder and print what it holds.")] = False,
-    every: Annotated[int, Option(help="Take only every N-th case, on slow machines.", min=1)] = 1,
-    steps: opt.Steps = None,
-    device: opt.Device = "auto",
-    seed: opt.Seed = 0,
-    batch_size: opt.BatchSize = 16,
-    bootstrap: opt.Bootstrap = 1000,
     quiet: opt.Quiet = False,
 ) -> None:
     """Reproduce a table or the figure of the THOR paper, next to the published numbers."""
     if check:
-        _check_layout(target, data, quiet)
-        return
+        return _check_layout(target, data, quiet)
     if out is None:
         raise ThoradError("--out is missing: name a folder for the results, or --check the data only.")
 
     from thorad.apps.reproduce import Settings
     from thorad.apps.reproduce import reproduce as measure
 
-    settings = Settings(opt.parse_steps(steps), device, seed, batch_size, bootstrap, every)
     chosen = models or ("hand-xray64" if target == "table2" else f"{opt.DEFAULT_MODEL},brain-t1-patched")
+    settings = Settings(**{**vars(options), "steps": opt.parse_steps(options.steps)})
     with progress_bar(target, quiet) as show:
         measured = measure(target, data, opt.parse_words(chosen), out, settings, on_progress=show)
     if not quiet:
@@ -198,11 +215,7 @@ def _check_layout(target: Literal["table1", "table2", "fig4"], data: Path, quiet
 
 
 @opt.verb(app, example="thorad bench --json speed.json")
-def bench(
-    model: opt.Model = opt.DEFAULT_MODEL,
-    device: opt.Device = "auto",
-    json: Annotated[Path | None, Option(help="Also write the figures to this file.")] = None,
-) -> None:
+def bench(model: opt.Model = opt.DEFAULT_MODEL, device: opt.Device = "auto", json: opt.Json = None) -> None:
     """Measure the speed of detection and training on this machine."""
     from thorad.apps.speed import measure_speed
 
@@ -219,7 +232,7 @@ def bench(
 @opt.verb(app, example="thorad implant healthy/ -o test-set --findings dark,bright")
 def implant(
     healthy: opt.Inputs,
-    out: Annotated[Path, opt.out_option("Folder for the test set; must be new or empty.")],
+    out: Annotated[Path, opt.OutOption(help="Folder for the test set; must be new or empty.")],
     findings: Annotated[
         str, Option(help="Kinds, separated by commas: these for X-rays; dark,bright for lesions in anything else.")
     ] = "pins,plate,fracture,foreign-body,swelling",

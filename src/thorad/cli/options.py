@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, cleandoc, get_annotations, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
 from typer import Argument, Option, Typer
 
@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from thorad.detector import Detector
 
 DEFAULT_MODEL = "brain-t1-compact"
-METHOD, COMPUTATION = "Method", "Computation"  # panels of options in a verb's help
 
-
-def out_option(text: str) -> Any:
-    """The option --out or -o."""
-    return Option("--out", "-o", help=text)
+MethodOption = partial(Option, rich_help_panel="Method")
+ComputeOption = partial(Option, rich_help_panel="Computation")
+OutOption = partial(Option, "--out", "-o")
 
 
 def completion(words: Iterable[str]) -> Callable[[str], list[str]]:
@@ -37,29 +35,18 @@ def completion(words: Iterable[str]) -> Callable[[str], list[str]]:
 Inputs = Annotated[
     list[Path], Argument(help="Pictures, volumes, DICOM files, folders of them, or CSV files with a column image.")
 ]
-Model = Annotated[str, Option(help="Name of a bundled model, or a model folder.", rich_help_panel=METHOD)]
+Model = Annotated[str, MethodOption(help="Name of a bundled model, or a model folder.")]
 Steps = Annotated[
-    str | None,
-    Option(
-        help="Number of timesteps to visit, or all. Default: the fewest that keep the quality.", rich_help_panel=METHOD
-    ),
+    str | None, MethodOption(help="Number of timesteps to visit, or all. Default: the fewest that keep the quality.")
 ]
-Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=COMPUTATION)]
-Seed = Annotated[int, Option(help="Random seed for the noise.", rich_help_panel=COMPUTATION)]
+Device = Annotated[str, ComputeOption(help="auto, cpu, cuda, cuda:1 or mps.")]
+Seed = Annotated[int, ComputeOption(help="Random seed for the noise.")]
 BatchSize = Annotated[
-    int,
-    Option(
-        help="Images processed at once on an accelerator; a CPU takes one at a time.",
-        min=1,
-        rich_help_panel=COMPUTATION,
-    ),
+    int, ComputeOption(help="Images processed at once on an accelerator; a CPU takes one at a time.", min=1)
 ]
 Shard = Annotated[
     str | None,
-    Option(
-        help="I/N: process only part I of N. Other processes can do the other parts into the same --out.",
-        rich_help_panel=COMPUTATION,
-    ),
+    ComputeOption(help="I/N: process only part I of N. Other processes can do the other parts into the same --out."),
 ]
 Bootstrap = Annotated[
     int, Option(help="Bootstrap resamples over subjects for the confidence intervals; 0: no intervals.", min=0)
@@ -72,57 +59,51 @@ KeepIdentity = Annotated[
     bool, Option("--keep-identity", help="Keep the paths of DICOM files, which often tell the patient's name.")
 ]
 Report = Annotated[bool, Option("--report", help="Also write report.html, a page with every case to look at.")]
-Json = Annotated[Path | None, Option(help="Also write everything to this file.")]
+Json = Annotated[Path | None, Option(help="Also write the results to this JSON file.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How any method is run; the fields are those of `thorad.Detector`."""
+    """How any method is run; the fields, but for the preset, are arguments of `thorad.Detector`."""
 
     steps: Steps = None
     noise_level: Annotated[
-        int | None,
-        Option(
-            help="Timestep up to which images are noised. Default: the method's own.", min=1, rich_help_panel=METHOD
-        ),
+        int | None, MethodOption(help="Timestep up to which images are noised. Default: the method's own.", min=1)
     ] = None
     preset: Annotated[
         Literal["published"] | None,
-        Option(
+        MethodOption(
             help="published: short for the methods published-..., which follow the published implementation in every "
-            "step, accidents included.",
-            rich_help_panel=METHOD,
+            "step, accidents included."
         ),
     ] = None
     perceptual_weights: Annotated[
-        Path | None,
-        Option(help="torchvision's SqueezeNet 1.1 weights for LPIPS, instead of the model's.", rich_help_panel=METHOD),
+        Path | None, MethodOption(help="torchvision's SqueezeNet 1.1 weights for LPIPS, instead of the model's.")
     ] = None
     device: Device = "auto"
     seed: Seed = 0
     batch_size: BatchSize = 16
     engine: Annotated[
         str,
-        Option(
+        ComputeOption(
             help=f"What runs the network: {', '.join(ENGINES)}. openvino is faster on x86 processors and needs the "
             "extra `openvino`.",
             autocompletion=completion(ENGINES),
-            rich_help_panel=COMPUTATION,
         ),
     ] = "torch"
 
-    def run(self, model: str | Path, method: str, noise: Any, **options: Any) -> Detector:
-        """A detector run like this; `options` are further ones of `Detector`, or replace these.
+    def run(self, model: str | Path, method: str, noise: Any, **replaced: Any) -> Detector:
+        """A detector run like this, but for the options that are replaced.
 
         Raises:
             ThoradError: as `Detector`.
         """
         from thorad.detector import Detector
 
-        own = {field.name: getattr(self, field.name) for field in fields(RunOptions) if field.name != "preset"}
-        own["steps"] = parse_steps(self.steps)
-        return Detector(model, method=method, noise=noise, **{**own, **options})
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "preset"}
+        options |= {"model": model, "method": method, "noise": noise, "steps": parse_steps(self.steps)}
+        return Detector(**{**options, **replaced})
 
     def methods(self, names: list[str] | None) -> list[str] | None:
         """The methods that the names mean under the preset; None if neither is given.
@@ -145,26 +126,20 @@ class DetectorOptions(RunOptions):
 
     method: Annotated[
         str,
-        Option(
-            help=f"{', '.join(METHODS)}. `thorad methods` describes them.",
-            autocompletion=completion(METHODS),
-            rich_help_panel=METHOD,
+        MethodOption(
+            help=f"{', '.join(METHODS)}. `thorad methods` describes them.", autocompletion=completion(METHODS)
         ),
     ] = "thor"
     noise: Annotated[
         str | None,
-        Option(
-            help=f"{' or '.join(NOISES)}. Default: the method's own.",
-            autocompletion=completion(NOISES),
-            rich_help_panel=METHOD,
-        ),
+        MethodOption(help=f"{' or '.join(NOISES)}. Default: the method's own.", autocompletion=completion(NOISES)),
     ] = None
     model: Model = DEFAULT_MODEL
 
-    def detector(self, **options: Any) -> Detector:
+    def detector(self) -> Detector:
         """The detector that was asked for; see `run`."""
         (method,) = self.methods([self.method]) or [self.method]
-        return self.run(self.model, method, self.noise, **options)
+        return self.run(self.model, method, self.noise)
 
 
 def parse_steps(text: str | None) -> int | Literal["all"] | None:
@@ -203,31 +178,26 @@ def verb(
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         declared = signature(function, eval_str=True)
-        spread: dict[str, Any] = {
-            p.name: p.annotation for p in declared.parameters.values() if is_dataclass(p.annotation)
+        spread: dict[str, list[Parameter]] = {
+            name: list(_option_parameters(parameter.annotation)) if is_dataclass(parameter.annotation) else [parameter]
+            for name, parameter in declared.parameters.items()
         }
+        parameters = [option.replace(kind=Parameter.KEYWORD_ONLY) for options in spread.values() for option in options]
 
         @wraps(function)
         def call(**given: Any) -> None:
-            for name, kind in spread.items():
-                given[name] = kind(**{option.name: given.pop(option.name) for option in _option_parameters(kind)})
+            for name, parameter in declared.parameters.items():
+                if is_dataclass(parameter.annotation):
+                    values = {option.name: given.pop(option.name) for option in spread[name]}
+                    given[name] = cast(Any, parameter.annotation)(**values)
             with one_line_errors(interrupted):
                 function(**given)
 
-        parameters: list[Parameter] = []
-        for parameter in declared.parameters.values():
-            if parameter.name in spread:
-                parameters += _option_parameters(parameter.annotation)
-            else:
-                parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
         call.__signature__ = declared.replace(parameters=parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {option.name: option.annotation for option in parameters}
-        app.command(
-            name,
-            help=re.sub(r"(?<!\n)\n(?!\n)", " ", cleandoc(function.__doc__ or "")),  # Typer keeps line breaks
-            epilog=f"Example: [bold]{example}[/]",
-            rich_help_panel=app.rich_help_panel,
-        )(call)
+        text = re.sub(r"(?<!\n)\n(?!\n)", " ", cleandoc(function.__doc__ or ""))  # Typer keeps line breaks
+        epilog = f"Example: [bold]{example}[/]"
+        app.command(name, help=text, epilog=epilog, rich_help_panel=app.rich_help_panel)(call)
         return call
 
     return register

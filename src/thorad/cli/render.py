@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -15,6 +16,10 @@ from rich.text import Text
 
 from thorad.errors import ThoradError
 from thorad.table import Table
+
+if TYPE_CHECKING:
+    from thorad.apps.prepare import PrepareSummary
+    from thorad.apps.run import RunSummary
 
 RESUMES = "Run the same command again to resume."
 STARTS_OVER = "Nothing was written. Run the same command again to start over."
@@ -38,10 +43,11 @@ def print_warning(text: str) -> None:
     error_console.print(text, style="yellow", markup=False, highlight=False)
 
 
-def print_outcome(done: int, earlier: int, failed: int, seconds: float, part: str = "") -> None:
+def print_outcome(summary: RunSummary | PrepareSummary, part: str = "") -> None:
     """Print how many cases were done, how many of them by an earlier run, and how many failed."""
-    before = f" ({earlier} of them before)" if earlier else ""
-    print_line(f"{part}{done} done{before}, {failed} failed, in {seconds:.1f} s.")
+    before = f" ({summary.already_done} of them before)" if summary.already_done else ""
+    counts = f"{len(summary.done)} done{before}, {len(summary.failed)} failed"
+    print_line(f"{part}{counts}, in {summary.seconds:.1f} s.")
 
 
 def print_failures(failed: Mapping[str, str], what: str = "failed") -> None:

@@ -30,14 +30,12 @@ def train(
     recipe: Annotated[str, Option(help="Name of a bundled recipe, or a TOML file. `thorad models` lists them.")],
     train: Annotated[Path, Option(help="Folder or CSV of healthy images: pictures, volumes or DICOM.")],
     out: Annotated[
-        Path, opt.out_option("Folder for logs, checkpoints and the model; an interrupted training resumes in it.")
+        Path, opt.OutOption(help="Folder for logs, checkpoints and the model; an interrupted training resumes in it.")
     ],
     validation: Annotated[Path | None, Option(help="The same of other subjects.")] = None,
-    devices: Annotated[
-        str, Option(help="Number of devices per node, or auto.", rich_help_panel=opt.COMPUTATION)
-    ] = "auto",
-    nodes: Annotated[int, Option(help="Number of machines.", min=1, rich_help_panel=opt.COMPUTATION)] = 1,
-    accelerator: Annotated[str, Option(help="auto, cpu, gpu or mps.", rich_help_panel=opt.COMPUTATION)] = "auto",
+    devices: Annotated[str, opt.ComputeOption(help="Number of devices per node, or auto.")] = "auto",
+    nodes: Annotated[int, opt.ComputeOption(help="Number of machines.", min=1)] = 1,
+    accelerator: Annotated[str, opt.ComputeOption(help="auto, cpu, gpu or mps.")] = "auto",
     steps: Annotated[int | None, Option(help="Training steps, instead of the recipe's number.", min=1)] = None,
     start_from: Annotated[str | None, Option(help="A model whose weights to start from.")] = None,
 ) -> None:
@@ -72,7 +70,8 @@ def calibrate(
     healthy: opt.Inputs,
     options: opt.DetectorOptions,
     out: Annotated[
-        Path | None, opt.out_option("Folder for a copy of the model; required for a bundled one. Default: in place.")
+        Path | None,
+        opt.OutOption(help="Folder for a copy of the model; required for a bundled one. Default: in place."),
     ] = None,
     level: Annotated[float, Option(help="The smallest p-value that must be possible.")] = 0.05,
     quiet: opt.Quiet = False,
