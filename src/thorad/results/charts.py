@@ -1,25 +1,28 @@
-"""Panels of a report: tables and charts. thorad/assets/report/charts.html draws a chart; here is what is where in it.
-
-Lengths and places are in px of the drawing.
-"""
+"""Where what is in the charts of a report, which thorad/assets/report/charts.html draws. Places are in px."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from thorad.table import Table
-
-WIDTH, LEFT, RIGHT, BOTTOM, TOP = 440, 50, 14, 40, 12
-"""Of the chart, and of the margins around its axes."""
-
-SERIES = 8
-"""Line styles that the style sheet has."""
-
 BINS = 32
 """Of a histogram."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the ends of its interval, where it has one."""
+
+    value: float | None
+    ends: tuple[float, float] | None
+
+    @property
+    def text(self) -> str:
+        """`0.512 [0.401, 0.633]`; a dash where there is no value."""
+        if self.value is None:
+            return "–"
+        return f"{self.value:.3f}" + ("" if self.ends is None else f" [{self.ends[0]:.3f}, {self.ends[1]:.3f}]")
 
 
 @dataclass(frozen=True)
@@ -41,166 +44,23 @@ class Axis:
     @property
     def ticks(self) -> list[float]:
         """Round numbers to write along it."""
-        return square_root_ticks(self.high) if self.square_root else ticks(self.low, self.high)
+        return _square_root_ticks(self.high) if self.square_root else ticks(self.low, self.high)
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A value with the ends of its interval, where it has one."""
-
-    value: float | None
-    ends: tuple[float, float] | None
-
-    @property
-    def text(self) -> str:
-        """`0.512 [0.401, 0.633]`; a dash where there is no value."""
-        if self.value is None:
-            return "–"
-        return f"{self.value:.3f}" + ("" if self.ends is None else f" [{self.ends[0]:.3f}, {self.ends[1]:.3f}]")
+def finite_points(line: tuple[str, Sequence[float | None], Sequence[float | None]]) -> list[tuple[float, float]]:
+    """The points of a line (label, x, y) that are known: neither None nor NaN."""
+    _, xs, ys = line
+    points = [(math.nan if x is None else x, math.nan if y is None else y) for x, y in zip(xs, ys, strict=True)]
+    return [point for point in points if all(map(math.isfinite, point))]
 
 
-@dataclass(frozen=True)
-class Line:
-    """One curve of a chart; points that are not finite are left out."""
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-
-    @property
-    def points(self) -> list[tuple[float, float]]:
-        """The points that are finite."""
-        return [(x, y) for x, y in zip(self.x, self.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """What the charts have in common: a horizontal axis under all the rest."""
-
-    title: str
-    """What the chart shows, for readers who don't see it."""
-    x_label: str
-
-    width: ClassVar = WIDTH
-    top: ClassVar = TOP
-
-    @property
-    def base(self) -> int:
-        """Where the horizontal axis lies."""
-        raise NotImplementedError
-
-    @property
-    def height(self) -> int:
-        """Of the chart."""
-        return self.base + BOTTOM
-
-
-@dataclass(frozen=True)
-class Curves(Chart):
-    """Curves over one pair of axes, with a legend under the chart where there are several."""
-
-    y_label: str
-    lines: Sequence[Line]
-    """At most `SERIES`."""
-    x_maximum: float
-    """Both axes begin at 0; the vertical one ends at 1."""
-    square_root: bool = False
-    """See `Axis`; of the horizontal one."""
-    marker: str = ""
-    """Id of a vertical line that the page moves with its threshold; none where empty."""
-
-    kind: ClassVar = "curves"
-    base: ClassVar = 230
-    y: ClassVar = Axis(0.0, 1.0, base, TOP)
-
-    @property
-    def x(self) -> Axis:
-        """The horizontal axis."""
-        return Axis(0.0, self.x_maximum, LEFT, WIDTH - RIGHT, self.square_root)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Values of one kind, at least one."""
-
-    label: str
-    values: Sequence[float]
-    healthy: bool
-
-    @property
-    def median(self) -> float:
-        """Of the values."""
-        return float(np.median(self.values))
-
-
-@dataclass(frozen=True)
-class Histograms(Chart):
-    """One histogram over the other, on one horizontal axis: each row's shares of its own values."""
-
-    rows: Sequence[Sample]
-
-    kind: ClassVar = "histograms"
-    row_height: ClassVar = 84
-    bar_height: ClassVar = row_height - 26
-    """Of the highest bar."""
-
-    @property
-    def base(self) -> int:
-        """Where the horizontal axis lies."""
-        return self.base_of(len(self.rows) - 1)
-
-    def base_of(self, row: int) -> int:
-        """Where the bars of a row stand."""
-        return TOP + self.row_height * (row + 1)
-
-    @property
-    def x(self) -> Axis:
-        """The horizontal axis, which all values fit on."""
-        low, high = min(min(row.values) for row in self.rows), max(max(row.values) for row in self.rows)
-        if high <= low:
-            low, high = low - 0.5 * abs(low) - 1e-9, high + 0.5 * abs(high) + 1e-9
-        return Axis(low, high, LEFT, WIDTH - RIGHT)
-
-    def bars(self, row: Sample) -> Iterator[tuple[float, float, float]]:
-        """Left and right end and height of each bar of a row."""
-        x = self.x
-        edges = np.linspace(x.low, x.high, BINS + 1)
-        counts = np.histogram(row.values, edges)[0]
-        for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
-            if count:
-                yield x(left), x(right), self.bar_height * count / counts.max()
-
-
-@dataclass(frozen=True)
-class Intervals(Chart):
-    """Values with their intervals, one line each; headings group them. The axis begins at 0."""
-
-    lines: Sequence[tuple[str, Interval | None]]
-    """Label and value; a heading has None."""
-    x_maximum: float
-
-    kind: ClassVar = "intervals"
-    line_height: ClassVar = 19
-
-    @property
-    def base(self) -> int:
-        """Where the horizontal axis lies."""
-        return TOP + self.line_height * len(self.lines)
-
-    @property
-    def x(self) -> Axis:
-        """The horizontal axis; the labels stand to its left."""
-        return Axis(0.0, self.x_maximum, 130, WIDTH - RIGHT)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A chart or a table of a report, and what there is to know about it."""
-
-    title: str
-    content: Chart | Table
-    words: str
-    """Below it."""
+def bars(values: Sequence[float], x: Axis) -> Iterator[tuple[float, float, float]]:
+    """Left and right end of each bar of a histogram, and its height as a share of the highest one's."""
+    edges = np.linspace(x.low, x.high, BINS + 1)
+    counts = np.histogram(values, edges)[0]
+    for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        if count:
+            yield x(left), x(right), count / counts.max()
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -214,7 +74,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def square_root_ticks(high: float) -> list[float]:
+def _square_root_ticks(high: float) -> list[float]:
     """Round numbers from 0 to high that are well apart when spaced by their square roots."""
     power = 10.0 ** math.floor(math.log10(high))
     chosen: list[float] = []

@@ -1,16 +1,47 @@
-"""A report of a result folder: one HTML file that opens from the disk and asks no network for anything."""
+"""A report of a result folder: one HTML file that opens from the disk and asks no network for anything.
 
+The templates in thorad/assets/report hold its words and draw its charts; the pictures lie in it as PNG text, one block
+for each case, as large as there is room.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
+import numpy as np
+
+from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
+from thorad.evaluation.sizes import SIZE_GROUPS
+from thorad.evaluation.tables import table_of
 from thorad.io.atomic import write_atomic
-from thorad.results.detection_report import detection_page
-from thorad.results.evaluation_report import evaluation_page
-from thorad.results.packed_gallery import PackedGallery, Progress
-from thorad.results.page import LARGEST_PAGE
-from thorad.results.reader import match_truth, read_folder
-from thorad.results.truth import measure
+from thorad.results.gallery import NO_PICTURES, by_score, case_entry, encode_picture, gallery_index
+from thorad.results.layout import RUN, CaseRecord
+from thorad.results.page import LARGEST_PAGE, json_text, render
+from thorad.results.reader import (
+    Pictures,
+    ResultFolder,
+    match_truth,
+    method_title,
+    read_folder,
+    read_pictures,
+    truth_of,
+)
+from thorad.results.truth import Measured, measure
+
+SIDES: Final = (512, 384, 256, 192, 128)
+"""Longest side of a page's pictures, px: the largest that fits."""
+
+SAMPLE: Final = 12
+"""Cases whose pictures tell how large a page will be."""
+
+MARGIN: Final = 0.97
+"""Share of the page that the expected size may fill, for the sample is not all cases."""
+
+Progress = Callable[[int, int], None]
+"""Called with (cases done, cases in all)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +75,7 @@ def write_report(
         truth: table with columns image and mask, as `thorad evaluate` takes it, of a folder of `thorad detect`.
         bootstrap: resamples over subjects for the intervals; 0 for none.
         seed: of the bootstrap.
-        largest: bytes that the page may have.
+        largest: bytes that the pictures may have together.
         on_progress: see `Progress`.
 
     Raises:
@@ -54,13 +85,166 @@ def write_report(
     if (results / "metrics.json").is_file():
         if truth is not None:
             raise ThoradError(f"{results}: an evaluation knows its truth; leave --truth out.")
-        page = evaluation_page(results)
+        page = _evaluation_page(results).encode("utf-8", "replace")
         write_atomic(path, page)
         return ReportSummary(path, len(page), cases=0)
     folder = read_folder(results)
     rows = match_truth(folder, truth) if truth else {}
     measured = measure(folder, rows, bootstrap=bootstrap, seed=seed)
-    gallery = PackedGallery(folder, rows, measured, largest, on_progress)
-    page = detection_page(folder, gallery, rows, measured, truth)
+    gallery = _PackedGallery(folder, rows, measured, largest, on_progress or (lambda done, total: None))
+    page = render(
+        "report/detection.html",
+        folder=folder,
+        title=method_title(folder.run["options"]),
+        run={key: value for key, value in folder.run.items() if key != "healthy_scores"},
+        truth=truth,
+        measured=measured,
+        scores=_scores(folder, rows),
+        p_values=[case.p_value for case in folder.cases if case.p_value is not None],
+        gallery=gallery,
+    ).encode("utf-8", "replace")
     write_atomic(path, page)
     return ReportSummary(path, len(page), len(folder.cases), gallery.side, gallery.without_pictures)
+
+
+def _scores(folder: ResultFolder, rows: Mapping[str, Case]) -> Mapping[str, Any] | None:
+    """What the histograms of the scores show; None where no case was done."""
+    done = [(case.name, float(case.score)) for case in folder.cases if case.done and case.score is not None]
+    if not done:
+        return None
+    scores, others = [score for _, score in done], "cases without a known truth" if rows else "cases"
+    groups: dict[tuple[str, bool], list[float]] = {("healthy scans of the calibration", True): [*folder.healthy_scores]}
+    groups |= {("healthy cases", True): [], ("cases with a lesion", False): [], (others, False): []}
+    for name, score in done:
+        healthy = name in rows and rows[name].mask is None
+        label = "healthy cases" if healthy else "cases with a lesion" if name in rows else others
+        groups[label, healthy].append(score)
+    everything = [*folder.healthy_scores, *scores]
+    low, high = min(everything), max(everything)
+    if high <= low:
+        low, high = low - 0.5 * abs(low) - 1e-9, high + 0.5 * abs(high) + 1e-9
+    return {
+        "median": float(np.median(scores)),
+        "lowest": min(scores),
+        "highest": max(scores),
+        "rows": [(label, each, float(np.median(each)), healthy) for (label, healthy), each in groups.items() if each],
+        "range": (low, high),
+    }
+
+
+class _PackedGallery:
+    """The cases for the page's script: an index, and a block of pictures for each, as many as `largest` bytes hold."""
+
+    def __init__(
+        self,
+        folder: ResultFolder,
+        rows: Mapping[str, Case],
+        measured: Measured | None,
+        largest: int,
+        on_progress: Progress,
+    ) -> None:
+        self._folder, self._rows, self._measured, self._on_progress = folder, rows, measured, on_progress
+        # Highest scores first: these are read first, and keep their pictures where not all fit.
+        self._cases = by_score(folder.cases)
+        self._done = [case for case in self._cases if case.done]
+        self.side: int | None = None
+        self.scans = True
+        self.blocks: list[str] = []
+        self._peaks: dict[str, list[float]] = {}  # highest map value of each picture, by case, as in `blocks`
+        self._pack(largest)
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """Of all cases."""
+        peaks = [peak for of_case in self._peaks.values() for peak in of_case]
+        return gallery_index(
+            self._folder,
+            [self._entry(number, case) for number, case in enumerate(self._cases)],
+            largest=max([float(self._folder.run["overlay_maximum"]), *peaks]),
+            scans=self.scans,
+            dice_at="" if self._measured is None else f"{self._measured.threshold:.3g}",
+        )
+
+    @property
+    def without_pictures(self) -> int:
+        """Cases that did not fail and have no pictures in the page."""
+        return len(self._done) - len(self.blocks)
+
+    def _entry(self, number: int, case: CaseRecord) -> dict[str, Any]:
+        entry = case_entry(number, case, self._side)
+        if case.name in self._peaks:
+            entry["first"] = int(np.argmax(self._peaks[case.name]))
+        else:
+            entry |= NO_PICTURES
+        if self._measured is not None:
+            known = {"truth": self._measured.lesion_pixels, "size": self._measured.size, "dice": self._measured.dice}
+            entry |= {key: figures.get(case.name) for key, figures in known.items()}
+        return entry
+
+    def _pack(self, largest: int) -> None:
+        """Fill the blocks, with pictures of the largest side with which all fit."""
+        sample = [(case, read_pictures(case)) for case in self._done[:: max(1, len(self._done) // SAMPLE)]]
+        longest = max((max(picture.shape) for _, pictures in sample for picture in pictures), default=0)
+        sides = [side for side in SIDES if side < longest]
+        for side in (longest, *sides) if longest <= SIDES[0] else sides:
+            if side != SIDES[-1]:
+                expected = sum(len(self._block(case, pictures, side)) for case, pictures in sample) / len(sample)
+                if expected * len(self._done) > MARGIN * largest:
+                    continue
+            self._fill(side, largest)
+            if not self.without_pictures:
+                return
+
+    def _fill(self, side: int, largest: int) -> None:
+        """Fill the blocks until the page is full."""
+        self.blocks, self._peaks, self._side = [], {}, side
+        total, reduced = 0, False
+        for number, case in enumerate(self._done, start=1):
+            pictures = read_pictures(case)
+            block = self._block(case, pictures, side)
+            total += len(block)
+            if total > largest:
+                break
+            reduced |= any(max(picture.shape) > side for picture in pictures)
+            self.blocks.append(block)
+            self._peaks[case.name] = [float(picture.anomaly_map.max()) for picture in pictures]
+            self.scans &= all(picture.scan is not None for picture in pictures)
+            self._on_progress(number, len(self._done))
+        self.side = side if reduced else None
+
+    def _block(self, case: CaseRecord, pictures: Sequence[Pictures], side: int) -> str:
+        encoded = []
+        for picture in pictures:
+            row = self._rows.get(case.name) if picture.slice_index is None else None
+            truth = truth_of(row, picture.shape) if row is not None and row.mask is not None else None
+            encoded.append(encode_picture(picture, side, truth))
+        return json_text(encoded)
+
+
+def _evaluation_page(folder: Path) -> str:
+    try:
+        results = json.loads((folder / "metrics.json").read_bytes())
+        run_file = folder / RUN
+        curves = {method_title(result): result["curves"] for result in results if result.get("curves")}
+        return render(
+            "report/evaluation.html",
+            name=folder.resolve().name,
+            results=results,
+            titles=[method_title(result) for result in results],
+            run=json.loads(run_file.read_bytes()) if run_file.is_file() else {},  # `thorad reproduce` writes none
+            table=table_of(results),
+            counts=[(name.replace("_", " "), count) for name, count in results[0]["counts"].items()],
+            sizes=[_of_size(results, size) for size in SIZE_GROUPS] if "best_dice" in results[0] else [],
+            dice=[(title, curve["predicted_share"], curve["dice"]) for title, curve in curves.items()],
+            precision=[(title, curve["recall"], curve["precision"]) for title, curve in curves.items()],
+        )
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ThoradError(f"{folder}: not a whole folder of `thorad evaluate` ({error!r}). Evaluate again.") from error
+
+
+def _of_size(results: Sequence[Mapping[str, Any]], size: str) -> tuple[str, list[tuple[str, Any, Any]]]:
+    """Heading of a size, and title, best Dice and its interval of each method."""
+    lines = [
+        (method_title(result), result["best_dice"][size], result["intervals"]["best_dice"][size]) for result in results
+    ]
+    return f"{size} ({results[0]['counts'][size]} cases)", lines

@@ -14,6 +14,7 @@ import gzip
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +27,8 @@ from thorad.io.tables import listing
 from thorad.io.volume_header import import_nibabel, times
 from thorad.io.volumes import PACKING, read_volume
 from thorad.pictures import COLOURS
-from thorad.results.layout import VOLUME_MAP, VOLUME_MASK, VOLUME_PSEUDO_HEALTHY, CaseRecord
-from thorad.results.page import LARGEST_PAGE, asset_bytes, json_text, render_page
+from thorad.results.layout import CASE, VOLUME_MAP, VOLUME_MASK, VOLUME_PSEUDO_HEALTHY, CaseRecord
+from thorad.results.page import LARGEST_PAGE, asset, render
 from thorad.results.reader import ResultFolder, method_title, read_folder
 
 MOST_VOXELS: Final = 40_000_000
@@ -50,52 +51,47 @@ SAME_PLACE_MM: Final = 0.01
 class _Grid:
     """The page's grid beside the result's."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     """(I, J, K)."""
     affine: NDArray[np.float64]
     """(4, 4): voxel index of the result to mm (RAS+)."""
     factor: int = 1
     """So many voxels along each axis are one of the page."""
 
-    @property
+    @cached_property
     def orientation(self) -> NDArray[np.float64]:
         """(3, 2): for each axis, the anatomical axis nearest to it and 1 or -1, as nibabel has it."""
-        found: NDArray[np.float64] = import_nibabel().io_orientation(self.affine)
-        return found
+        return np.asarray(import_nibabel().io_orientation(self.affine))
 
-    @property
+    @cached_property
     def to_source(self) -> NDArray[np.float64]:
         """(4, 4): index of the page's grid to that of the result; the centre of a block, where it is reduced."""
-        nearest: NDArray[np.float64] = import_nibabel().orientations.inv_ornt_aff(self.orientation, self.shape)
         block = np.diag([self.factor] * 3 + [1.0])
         block[:3, 3] = (self.factor - 1) / 2
-        to_source: NDArray[np.float64] = nearest @ block
-        return to_source
+        return np.asarray(import_nibabel().orientations.inv_ornt_aff(self.orientation, self.shape) @ block)
 
     @property
-    def page_shape(self) -> tuple[int, int, int]:
+    def page_shape(self) -> tuple[int, ...]:
         """(P, Q, R)."""
-        axes = self.orientation[:, 0].astype(int).tolist()
-        p, q, r = (-(-self.shape[axes.index(axis)] // self.factor) for axis in range(3))
-        return p, q, r
+        return tuple(-(-self.shape[axis] // self.factor) for axis in np.argsort(self.orientation[:, 0]))
 
-    def from_source(self, voxel: tuple[int, int, int]) -> list[int]:
+    def from_source(self, voxel: Sequence[int]) -> list[int]:
         """Index of the page's voxel that holds a voxel of the result."""
-        index = np.linalg.inv(self.to_source) @ [*voxel, 1]
-        return [int(axis) for axis in np.rint(index[:3])]
-
-    def reorder(self, voxels: NDArray[Any]) -> NDArray[Any]:
-        """(I, J, K) in the page's order, not reduced."""
-        ordered: NDArray[Any] = import_nibabel().apply_orientation(voxels, self.orientation)
-        return ordered
+        return [round(index) for index in (np.linalg.inv(self.to_source) @ [*voxel, 1])[:3]]
 
     def blocks(self, voxels: NDArray[Any], outside: float) -> NDArray[Any]:
         """(P, Q, R, factor^3): the voxels of each of the page's, filled up with `outside` behind the last ones."""
-        ordered = self.reorder(voxels)
+        ordered = import_nibabel().apply_orientation(voxels, self.orientation)
         padded = np.pad(ordered, [(0, -side % self.factor) for side in ordered.shape], constant_values=outside)
         p, q, r = (side // self.factor for side in padded.shape)
         parts = padded.reshape(p, self.factor, q, self.factor, r, self.factor).transpose(0, 2, 4, 1, 3, 5)
         return parts.reshape(p, q, r, -1)
+
+    def packed(self, voxels: NDArray[Any]) -> str:
+        """A NIfTI file of voxels (P, Q, R), packed, as text."""
+        image = import_nibabel().Nifti1Image(voxels, self.affine @ self.to_source)
+        image.header.set_xyzt_units("mm")
+        return _packed(image.to_bytes())
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +115,7 @@ def volume_cases(results: Path) -> list[str]:
     Raises:
         ThoradError: no result folder, no case in it, or a damaged file.
     """
-    return _volume_names(read_folder(results))
+    return [case.name for case in read_folder(results).cases if case.done and (case.folder / VOLUME_MAP).is_file()]
 
 
 def write_volume_page(
@@ -148,8 +144,8 @@ def write_volume_page(
     """
     folder = read_folder(results)
     record = folder.case(case)
-    names = _volume_names(folder)
-    if case not in names:
+    if not (record.folder / VOLUME_MAP).is_file():
+        names = volume_cases(results)
         raise ThoradError(
             f"{results}: the case {case} is a picture, not a volume. "
             + (f"Its volumes are {listing(names)}." if names else "It holds no volume; see `thorad report`.")
@@ -169,10 +165,6 @@ def _fitting_page(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, not
             if len(page) <= largest or min(grid.page_shape) < LEAST_SIDE:
                 return page
         factor += 1
-
-
-def _volume_names(folder: ResultFolder) -> list[str]:
-    return [case.name for case in folder.cases if case.done and (case.folder / VOLUME_MAP).is_file()]
 
 
 # ----------------------------------------------------------------------------------------------------- reading
@@ -251,43 +243,35 @@ def _same(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int
 
 
 def _page(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid, note: str) -> bytes:
-    options = folder.run["options"]
-    facts = {"Score": "–" if case.score is None else f"{case.score:.3g}"}
-    if case.p_value is not None:
-        facts["p-value"] = f"{case.p_value:.3g}"
-    facts["Findings"] = "no threshold in this run" if case.findings is None else str(case.finding_count)
-    return render_page(
+    page = render(
         "volume_page/volume.html",
-        heading=case.name,
-        subtitle=f"{method_title(options)} · model {options.get('model')} · thorad {options.get('thorad', '?')}",
-        facts=facts,
-        warning=case.message,
-        notes=_notes(volumes, grid, note),
-        viewer=gzip.decompress(asset_bytes("niivue/niivue.umd.js.gz")).decode(),
-        about=json_text(_about(folder, case, volumes, grid)),
+        case=case,
+        options=folder.run["options"],
+        method=method_title(folder.run["options"]),
+        note=note,
+        percent=100 * np.isfinite(volumes.anomaly_map).mean(),
+        factor=grid.factor,
+        angle=_angle(volumes.affine),
+        viewer=gzip.decompress(asset("niivue/niivue.umd.js.gz")).decode(),
+        about=_about(folder, case, volumes, grid),
         volumes=_embedded(volumes, grid),
     )
+    return page.encode("utf-8", "replace")
 
 
 def _embedded(volumes: _Volumes, grid: _Grid) -> dict[str, str]:
     """{name: the volume on the page's grid, packed, as text}."""
-    embedded = {"map": _packed_nifti(_page_map(volumes.anomaly_map, grid), grid)}
+    highest = grid.blocks(np.nan_to_num(volumes.anomaly_map, nan=NOT_LOOKED_AT), NOT_LOOKED_AT).max(axis=-1)
+    embedded = {"map": grid.packed(highest)}
     if volumes.scan is not None:
         grey = grid.blocks(volumes.scan, 0).mean(axis=-1) / volumes.white
-        embedded["scan"] = _packed_nifti(np.rint(255 * np.clip(grey, 0, 1)).astype(np.uint8), grid)
+        embedded["scan"] = grid.packed(np.rint(255 * np.clip(grey, 0, 1)).astype(np.uint8))
     if volumes.pseudo_healthy is not None:
-        embedded["healthy"] = _packed_nifti(_page_healthy(volumes.pseudo_healthy, grid), grid)
+        embedded["healthy"] = grid.packed(_page_healthy(volumes.pseudo_healthy, grid))
     if volumes.mask is not None:
         mask = grid.blocks(volumes.mask, 0).any(axis=-1)
         embedded["mask"] = _packed(np.packbits(mask.ravel("F")).tobytes())
     return embedded
-
-
-def _page_map(anomaly_map: NDArray[np.float32], grid: _Grid) -> NDArray[np.float32]:
-    """(P, Q, R), the highest value of each block."""
-    known = np.nan_to_num(anomaly_map, nan=NOT_LOOKED_AT)
-    highest: NDArray[np.float32] = grid.blocks(known, NOT_LOOKED_AT).max(axis=-1)
-    return highest
 
 
 def _page_healthy(pseudo_healthy: NDArray[np.float32], grid: _Grid) -> NDArray[np.uint8]:
@@ -300,7 +284,7 @@ def _page_healthy(pseudo_healthy: NDArray[np.float32], grid: _Grid) -> NDArray[n
 
 
 def _about(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid) -> Mapping[str, Any]:
-    """What the page's script is told, beside the volumes."""
+    """What the page's script needs to know, beside the volumes."""
     highest = np.unravel_index(int(np.nanargmax(volumes.anomaly_map)), volumes.anomaly_map.shape)
     value = float(volumes.anomaly_map[highest])
     places = [{"label": "Highest value", **_place(highest, value, grid)}]
@@ -310,7 +294,7 @@ def _about(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Gri
             place = _place(finding["peak_position"], float(finding["peak"]), grid)
             places.append({"label": f"Finding {order}", "size": size, **place})
     except (KeyError, TypeError, ValueError) as error:
-        raise ThoradError(f"{case.folder / 'case.json'}: damaged ({error!r}). Delete it, and detect again.") from error
+        raise ThoradError(f"{case.folder / CASE}: damaged ({error!r}). Delete it, and detect again.") from error
     return {
         "shape": grid.page_shape,
         "toSource": grid.to_source.tolist(),
@@ -327,44 +311,14 @@ def _about(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Gri
 
 
 def _place(voxel: Sequence[Any], value: float, grid: _Grid) -> dict[str, Any]:
-    i, j, k = (int(axis) for axis in voxel)
-    return {"voxel": [i, j, k], "index": grid.from_source((i, j, k)), "value": value}
-
-
-def _notes(volumes: _Volumes, grid: _Grid, note: str) -> list[str]:
-    """What a reader should know of this page."""
-    looked_at = np.isfinite(volumes.anomaly_map)
-    notes = []
-    if note:
-        notes.append(f"The scan is not in this page: {note}")
-    notes.append(
-        f"{100 * looked_at.mean():.2g} % of the voxels were looked at; elsewhere there is no map, which does not mean "
-        "healthy."
-    )
-    if grid.factor > 1:
-        notes.append(
-            f"So that this file stays small, {grid.factor} x {grid.factor} x {grid.factor} voxels are one here: the "
-            "map's highest value and the scan's mean in them. The folder keeps all."
-        )
-    angle = _angle(volumes.affine)
-    if angle > 0.5:
-        notes.append(
-            f"The planes are those of the scan's own voxels, tilted by {angle:.0f}° against the scanner's axes; "
-            "L, R, A, P, S and I name the nearest directions, mm are the scanner's."
-        )
-    return notes
+    index = [int(axis) for axis in voxel]
+    return {"voxel": index, "index": grid.from_source(index), "value": value}
 
 
 def _angle(affine: NDArray[np.float64]) -> float:
     """Largest angle between an axis of the grid and the anatomical axis nearest to it, degrees."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return float(np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0).min(), 0, 1))))
-
-
-def _packed_nifti(voxels: NDArray[Any], grid: _Grid) -> str:
-    image = import_nibabel().Nifti1Image(voxels, grid.affine @ grid.to_source)
-    image.header.set_xyzt_units("mm")
-    return _packed(image.to_bytes())
 
 
 def _packed(content: bytes) -> str:
