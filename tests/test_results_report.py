@@ -273,11 +273,10 @@ def test_preset_of_an_earlier_version_is_a_method_now(tmp_path: Path) -> None:
 def test_tables_and_their_notes_become_html() -> None:
     following = Table(("C",), [("3",)], ["More."], title="Second")
     table = Table(("A", "B", "W"), [("<x>", "1", "w")], ["Some **words** `c` <y>."], "", frozenset({"W"}), [following])
-    others = {"heading": "h", "subtitle": "s", "warning": "", "options": "", "index": "{}"}
-    empty: dict[str, Any] = {"navigation": {}, "facts": {}, "failures": None, "panels": [], "blocks": []}
-    html = render("report/evaluation.html", table=table, **others, **empty)
+    empty: dict[str, Any] = {"titles": [], "run": {}, "counts": [], "sizes": [], "dice": [], "precision": []}
+    html = render("report/evaluation.html", name="n", results=[RESULT], table=table, **empty)
     assert '<tr><th>A</th><th>B</th><th class="text">W</th></tr>' in html
-    assert '<tr><td>&lt;x&gt;</td><td class="value">1</td><td class="message">w</td></tr>' in html
+    assert '<tr><td>&lt;x&gt;</td><td>1</td><td class="text">w</td></tr>' in html
     assert '<p class="note">Some <strong>words</strong> <code>c</code> &lt;y&gt;.</p>' in html
     assert html.index("Some") < html.index("<h3>Second</h3>") < html.index("<td>3</td>") < html.index("More.")
 

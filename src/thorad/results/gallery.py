@@ -46,11 +46,7 @@ NO_PICTURES: Final[Mapping[str, Any]] = {
 
 def by_score(cases: Iterable[CaseRecord]) -> list[CaseRecord]:
     """The highest scores first, failed cases last."""
-
-    def place(case: CaseRecord) -> tuple[bool, float, str]:
-        return not case.done, np.inf if case.score is None else -case.score, case.name
-
-    return sorted(cases, key=place)
+    return sorted(cases, key=lambda case: (not case.done, -(case.score or 0.0), case.name))
 
 
 def gallery_index(
@@ -84,17 +80,25 @@ def case_entry(number: int, case: CaseRecord, side: int) -> dict[str, Any]:
         case: done or failed.
         side: longest side that its pictures will have, px.
     """
-    return {
-        "id": number,
-        "name": case.name,
-        "status": case.status,
-        "message": case.message,
-        "score": case.score,
-        "p_value": case.p_value,
-        "findings": case.finding_count,
-        **{"truth": None, "size": None, "dice": None},
-        **(_about_pictures(case, side) if case.done else NO_PICTURES),
+    entry = {
+        **{"id": number, "name": case.name, "status": case.status, "message": case.message, "score": case.score},
+        **{"p_value": case.p_value, "findings": case.finding_count, "truth": None, "size": None, "dice": None},
+        **NO_PICTURES,
     }
+    if not case.done:
+        return entry
+    folders = case.picture_folders
+    _, first = folders[0]
+    try:
+        with PIL.Image.open(first / OVERLAY) as picture:
+            entry["height"], entry["width"] = reduced_shape((picture.height, picture.width), side)
+        if (first / STEPS).is_file():
+            with np.load(first / STEPS, allow_pickle=False) as kept:
+                entry["steps"] = len(kept["timesteps"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        return entry | {"message": f"A picture is missing or damaged ({type(error).__name__}). Detect again."}
+    entry |= {"pictures": True, "slices": [slice_label(index) for index, _ in folders]}
+    return entry | {"healthy": (first / PSEUDO_HEALTHY).is_file()}
 
 
 def has_scan(case: CaseRecord) -> bool:
@@ -103,11 +107,7 @@ def has_scan(case: CaseRecord) -> bool:
 
 
 def encode_case(case: CaseRecord, side: int) -> list[dict[str, Any]]:
-    """The pictures of a case that did not fail: one of an image, one for each slice of a volume.
-
-    Args:
-        case: of a result folder.
-        side: longest side that the pictures will have at most, px.
+    """The pictures of a case that did not fail: one of an image, one for each slice of a volume; see `encode_picture`.
 
     Raises:
         ThoradError: a file is missing or damaged.
@@ -116,13 +116,7 @@ def encode_case(case: CaseRecord, side: int) -> list[dict[str, Any]]:
 
 
 def encode_picture(picture: Pictures, side: int, truth: NDArray[np.bool_] | None = None) -> dict[str, Any]:
-    """One image or slice.
-
-    Args:
-        picture: of `thorad.results.reader.read_pictures`.
-        side: longest side that they will have at most, px.
-        truth: (H, W), where a lesion is known to be.
-    """
+    """One image or slice, `side` px at its longest side at most, with the lesions (H, W) where they are known."""
     height, width = reduced_shape(picture.shape, side)
     return {
         "label": picture.label,
@@ -143,27 +137,4 @@ def encode_picture(picture: Pictures, side: int, truth: NDArray[np.bool_] | None
             }
             for step in picture.steps
         ],
-    }
-
-
-def _about_pictures(case: CaseRecord, side: int) -> dict[str, Any]:
-    folders = case.picture_folders
-    _, first = folders[0]
-    steps = 0
-    try:
-        with PIL.Image.open(first / OVERLAY) as picture:
-            height, width = reduced_shape((picture.height, picture.width), side)
-        if (first / STEPS).is_file():
-            with np.load(first / STEPS, allow_pickle=False) as kept:
-                steps = len(kept["timesteps"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        return {**NO_PICTURES, "message": f"A picture is missing or damaged ({type(error).__name__}). Detect again."}
-    return {
-        "pictures": True,
-        "slices": [slice_label(index) for index, _ in folders],
-        "first": 0,
-        "steps": steps,
-        "width": width,
-        "height": height,
-        "healthy": (first / PSEUDO_HEALTHY).is_file(),
     }

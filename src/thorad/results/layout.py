@@ -32,8 +32,8 @@ into one folder at the same time, each the cases of its own shard.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,7 +51,7 @@ FILES_OF_A_CASE: Final = (
 """Patterns of all files that a case may have, beside case.json."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CaseRecord:
     """What case.json says; of a case that failed only name, source and message."""
 
@@ -59,17 +59,17 @@ class CaseRecord:
     source: str
     """The file it came from."""
     folder: Path
-    score: float | None
-    p_value: float | None
-    findings: tuple[Mapping[str, Any], ...] | None
-    """Each as `thorad.records.Finding` has it; None where the run has no threshold."""
-    network_calls: int | None
-    seconds: float | None
     status: str
     """ok or failed."""
     message: str
     """Why it failed, or why the result may mean less than it looks like; mostly empty."""
-    sizes: Mapping[str, int]
+    score: float | None
+    p_value: float | None = None
+    findings: Sequence[Mapping[str, Any]] | None = None
+    """Each as `thorad.records.Finding` has it; None where the run has no threshold."""
+    network_calls: int | None = None
+    seconds: float | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
     """{file: bytes}."""
 
     @property
@@ -91,11 +91,6 @@ class CaseRecord:
         return [(None, self.folder)]
 
 
-def slice_folder(case: Path, index: int) -> Path:
-    """Where the pictures of a volume's slice lie."""
-    return case / "slices" / f"{index:03d}"
-
-
 def read_case(folder: Path) -> CaseRecord | None:
     """Read a case's record; None where there is none, or no longer: another shard may just be trying the case again.
 
@@ -105,21 +100,9 @@ def read_case(folder: Path) -> CaseRecord | None:
     path = folder / CASE
     try:
         content = json.loads(path.read_bytes())
-        findings = content.get("findings")  # older results lack what the defaults below stand for
-        return CaseRecord(
-            name=str(content["name"]),
-            source=str(content["source"]),
-            folder=folder,
-            score=content["score"],
-            p_value=content.get("p_value"),
-            findings=None if findings is None else tuple(findings),
-            network_calls=content.get("network_calls"),
-            seconds=content.get("seconds"),
-            status=str(content["status"]),
-            message=str(content["message"]),
-            sizes=dict(content.get("sizes") or {}),
-        )
+        known = {each.name for each in fields(CaseRecord)}
+        return CaseRecord(**{key: value for key, value in content.items() if key in known}, folder=folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ThoradError(f"{path}: damaged ({error!r}). Delete it, and detect again.") from error

@@ -29,7 +29,7 @@ from thorad.results.dicom import (
     write_secondary_capture,
     write_segmentation,
 )
-from thorad.results.layout import CaseRecord, read_case, slice_folder
+from thorad.results.layout import CaseRecord, read_case
 
 COLUMNS: Final = ("name", "source", "score", "p_value", "findings", "network_calls", "seconds", "status", "message")
 """Of cases.csv, where `findings` is their number; case.json lists them."""
@@ -126,7 +126,7 @@ class ResultWriter:
         folder = self._clear(result.name)
         slices = list(zip(result.indices, result.slices, strict=True))
         for index, detection in slices:
-            self._write_pictures(slice_folder(folder, index), detection)
+            self._write_pictures(folder / "slices" / f"{index:03d}", detection)
         overlays = [overlay(each.image, each.anomaly_map, self._overlay_maximum) for each in result.slices]
         write_png8(folder / layout.OVERLAY, montage(overlays))
         _write_volumes(folder, result)
