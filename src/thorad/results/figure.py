@@ -24,6 +24,10 @@ PANEL: Final = 1.35
 TRUTH, MASK = "#00a7bd", "#ffffff"
 
 Layout = Literal["cases", "restoration"]
+Layer = tuple[str, NDArray[Any], dict[str, Any]]
+"""Method of matplotlib's axes, values and options."""
+Row = dict[str, list[Layer]]
+"""{title of the column: what is drawn in its panel, from below}; without layers the panel is empty."""
 
 
 def write_figure(
@@ -52,132 +56,106 @@ def write_figure(
     suffix = out.suffix.lower()
     if suffix not in KINDS:
         raise ThoradError(f"{out}: a figure ends in {', '.join(KINDS)}. Choose one of these.")
-    import_matplotlib()  # its absence should be told before the work
+    import_matplotlib()  # an error before the work, not after it
     folder = read_folder(results)
     rows = match_truth(folder, truth) if truth else {}
     maximum = float(folder.run["overlay_maximum"])
-    chosen: list[tuple[str, Pictures, NDArray[np.bool_] | None]] = []
+    drawn: list[tuple[str, Row]] = []
     for name in names:
         picture = _chosen(read_pictures(folder.case(name)), slice_number, name)
         if picture.scan is None:
             raise ThoradError(f"{results}: made by a version that kept no scan. Detect again for a figure.")
+        if layout == "restoration" and not picture.steps:
+            raise ThoradError(f"{name}: the run kept no steps of its restoration. Detect again and keep them.")
         lesion = truth_of(rows[name], picture.shape) if name in rows and picture.slice_index is None else None
-        chosen.append((name, picture, lesion))
-    draw = _draw_cases if layout == "cases" else _draw_restoration
-    figure = draw(chosen, maximum)
+        rows_of = _case_rows if layout == "cases" else _restoration_rows
+        drawn += rows_of(f"{name}\n{picture.label}".strip(), picture, lesion, maximum)
     buffer = io.BytesIO()
     # Without the date, the same results give the same file.
-    when = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}[suffix]
-    figure.savefig(buffer, format=suffix[1:], dpi=RESOLUTION, metadata=when)
+    date = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}[suffix]
+    _draw(drawn, maximum).savefig(buffer, format=suffix[1:], dpi=RESOLUTION, metadata=date)
     write_atomic(out, buffer.getvalue())
 
 
 def _chosen(pictures: Sequence[Pictures], number: int | None, name: str) -> Pictures:
     if number is None or pictures[0].slice_index is None:
-        return max(pictures, key=lambda one: float(one.anomaly_map.max()))
-    for one in pictures:
-        if one.slice_index == number:
-            return one
-    raise ThoradError(f"{name}: no slice {number}. There are {', '.join(one.label for one in pictures)}.")
+        return max(pictures, key=lambda picture: float(picture.anomaly_map.max()))
+    for picture in pictures:
+        if picture.slice_index == number:
+            return picture
+    raise ThoradError(f"{name}: no slice {number}. There are {', '.join(each.label for each in pictures)}.")
 
 
-def _draw_cases(cases: Sequence[tuple[str, Pictures, NDArray[np.bool_] | None]], maximum: float) -> Any:
-    healthy = any(picture.pseudo_healthy is not None for _, picture, _ in cases)
-    known = any(lesion is not None for _, _, lesion in cases)
-    titles = [
-        "input",
-        *(["pseudo-healthy"] if healthy else []),
-        "anomaly map",
-        "overlay",
-        *(["truth"] if known else []),
-    ]
-    figure, axes = _panels(len(cases), titles, [picture.anomaly_map.shape for _, picture, _ in cases])
-    for row, (name, picture, lesion) in zip(axes, cases, strict=True):
-        scan, anomaly_map = picture.scan, picture.anomaly_map
-        for panel, title in zip(row, titles, strict=True):
-            if title == "pseudo-healthy":
-                _grey(panel, picture.pseudo_healthy)
-            elif title == "anomaly map":
-                panel.imshow(anomaly_map, cmap=_colour_map(), vmin=0, vmax=maximum)
-            else:
-                _grey(panel, scan)
-            if title == "overlay":
-                # Alpha is the map itself: what it does not mark stays as it was.
-                strength = np.clip(anomaly_map / maximum, 0, 1)
-                panel.imshow(anomaly_map, cmap=_colour_map(), vmin=0, vmax=maximum, alpha=strength)
-                if picture.mask is not None:
-                    _outline(panel, picture.mask, MASK, "dashed")
-            if title == "truth" and lesion is not None:
-                _outline(panel, lesion, TRUTH, "solid")
-        row[0].set_ylabel(f"{name}\n{picture.label}".strip(), fontsize=7)
-    _scale(figure, axes, maximum)
-    return figure
+def _case_rows(
+    label: str, picture: Pictures, lesion: NDArray[np.bool_] | None, maximum: float
+) -> list[tuple[str, Row]]:
+    scan, anomaly_map = _grey(picture.scan), picture.anomaly_map
+    # Alpha is the map itself: what it does not mark stays as it was.
+    over = _coloured(anomaly_map, maximum, alpha=np.clip(anomaly_map / maximum, 0, 1))
+    row = {
+        "input": scan,
+        "pseudo-healthy": _grey(picture.pseudo_healthy),
+        "anomaly map": _coloured(anomaly_map, maximum),
+        "overlay": [*scan, *over, *_outline(picture.mask, MASK, "dashed")],
+        "truth": [] if lesion is None else [*scan, *_outline(lesion, TRUTH, "solid")],
+    }
+    return [(label, row)]
 
 
-def _draw_restoration(cases: Sequence[tuple[str, Pictures, NDArray[np.bool_] | None]], maximum: float) -> Any:
-    without = [name for name, picture, _ in cases if not picture.steps]
-    if without:
-        raise ThoradError(f"{without[0]}: the run kept no steps of its restoration. Detect again and keep them.")
-    times = [step.timestep for step in cases[0][1].steps]
-    titles = ["input", *(f"t = {time}" for time in times), "result"]
-    shapes = [picture.anomaly_map.shape for _, picture, _ in cases for _ in range(2)]
-    figure, axes = _panels(2 * len(cases), titles, shapes)
-    for number, (name, picture, lesion) in enumerate(cases):
-        above, below = axes[2 * number], axes[2 * number + 1]
-        _grey(above[0], picture.scan)
-        _grey(below[0], picture.scan)
-        if lesion is not None:
-            _outline(below[0], lesion, TRUTH, "solid")
-        for clean, map_panel, step in zip(above[1:-1], below[1:-1], picture.steps, strict=False):
-            height, width = picture.anomaly_map.shape
-            clean.imshow(_cut(step.clean, height, width), cmap="gray", vmin=0, vmax=255)
-            if step.anomaly_map is None:
-                map_panel.set_visible(False)
-            else:
-                map_panel.imshow(_cut(step.anomaly_map, height, width), cmap=_colour_map(), vmin=0, vmax=maximum)
-        _grey(above[-1], picture.pseudo_healthy)
-        below[-1].imshow(picture.anomaly_map, cmap=_colour_map(), vmin=0, vmax=maximum)
-        above[0].set_ylabel(f"{name}\n{picture.label}".strip(), fontsize=7)
-        below[0].set_ylabel("truth" if lesion is not None else "", fontsize=7)
-    _scale(figure, axes, maximum)
-    return figure
+def _restoration_rows(
+    label: str, picture: Pictures, lesion: NDArray[np.bool_] | None, maximum: float
+) -> list[tuple[str, Row]]:
+    """The clean estimates, and the maps below them."""
+    scan, shape = _grey(picture.scan), picture.shape
+    estimates: Row = {"input": scan}
+    maps: Row = {"input": [*scan, *_outline(lesion, TRUTH, "solid")]}
+    for step in picture.steps:
+        estimates[f"t = {step.timestep}"] = _grey(_cut(step.clean, *shape))
+        if step.anomaly_map is not None:
+            maps[f"t = {step.timestep}"] = _coloured(_cut(step.anomaly_map, *shape), maximum)
+    estimates["result"], maps["result"] = _grey(picture.pseudo_healthy), _coloured(picture.anomaly_map, maximum)
+    return [(label, estimates), ("" if lesion is None else "truth", maps)]
 
 
-def _panels(rows: int, titles: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> tuple[Any, Any]:
-    tall = [PANEL * shape[0] / shape[1] for shape in shapes]
-    figure = import_matplotlib()(figsize=(PANEL * len(titles) + 0.6, sum(tall) + 0.35), layout="compressed")
-    axes = figure.subplots(rows, len(titles), squeeze=False, height_ratios=tall)
-    for panel in axes.flat:
-        panel.set(xticks=[], yticks=[], facecolor="black")
-        for side in panel.spines.values():
-            side.set_visible(False)
-    for panel, title in zip(axes[0], titles, strict=True):
-        panel.set_title(title, fontsize=8)
-    return figure, axes
-
-
-def _scale(figure: Any, axes: Any, maximum: float) -> None:
-    """One scale for all maps of the figure; above its end the colour stays."""
+def _draw(rows: Sequence[tuple[str, Row]], maximum: float) -> Any:
+    """A matplotlib figure of the rows, with one scale for all maps; above its end the colour stays."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    scale = figure.colorbar(
-        ScalarMappable(Normalize(0, maximum), _colour_map()), ax=axes, shrink=0.8, aspect=40, extend="max", pad=0.01
-    )
+    titles = [title for title in rows[0][1] if any(row.get(title) for _, row in rows)]
+    shapes = [row["input"][0][1].shape for _, row in rows]
+    heights = [PANEL * shape[0] / shape[1] for shape in shapes]
+    figure = import_matplotlib()(figsize=(PANEL * len(titles) + 0.6, sum(heights) + 0.35), layout="compressed")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False, height_ratios=heights)
+    for panels, (label, row) in zip(axes, rows, strict=True):
+        for panel, title in zip(panels, titles, strict=True):
+            panel.set(xticks=[], yticks=[], facecolor="black")
+            panel.spines[:].set_visible(False)
+            panel.set_visible(bool(row.get(title)))
+            for method, values, options in row.get(title, []):
+                getattr(panel, method)(values, **options)
+        panels[0].set_ylabel(label, fontsize=7)
+    for panel, title in zip(axes[0], titles, strict=True):
+        panel.set_title(title, fontsize=8)
+    colours = ScalarMappable(Normalize(0, maximum), _colour_map())
+    scale = figure.colorbar(colours, ax=axes, shrink=0.8, aspect=40, extend="max", pad=0.01)
     scale.ax.tick_params(labelsize=6)
     scale.set_label("anomaly map", fontsize=7)
+    return figure
 
 
-def _grey(panel: Any, picture: NDArray[np.uint8] | None) -> None:
-    if picture is None:
-        panel.set_visible(False)
-    else:
-        panel.imshow(picture, cmap="gray", vmin=0, vmax=255)
+def _grey(picture: NDArray[np.uint8] | None) -> list[Layer]:
+    return [] if picture is None else [("imshow", picture, {"cmap": "gray", "vmin": 0, "vmax": 255})]
 
 
-def _outline(panel: Any, mask: NDArray[np.bool_], colour: str, style: str) -> None:
-    if mask.any() and not mask.all():
-        panel.contour(mask, levels=[0.5], colors=colour, linewidths=0.8, linestyles=style)
+def _coloured(values: NDArray[np.float32], maximum: float, **options: Any) -> list[Layer]:
+    return [("imshow", values, {"cmap": _colour_map(), "vmin": 0, "vmax": maximum, **options})]
+
+
+def _outline(mask: NDArray[np.bool_] | None, colour: str, style: str) -> list[Layer]:
+    if mask is None or not mask.any() or mask.all():
+        return []
+    return [("contour", mask, {"levels": [0.5], "colors": colour, "linewidths": 0.8, "linestyles": style})]
 
 
 def _cut(picture: NDArray[Any], height: int, width: int) -> NDArray[Any]:
