@@ -107,15 +107,14 @@ def prepare_files(
     skull: bool = True,
     indices: Sequence[int] = (MNI_2009A.axial_slice,),
     jobs: int = 1,
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda done, total: None,
 ) -> PrepareSummary:
     """Register volumes, cut their slices and write them; last `out`/slices.csv, which lists all that are there.
 
     Args:
-        scans: {name: scan}, of `thorad.io.scans.find_scans`; pictures among them are passed over.
-        out: the folder. A volume that is there already, cut with the same options from a file that was not changed
-            since, isn't done again.
-        skull: whether the slices show the head or the brain alone; see `thorad.io.registration.register`.
+        scans: {name: scan}, of `find_scans`; pictures among them are passed over.
+        out: the folder. What was cut there with the same options, from a file that has not changed since, stays.
+        skull: whether the slices show the head or the brain alone; see `register`.
         indices: of the axial slices, in the template's grid.
         jobs: processes. The results are the same for any number.
         on_progress: see `Progress`.
@@ -134,12 +133,11 @@ def prepare_files(
     todo = [scan for name, scan in volumes.items() if not _is_done(scan, out / name, options)]
     already_done = len(volumes) - len(todo)
     failed: dict[str, str] = {}
-    report = on_progress or (lambda done, total: None)
-    report(already_done, len(volumes))
+    on_progress(already_done, len(volumes))
     for count, (name, reason) in enumerate(_prepare_each(todo, out, options, jobs), start=already_done + 1):
         if reason is not None:
             failed[name] = reason
-        report(count, len(volumes))
+        on_progress(count, len(volumes))
     done = {name: load_prepared(out / name) for name in volumes if name not in failed}
     _write_table(out)
     return PrepareSummary(done, failed, already_done, time.perf_counter() - began)

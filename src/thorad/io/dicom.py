@@ -239,11 +239,7 @@ def read_series(series: Series, name: str | None = None, *, source: str | None =
 
 
 def read_radiograph(path: Path, name: str | None = None, *, source: str | None = None) -> Image:
-    """Read one X-ray, or one slice by itself, the way it is to be looked at: bone bright.
-
-    The modality LUT or rescaling is applied; then the first VOI LUT, or else the first window (not for MR, PET and
-    NM), whose range becomes 0...65535; MONOCHROME1 is inverted. Padding becomes the darkest value. Without LUT and
-    window, values are as stored, shifted so that the smallest is 0 where there are negative ones.
+    """Read one X-ray, or one slice by itself, the way it is to be looked at: as `displayed_values`.
 
     Args:
         path: a DICOM file of one frame.

@@ -1,8 +1,6 @@
-"""One DICOM file: opened within bounds, its elements, and its pixels as values. `dicom` makes volumes and pictures of
-them.
+"""One DICOM file: opened within bounds, its elements, and its pixels as values; `dicom` makes volumes and pictures.
 
-Every function here that takes a data set may raise what pydicom and its decoders raise; `reading` makes one ThoradError
-of that.
+Every function that takes a data set may raise what pydicom and its decoders raise: call it within `reading`.
 """
 
 import importlib
@@ -319,7 +317,12 @@ def modality_values(stored: NDArray[Any], dataset: Any, frame: int) -> NDArray[A
 
 
 def displayed_values(stored: NDArray[Any], dataset: Any) -> NDArray[np.float32]:
-    """Stored values of a picture as it is to be looked at: through LUTs or window, bone bright, padding the darkest."""
+    """Stored values as a picture that is to be looked at, bone bright, >= 0.
+
+    The modality LUT or rescaling is applied; then the first VOI LUT, or else the first window (not for MR, PET and
+    NM), whose range becomes 0...65535; MONOCHROME1 is inverted. Padding becomes the darkest value. Without LUT and
+    window, values are as stored, shifted so that the smallest is 0 where there are negative ones.
+    """
     padding = padding_of(stored, dataset)
     values = _windowed(modality_values(stored, dataset, 0).astype(np.float64), dataset)
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
@@ -353,23 +356,21 @@ def _windowed(values: NDArray[np.float64], dataset: Any) -> NDArray[np.float64]:
     if dataset.get("VOILUTSequence"):
         looked_up, bits = _looked_up(values, dataset.VOILUTSequence[0], dataset)
         return np.asarray(looked_up * (65535 / (2**bits - 1)))
+    from pydicom.pixels.processing import apply_windowing
+
     centre, width = numbers_of(dataset, "WindowCenter"), numbers_of(dataset, "WindowWidth")
     if centre is None or width is None:
         return values
-    c, w = centre[0], width[0]
-    function = text_of(dataset, "VOILUTFunction") or "LINEAR"
-    # DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3.
-    if function == "SIGMOID" and w > 0:
-        share = 1 / (1 + np.exp(np.clip(-4 * (values - c) / w, -50, 50)))
-    elif function == "LINEAR_EXACT" and w > 0:
-        share = (values - c) / w + 0.5
-    elif w > 1:
-        share = (values - (c - 0.5)) / (w - 1) + 0.5
-    elif w == 1:
-        share = (values > c - 0.5).astype(np.float64)
-    else:
+    function = text_of(dataset, "VOILUTFunction").upper()
+    function = function if function in ("SIGMOID", "LINEAR_EXACT") else "LINEAR"
+    if width[0] < 1 and (function == "LINEAR" or width[0] <= 0):
         return values  # no width that the standard allows
-    return np.asarray(np.clip(share, 0, 1) * 65535)
+    # 16 unsigned bits without rescaling: pydicom's output range is then 0...65535, whatever the picture's own is.
+    window = import_pydicom().Dataset()
+    window.BitsStored, window.PixelRepresentation, window.PhotometricInterpretation = 16, 0, "MONOCHROME2"
+    window.WindowCenter, window.WindowWidth = dataset["WindowCenter"].value, dataset["WindowWidth"].value
+    window.VOILUTFunction = function
+    return np.asarray(apply_windowing(values, window))
 
 
 def padding_of(stored: NDArray[Any], dataset: Any) -> NDArray[np.bool_]:

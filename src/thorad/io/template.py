@@ -85,7 +85,6 @@ def paste_axial(
         indices: of the slices in the template's grid, each once.
         volume: its grid alone counts.
         to_template: (4, 4), the volume's RAS mm to the template's.
-        grid: the template's.
 
     Returns:
         (I, J, K), NaN in voxels that no slice meets.
@@ -95,11 +94,10 @@ def paste_axial(
     stack = np.asarray(maps, dtype=np.float32)[order]
     to_grid = _to_grid(volume, to_template, grid)
     reach = 0.5 + 0.5 * np.abs(to_grid[2, :3]).sum() - TOUCH  # of a slab and a voxel, from centre to centre
-    sides = volume.voxels.shape
-    pasted = np.full(sides, np.nan, dtype=np.float32)
-    rows, columns = np.arange(sides[0])[:, None], np.arange(sides[1])
+    pasted: NDArray[np.float32] = np.full(volume.voxels.shape, np.nan, dtype=np.float32)
+    rows, columns = np.arange(pasted.shape[0])[:, None], np.arange(pasted.shape[1])
     last = np.array(stack.shape)[:, None] - 1
-    for k in range(sides[2]):  # a plane at a time: the positions of all voxels at once take six times the volume
+    for k in range(pasted.shape[2]):  # a plane at a time: the positions of all voxels at once take six times the volume
         z = to_grid[2, 0] * rows + to_grid[2, 1] * columns + (to_grid[2, 2] * k + to_grid[2, 3])  # (I, J)
         i, j = np.nonzero((z > heights[0] - reach) & (z < heights[-1] + reach))
         x, y = (row[0] * i + row[1] * j + (row[2] * k + row[3]) for row in to_grid[:2])

@@ -40,6 +40,8 @@ HEADER_BYTES: Final = 2**16
 LARGEST_EXTENSIONS: Final = 2**26
 """bytes between a NIfTI file's header and its voxels."""
 
+CONVERT_AGAIN: Final = "Convert it again from DICOM, or correct its header."
+
 _AXES_TO_RAS: Final = {
     **dict.fromkeys(("left-posterior-superior", "lps"), (-1.0, -1.0, 1.0)),
     **dict.fromkeys(("left-anterior-superior", "las"), (-1.0, 1.0, 1.0)),
@@ -125,8 +127,7 @@ def nifti_fields(start: bytes, path: Path) -> Any:
     """`nibabel.Nifti1Header` or `Nifti2Header` of the unpacked file's first 540 bytes, without extensions.
 
     Raises:
-        ThoradError: not NIfTI in one file, no voxel size, nibabel is not installed. Whatever else nibabel raises means
-            a damaged header too.
+        ThoradError: not NIfTI in one file, no voxel size, nibabel is not installed; nibabel raises others.
     """
     little = start[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0")
     size = int.from_bytes(start[:4], "little" if little else "big")
@@ -146,9 +147,7 @@ def nifti_fields(start: bytes, path: Path) -> Any:
     header = kind(start[:size], endianness="<" if little else ">", check=False)
     if int(header["sform_code"]) <= 0 and not (header["pixdim"][1:4] > 0).all():
         # nibabel would take 1 mm for it.
-        raise ThoradError(
-            f"{path}: voxels of {times(header['pixdim'][1:4])} mm. Convert it again from DICOM, or correct its header."
-        )
+        raise ThoradError(f"{path}: voxels of {times(header['pixdim'][1:4])} mm. {CONVERT_AGAIN}")
     header.check_fix()
     return header
 
@@ -157,8 +156,7 @@ def nifti_header(start: bytes, path: Path) -> Stored:
     """Of the unpacked file's first 540 bytes.
 
     Raises:
-        ThoradError: not NIfTI, damaged, not one grey volume within bounds, no orientation, nibabel is not installed.
-            Whatever else nibabel raises means a damaged header too.
+        ThoradError: as `nifti_fields`; damaged, not one grey volume within bounds, no orientation.
     """
     header = nifti_fields(start, path)
     rank, *sides = (int(side) for side in header["dim"])
@@ -229,11 +227,7 @@ def nrrd_header(start: bytes, path: Path) -> Stored:
 
 
 def metaimage_header(start: bytes, path: Path) -> Stored:
-    """Of a file's first `HEADER_BYTES` bytes.
-
-    Raises:
-        ThoradError: as `nrrd_header`.
-    """
+    """As `nrrd_header`."""
     end = re.search(rb"^ElementDataFile *=.*?(\r?\n|$)", start, re.MULTILINE)
     if end is None:
         raise ThoradError(f"{path}: incomplete: its header has no end. Copy it again from where it came from.")
@@ -297,7 +291,7 @@ def _dtype(types: dict[str, str], name: str, endian: str, path: Path) -> np.dtyp
 
 
 def _beside(path: Path, name: str) -> Path:
-    """The file of the voxels. A header could name any file of this machine, so it must lie in the same folder."""
+    """The file of the voxels. A header could name any file of this machine: only one in the same folder is opened."""
     name = name.removeprefix("./")
     if PurePath(name).name != name or not (path.parent / name).is_file():
         raise ThoradError(
@@ -317,13 +311,9 @@ def _without_orientation(why: str, path: Path) -> ThoradError:
 def _checked_shape(sides: list[int], path: Path) -> tuple[int, int, int]:
     """(I, J, K) without further axes of length 1."""
     if any(side != 1 for side in sides[3:]):
-        raise ThoradError(
-            f"{path}: several volumes in one file ({times(sides)}); expected one. Save each as its own file."
-        )
+        raise ThoradError(f"{path}: several volumes in one file ({times(sides)}); expected one. Save each by itself.")
     if len(sides) < 3 or min(sides[:3]) == 1:
-        raise ThoradError(
-            f"{path}: one slice ({times(sides)}), not a volume. Give the whole volume, or save the slice as PNG."
-        )
+        raise ThoradError(f"{path}: one slice ({times(sides)}). Give the whole volume, or save the slice as PNG.")
     i, j, k = sides[:3]
     if min(i, j, k) < SMALLEST_SIDE or max(i, j, k) > LARGEST_SIDE or i * j * k > LARGEST_VOLUME:
         raise ThoradError(
@@ -335,8 +325,8 @@ def _checked_shape(sides: list[int], path: Path) -> tuple[int, int, int]:
 
 def _checked_affine(affine: NDArray[np.float64], path: Path) -> NDArray[np.float64]:
     if not np.isfinite(affine).all():
-        raise ThoradError(f"{path}: its affine holds NaN or infinity. Convert it again, or correct its header.")
-    axes = affine[:3, :3]
+        raise ThoradError(f"{path}: its affine holds NaN or infinity. {CONVERT_AGAIN}")
+    axes, origin = affine[:3, :3], affine[:3, 3]
     spacing = np.linalg.norm(axes, axis=0)
     if spacing.min() < SMALLEST_SPACING or spacing.max() > LARGEST_SPACING:
         raise ThoradError(
@@ -344,12 +334,9 @@ def _checked_affine(affine: NDArray[np.float64], path: Path) -> NDArray[np.float
             "Is its unit mm? Correct its header."
         )
     if abs(np.linalg.det(axes / spacing)) < FLATTEST:
+        raise ThoradError(f"{path}: its affine is singular: its axes lie in one plane. {CONVERT_AGAIN}")
+    if np.abs(origin).max() > FARTHEST:
         raise ThoradError(
-            f"{path}: its affine is singular or nearly so: its axes lie in one plane. Convert it again from DICOM, or "
-            "correct its header."
-        )
-    if np.abs(affine[:3, 3]).max() > FARTHEST:
-        raise ThoradError(
-            f"{path}: its first voxel lies at {times(affine[:3, 3])} mm, which no scanner reaches. Correct its header."
+            f"{path}: its first voxel lies at {times(origin)} mm, which no scanner reaches. {CONVERT_AGAIN}"
         )
     return affine
