@@ -2,7 +2,6 @@
 
 import io
 import logging
-import warnings
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -12,6 +11,7 @@ import PIL.ImageOps
 from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
+from thorad.io.reading import COPY_AGAIN, one_error
 
 SMALLEST_SIDE = 8
 """px; below this there is no anatomy to look at."""
@@ -45,21 +45,13 @@ def decode(content: bytes, source: str) -> NDArray[Any]:
     if kind is None:
         raise ThoradError(f"{source}: not an image. Expected PNG, JPEG, TIFF or NPY; convert it to one of these.")
     try:
-        # Pillow and NumPy warn of odd files; here a file is either read or refused.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with one_error(source, f"{kind} file"):
             return _READERS[kind](content, source)
-    except ThoradError:
-        raise
-    except PIL.Image.DecompressionBombError as error:
+    except ThoradError as error:
+        if not isinstance(error.__cause__, PIL.Image.DecompressionBombError):
+            raise
         raise ThoradError(
-            f"{source}: {error}. Expected sides of {LARGEST_SIDE} px at most; crop or shrink it."
-        ) from error
-    except Exception as error:
-        # Decoders raise nearly anything on damaged files.
-        raise ThoradError(
-            f"{source}: damaged or incomplete {kind} file ({type(error).__name__}: {error}). "
-            "Copy it again from where it came from."
+            f"{source}: {error.__cause__}. Expected sides of {LARGEST_SIDE} px at most; crop or shrink it."
         ) from error
 
 
@@ -234,9 +226,7 @@ def _decode_npy(content: bytes, source: str) -> NDArray[Any]:
     shape, dtype = npy_header(file, source)
     found, expected = len(content) - file.tell(), int(np.prod(shape)) * dtype.itemsize
     if found < expected:
-        raise ThoradError(
-            f"{source}: the NPY file is incomplete: {found} of {expected} bytes. Copy it again from where it came from."
-        )
+        raise ThoradError(f"{source}: the NPY file is incomplete: {found} of {expected} bytes. {COPY_AGAIN}")
     return to_grey(np.load(io.BytesIO(content), allow_pickle=False), source)
 
 

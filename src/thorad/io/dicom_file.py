@@ -9,10 +9,9 @@ import logging
 import math
 import os
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from thorad.errors import ThoradError
 from thorad.io.decode import check_sides
 from thorad.io.images import LARGEST_FILE
+from thorad.io.reading import COPY_AGAIN, one_error
 from thorad.io.volume_header import LARGEST_VOLUME
 
 UNWINDOWED: Final = {"MR", "PT", "NM"}
@@ -71,22 +71,9 @@ def import_pydicom() -> Any:
     return pydicom
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """One ThoradError for whatever pydicom and its decoders raise, and none of their warnings.
-
-    Their own words stay out of it: they quote values, which may be the patient's name.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except ThoradError:
-        raise
-    except Exception as error:
-        raise ThoradError(
-            f"{path}: damaged or incomplete DICOM file ({type(error).__name__}). Copy it again from where it came from."
-        ) from error
+def reading(path: Path) -> AbstractContextManager[None]:
+    """One ThoradError for whatever pydicom and its decoders raise, without their words, and none of their warnings."""
+    return one_error(path, "DICOM file", quoted=False)
 
 
 class _BoundedReader(io.BufferedReader):
@@ -119,7 +106,7 @@ def read_dataset(path: Path, *, pixels: bool) -> Any:
         with _BoundedReader(path) as file, reading(path):
             dataset = pydicom.dcmread(_inflated(file, path), stop_before_pixels=not pixels, force=True)
             if not len(dataset):
-                raise ThoradError(f"{path}: no DICOM elements in this file. Copy it again from where it came from.")
+                raise ThoradError(f"{path}: no DICOM elements in this file. {COPY_AGAIN}")
             if "TransferSyntaxUID" not in dataset.file_meta:
                 implicit, _ = dataset.original_encoding
                 dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2" if implicit else _EXPLICIT.decode()
@@ -201,9 +188,7 @@ def frame_count(dataset: Any, path: Path) -> int:
     """
     frames = number_of(dataset, "NumberOfFrames", 1)
     if not 1 <= frames <= LARGEST_VOLUME or frames != int(frames):
-        raise ThoradError(
-            f"{path}: {tag_name('NumberOfFrames')} is {frames:g}. Copy the file again from where it came from."
-        )
+        raise ThoradError(f"{path}: {tag_name('NumberOfFrames')} is {frames:g}. {COPY_AGAIN}")
     return int(frames)
 
 
@@ -300,8 +285,7 @@ def _check_code_stream(encoded: bytes, shape: tuple[int, int], samples: int, pat
             at += 1 if marker == 0xFF else 2 + length
     if found != (*shape, samples):
         raise ThoradError(
-            f"{path}: the compressed picture isn't of the {shape[1]} x {shape[0]} px that its header says. "
-            "Copy it again from where it came from."
+            f"{path}: the compressed picture isn't of the {shape[1]} x {shape[0]} px that its header says. {COPY_AGAIN}"
         )
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.decode import check_array, decode, to_grey
+from thorad.io.reading import COPY_AGAIN
 from thorad.io.tables import files_in_column, read_table
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
@@ -247,7 +248,7 @@ def _content(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         raise ThoradError(f"{path}: can't be read ({error}). Check the path and its permissions.") from error
     if not content:
-        raise ThoradError(f"{path}: the file is empty. Copy it again from where it came from.")
+        raise ThoradError(f"{path}: the file is empty. {COPY_AGAIN}")
     return content
 
 

@@ -4,7 +4,6 @@ import gzip
 import math
 import os
 import struct
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +14,7 @@ import PIL.Image
 from thorad.errors import ThoradError
 from thorad.io.decode import check_sides, kind_of, npy_header
 from thorad.io.images import SUFFIXES
+from thorad.io.reading import COPY_AGAIN, one_error
 from thorad.io.volume_header import HEADER_BYTES, is_metaimage, is_nrrd, metaimage_header, nifti_fields, nrrd_header
 
 _CHUNK: Final = 2**20
@@ -42,22 +42,8 @@ def shape_of(path: Path, file: IO[bytes] | None = None) -> tuple[int, ...]:
         ThoradError: missing, unreadable, empty, damaged, neither picture nor volume, several volumes, sides of a
             picture out of bounds, cut short as far as that can be seen without decoding; nibabel is not installed.
     """
-    try:
-        # Libraries warn of odd files; here a file is either good or refused.
-        with (
-            warnings.catch_warnings(action="ignore"),
-            path.open("rb") if file is None else nullcontext(file) as opened,
-        ):
-            return _shape(path, opened)
-    except ThoradError:
-        raise
-    except EOFError as error:
-        raise ThoradError(f"{path}: cut short. Copy it again from where it came from.") from error
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        reason = (str(error) or type(error).__name__).splitlines()[-1]
-        raise ThoradError(
-            f"{path}: damaged or unreadable ({reason}). Copy it again from where it came from."
-        ) from error
+    with one_error(path, "file"), path.open("rb") if file is None else nullcontext(file) as opened:
+        return _shape(path, opened)
 
 
 def _shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
@@ -65,7 +51,7 @@ def _shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if not start:
-        raise ThoradError(f"{path}: the file is empty. Copy it again from where it came from.")
+        raise ThoradError(f"{path}: the file is empty. {COPY_AGAIN}")
     kind = kind_of(start)
     if kind is not None:
         shape = _PICTURES[kind](path, file, size)
@@ -141,6 +127,4 @@ def _unpacked_size(file: IO[bytes], expected: int) -> int:
 
 def _check_length(path: Path, size: int, expected: int) -> None:
     if size < expected:
-        raise ThoradError(
-            f"{path}: cut short: {size} bytes, its header asks for {expected}. Copy it again from where it came from."
-        )
+        raise ThoradError(f"{path}: cut short: {size} bytes, its header asks for {expected}. {COPY_AGAIN}")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
+from thorad.io.reading import COPY_AGAIN
 
 SMALLEST_SIDE: Final = 8
 LARGEST_SIDE: Final = 1024
@@ -161,7 +162,7 @@ def nifti_header(start: bytes, path: Path) -> Stored:
     header = nifti_fields(start, path)
     rank, *sides = (int(side) for side in header["dim"])
     if not 1 <= rank <= 7:
-        raise ThoradError(f"{path}: a damaged header: {rank} dimensions. Copy it again from where it came from.")
+        raise ThoradError(f"{path}: a damaged header: {rank} dimensions. {COPY_AGAIN}")
     shape = _checked_shape(sides[:rank], path)
     dtype: np.dtype[Any] = header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
@@ -197,7 +198,7 @@ def nrrd_header(start: bytes, path: Path) -> Stored:
     fields = _fields(start[: end.start()] if end else start, ":")
     detached = fields.get("data file") or fields.get("datafile")
     if end is None and detached is None:
-        raise ThoradError(f"{path}: incomplete: its header has no end. Copy it again from where it came from.")
+        raise ThoradError(f"{path}: incomplete: its header has no end. {COPY_AGAIN}")
     shape = _checked_shape([int(side) for side in _required(fields, "sizes", path).split()], path)
     directions = fields.get("space directions", "")
     axes = _AXES_TO_RAS.get(fields.get("space", "").lower())
@@ -230,7 +231,7 @@ def metaimage_header(start: bytes, path: Path) -> Stored:
     """As `nrrd_header`."""
     end = re.search(rb"^ElementDataFile *=.*?(\r?\n|$)", start, re.MULTILINE)
     if end is None:
-        raise ThoradError(f"{path}: incomplete: its header has no end. Copy it again from where it came from.")
+        raise ThoradError(f"{path}: incomplete: its header has no end. {COPY_AGAIN}")
     fields = _fields(start[: end.end()], "=")
     shape = _checked_shape([int(side) for side in _required(fields, "dimsize", path).split()], path)
     channels = fields.get("elementnumberofchannels", "1")
@@ -273,7 +274,7 @@ def _fields(text: bytes, separator: str) -> dict[str, str]:
 
 def _required(fields: dict[str, str], key: str, path: Path) -> str:
     if key not in fields:
-        raise ThoradError(f"{path}: its header has no `{key}`. Copy it again from where it came from.")
+        raise ThoradError(f"{path}: its header has no `{key}`. {COPY_AGAIN}")
     return fields[key]
 
 

@@ -6,10 +6,8 @@ can't be read is a ThoradError that names the file.
 
 import gzip
 import io
-import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names
+from thorad.io.reading import COPY_AGAIN, one_error
 from thorad.io.volume_header import (
     HEADER_BYTES,
     Stored,
@@ -93,7 +92,7 @@ def read_volume(path: Path, name: str | None = None) -> Volume:
         ThoradError: missing, unreadable, damaged, not a volume, too small or large, several volumes, colours, complex
             numbers, infinity, constant, no orientation, an impossible affine; nibabel is not installed.
     """
-    with _reading(path):
+    with one_error(path, "volume"):
         if not path.exists():
             raise ThoradError(f"{path}: no such file. Check the path.")
         if not path.is_file():
@@ -102,7 +101,7 @@ def read_volume(path: Path, name: str | None = None) -> Volume:
             start = file.read(HEADER_BYTES)
             file.seek(0)
             if not start:
-                raise ThoradError(f"{path}: the file is empty. Copy it again from where it came from.")
+                raise ThoradError(f"{path}: the file is empty. {COPY_AGAIN}")
             if is_nrrd(start) or is_metaimage(start):
                 stored = nrrd_header(start, path) if is_nrrd(start) else metaimage_header(start, path)
                 voxels = _read_behind_text(stored)
@@ -171,28 +170,6 @@ class _Inflated:
         return b"".join(parts)
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """One ThoradError for whatever the libraries raise, and none of their warnings."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except ThoradError:
-        raise
-    except OSError as error:
-        if not isinstance(error, gzip.BadGzipFile):
-            raise ThoradError(f"{path}: can't be read ({error}). Check the path and its permissions.") from error
-        raise _damaged(path, error) from error
-    except Exception as error:
-        # Parsers raise nearly anything on damaged files.
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> ThoradError:
-    return ThoradError(f"{path}: damaged or incomplete volume ({error}). Copy it again from where it came from.")
-
-
 def _read_behind_text(stored: Stored) -> NDArray[np.float32]:
     """The voxels of an NRRD or MetaImage file, which alone are packed, behind the header or in a file beside it."""
     with stored.data.open("rb") as file:
@@ -217,10 +194,7 @@ def _read_voxels(file: _Readable, stored: Stored, left: int, packed: bool) -> ND
     """
     path = stored.data
     if stored.n_bytes > left * (_LARGEST_DEFLATION if packed else 1):
-        raise ThoradError(
-            f"{path}: incomplete: {left} bytes of voxels, {stored.n_bytes} expected. "
-            "Copy it again from where it came from."
-        )
+        raise ThoradError(f"{path}: incomplete: {left} bytes of voxels, {stored.n_bytes} expected. {COPY_AGAIN}")
     width, height, depth = stored.shape
     planes = np.empty((depth, height, width), dtype=np.float32)
     for plane in planes:

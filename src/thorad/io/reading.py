@@ -1,0 +1,33 @@
+"""One error for whatever a library makes of a damaged file."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from thorad.errors import ThoradError
+
+COPY_AGAIN = "Copy it again from where it came from."
+
+
+@contextmanager
+def one_error(source: object, kind: str, *, quoted: bool = True) -> Iterator[None]:
+    """One ThoradError for whatever libraries raise while they read a file, and none of their warnings.
+
+    Args:
+        source: names the file.
+        kind: what it should be, such as `volume`.
+        quoted: whether their own words are shown; of DICOM they may hold the patient's name.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except ThoradError:
+        raise
+    except Exception as error:  # decoders and parsers raise nearly anything on damaged files
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ThoradError(
+                f"{source}: can't be read ({error.strerror}). Check the path and its permissions."
+            ) from error
+        words = f": {error}".splitlines()[-1] if quoted and str(error) else ""
+        reason = "cut short" if isinstance(error, EOFError) else f"{type(error).__name__}{words}"
+        raise ThoradError(f"{source}: damaged or incomplete {kind} ({reason}). {COPY_AGAIN}") from error
