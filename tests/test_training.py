@@ -24,9 +24,9 @@ from thorad.model import load_model
 from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
 from thorad.training.augmentation import augment
 from thorad.training.callbacks import average_weights
+from thorad.training.data import images_of_batch
 from thorad.training.fit import fit
 from thorad.training.module import DiffusionTraining, learning_rate_factor
-from thorad.training.order import images_of_batch
 
 
 def tiny_recipe(**training: object) -> Recipe:

@@ -21,10 +21,9 @@ from thorad.io.preprocess import to_model_input
 from thorad.io.scans import read_picture
 from thorad.io.template import cut_axial
 from thorad.io.volumes import Volume, write_nifti
-from thorad.recipe import ImageSection, Recipe, VolumeSection
+from thorad.recipe import ImageSection, Recipe, TrainingSection, VolumeSection
 from thorad.training import data
-from thorad.training.data import TrainingData, mean_and_deviation, open_images
-from thorad.training.order import StepBatches
+from thorad.training.data import StepBatches, TrainingData, mean_and_deviation, open_images
 
 RECIPE = Recipe(name="any", image=ImageSection(size=16))
 
@@ -218,12 +217,14 @@ def test_mean_and_deviation() -> None:
 
 
 def test_processes_share_out_each_step_and_a_resumed_training_goes_on() -> None:
-    whole = list(StepBatches(10, 4, seed=1, steps=6))
+    training = TrainingSection(batch_size=4, seed=1, steps=6)
+    whole = list(StepBatches(training, 10))
     assert len(whole) == 6
     assert sorted([index for batch in whole for index in batch][:10]) == list(range(10))  # each once
-    halves = [list(StepBatches(10, 2, seed=1, steps=6, process=process, processes=2)) for process in (0, 1)]
+    half = training.model_copy(update={"batch_size": 2})
+    halves = [list(StepBatches(half, 10, process=process, processes=2)) for process in (0, 1)]
     assert [first + second for first, second in zip(*halves, strict=True)] == whole
-    resumed = StepBatches(10, 4, seed=1, steps=6, first_step=2)
+    resumed = StepBatches(training, 10, first_step=2)
     assert list(resumed) == whole[2:]
     assert len(resumed) == 6  # Lightning counts the steps before
 

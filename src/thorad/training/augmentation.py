@@ -1,7 +1,7 @@
 """How training images are varied: shape as in the paper, intensity for other scanners.
 
-Shapes: (B, 1, S, S) in [0, 1]. Every random number comes from the generator given, on the host, so that a step's
-numbers are the same on every device.
+Shapes: (B, 1, S, S) in [0, 1], on any device. Every random number comes from the generator given, on the host, so that
+they are the same on every device.
 """
 
 from __future__ import annotations
@@ -16,16 +16,7 @@ from thorad.recipe import AugmentationSection
 
 
 def augment(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
-    """Vary each image of a batch on its own.
-
-    Args:
-        x: (B, 1, S, S) in [0, 1], on any device.
-        options: how far.
-        generator: of all random numbers, on the host.
-
-    Returns:
-        (B, 1, S, S) in [0, 1].
-    """
+    """Vary each image of a batch on its own."""
     return _vary_intensity(_vary_shape(x, options, generator), options, generator)
 
 

@@ -1,8 +1,14 @@
-"""Healthy images as the model sees them, from files or from any data set, for Lightning's trainer."""
+"""Healthy images as the model sees them, from files or from any data set, in an order that resumes.
+
+What a training step sees follows from (seed, step, process) alone, so that a training that was killed and resumed ends
+with the weights of an uninterrupted one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -19,8 +25,7 @@ from thorad.io.preprocess import to_model_input
 from thorad.io.scans import Scan, find_scans
 from thorad.io.slices import images_of
 from thorad.io.tables import listing
-from thorad.recipe import Recipe
-from thorad.training.order import StepBatches
+from thorad.recipe import Recipe, TrainingSection
 
 Source: TypeAlias = "str | Path | Dataset[Any]"
 """A folder, a file, a table with a column `image`, or a data set of images."""
@@ -42,79 +47,74 @@ class Images(Protocol):
 
 
 class FileImages:
-    """`Images` of files: pictures, slices of volumes, DICOM series.
+    """`Images` of pictures, volumes' slices and DICOM series.
 
-    All are read at once: a training should not stop at a damaged file hours later. The slices of volumes stay in
-    memory, since each volume has to be registered; of pictures, the first `KEPT_BYTES`.
-
-    Args:
-        given: the folder or table that the scans are of, for errors.
-        scans: healthy images.
-        recipe: what a model sees of them.
-        most: only so many images, the first ones; None for all.
+    All are read at once: a training should not stop at a damaged file hours later. Slices stay in memory, since each
+    volume has to be registered; of pictures, the first `KEPT_BYTES`.
 
     Raises:
         ThoradError: images that can't be trained on, or that look like masks; it names them.
     """
 
-    def __init__(self, given: Path, scans: Iterable[Scan], recipe: Recipe, most: int | None = None) -> None:
+    def __init__(self, given: str | Path, scans: Sequence[Scan], recipe: Recipe) -> None:
         self._recipe = recipe
         self._images: list[Tensor | Scan] = []
         masks: list[str] = []
         problems: list[str] = []
-        count = 0
         for scan in scans:
-            if most is not None and len(self._images) >= most:
-                break
-            count += 1
             try:
                 images = self._read(scan)
-                inputs = [to_model_input(image.pixels, recipe.image.size)[0] for image in images]
+                inputs = [self._input(image) for image in images]
             except ThoradError as error:
                 problems.append(str(error) if str(scan.path) in str(error) else f"{scan.path}: {error}")
                 continue
             masks += [scan.path.name] * any(looks_like_mask(image.pixels) for image in images)
             kept = scan.is_volume or len(self._images) < KEPT_BYTES // inputs[0].nbytes
             self._images += inputs if kept else [scan]
-        self._images = self._images[:most]
-        _refuse(given, count, masks, problems)
+        if problems:
+            listed = "\n".join(problems[:5])
+            raise ThoradError(
+                f"{len(problems)} of {len(scans)} images can't be trained on; mend or remove them:\n{listed}"
+            )
+        if masks:  # a mistake that no loss curve shows
+            raise ThoradError(
+                f"{given}: {len(masks)} of {len(scans)} images have only two values and look like masks: "
+                f"{listing(masks)}. Training takes healthy images only; move masks to another folder."
+            )
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Tensor:
         image = self._images[index]
-        if isinstance(image, Tensor):
-            return image
-        return to_model_input(self._read(image)[0].pixels, self._recipe.image.size)[0]
+        return image if isinstance(image, Tensor) else self._input(self._read(image)[0])
 
     def _read(self, scan: Scan) -> list[Image]:
         volume = self._recipe.volume
         first, last = volume.axial_slices
         return images_of(scan, skull=volume.skull, indices=range(first, last + 1) if volume.template else ())
 
+    def _input(self, image: Image) -> Tensor:
+        return to_model_input(image.pixels, self._recipe.image.size)[0]
+
 
 class DatasetImages:
-    """`Images` of any data set, which is asked for each item whenever it comes up: what is random in it stays so.
+    """`Images` of any data set whose items `as_image` takes, or have an image under `image` or as their first part.
 
-    Args:
-        dataset: its items are images on their own grid and scale, as `as_image` takes them, or have one under the key
-            `image` or as their first part.
-        size: S, side of the model's grid, px.
-        what: names the data set in errors.
+    Each item is asked for whenever it comes up, so what is random in it stays so. `what` names the data set in errors.
 
     Raises:
         ThoradError: it has no length or is empty, or its first item is no image.
     """
 
-    def __init__(self, dataset: Dataset[Any], size: int, what: str) -> None:
-        self._dataset, self._size, self._what = dataset, size, what
+    def __init__(self, what: str, dataset: Dataset[Any], size: int) -> None:
+        self._what, self._dataset, self._size = what, dataset, size
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise ThoradError(
                 f"{what}: found {type(dataset).__name__}, expected a folder, a CSV table, or a torch Dataset with a "
                 "length and items by index. A stream can't be resumed where it stopped; list its items in a Dataset."
             )
-        if len(self) == 0:
+        if not len(self):
             raise ThoradError(f"{what}: the {type(dataset).__name__} is empty.")
         self[0]
 
@@ -129,7 +129,6 @@ class DatasetImages:
 
 
 def _image_in(item: Any) -> Any:
-    """What an item holds under `image`, or as its first part; else the item itself."""
     if isinstance(item, Mapping):
         if "image" not in item:
             raise ThoradError(f"has the keys {sorted(map(str, item))}, expected one of them to be 'image'.")
@@ -140,41 +139,43 @@ def _image_in(item: Any) -> Any:
 def open_images(
     train: Source, validation: Source | None, recipe: Recipe, *, leave_out: Path | None = None
 ) -> tuple[Images, Images]:
-    """The images to train on, and those to validate on, of which `MOST_VALIDATED` are taken.
+    """The healthy images to train on, and the first `MOST_VALIDATED` of other subjects to validate on.
 
-    Args:
-        train: healthy images.
-        validation: healthy images of other subjects; None for none.
-        recipe: what a model sees of them.
-        leave_out: a folder in a folder of images that is passed over: the training's own.
+    `leave_out` is the training's own folder, which may lie in a folder of images.
 
     Raises:
         ThoradError: nothing there, images that can't be trained on, masks among them, a subject in both.
     """
-    found = [
-        find_scans([Path(source)], leave_out=leave_out).values() if isinstance(source, str | Path) else []
-        for source in (train, validation)
-    ]
-    _refuse_shared_subjects(train, found[0], validation, found[1])
-    images: Images = (
-        FileImages(Path(train), found[0], recipe)
-        if isinstance(train, str | Path)
-        else DatasetImages(train, recipe.image.size, "train")
-    )
+
+    def find(source: Source | None) -> list[Scan]:
+        return list(find_scans([Path(source)], leave_out=leave_out).values()) if isinstance(source, str | Path) else []
+
+    def opened(what: str, source: Source, scans: Sequence[Scan]) -> Images:
+        if isinstance(source, str | Path):
+            return FileImages(source, scans, recipe)
+        return DatasetImages(what, source, recipe.image.size)
+
+    found, held_out = find(train), find(validation)
+    shared = {_subject(scan) for scan in found} & {_subject(scan) for scan in held_out}
+    if shared:
+        raise ThoradError(
+            f"{len(shared)} subjects appear in both {train} and {validation}: {listing(sorted(shared))}. What is "
+            "measured on a subject that was trained on says nothing; move all images of a subject to one side. "
+            "(The subject is the file name's leading sub-XXXX, else the whole name; of DICOM, it is the series.)"
+        )
+    images = opened("train", train, found)
     if validation is None:
         return images, []
-    if isinstance(validation, str | Path):
-        return images, FileImages(Path(validation), found[1], recipe, MOST_VALIDATED)
-    held_out = DatasetImages(validation, recipe.image.size, "validation")
-    return images, Subset(held_out, range(min(MOST_VALIDATED, len(held_out))))  # type: ignore[arg-type]
+    validated = opened("validation", validation, held_out[:MOST_VALIDATED])
+    return images, Subset(validated, range(min(MOST_VALIDATED, len(validated))))  # type: ignore[arg-type]
+
+
+def _subject(scan: Scan) -> str:
+    return scan.name if scan.series else subject_of(scan.path)
 
 
 def mean_and_deviation(images: Images) -> tuple[Tensor, Tensor]:
-    """Of each pixel over the images, on the model's [-1, 1] scale.
-
-    Returns:
-        Mean and standard deviation (of the population), (1, S, S) float32.
-    """
+    """Of each pixel over the images, (1, S, S) on the model's [-1, 1] scale; the deviation is the population's."""
     total = torch.zeros_like(images[0], dtype=torch.float64)
     squares = torch.zeros_like(total)
     for index in range(len(images)):
@@ -185,62 +186,61 @@ def mean_and_deviation(images: Images) -> tuple[Tensor, Tensor]:
     return mean.float(), (squares / len(images) - mean.square()).clamp(min=0).sqrt().float()
 
 
-class TrainingData(lightning.LightningDataModule):
-    """The images of a training for Lightning: one pass is the whole training, a batch for every step.
+def generator_at(seed: int, step: int, process: int) -> torch.Generator:
+    """A host generator for one step of one process."""
+    # Odd multipliers keep neighbouring (seed, step, process) apart in the lower 32 bits, all that torch's CPU generator
+    # takes of a seed.
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + process * 0x165667B19E3779F9) % 2**64
+    return torch.Generator().manual_seed(mixed - 2**63)
 
-    Args:
-        recipe: its batch size, steps and seed say which images come when.
-        train: to train on.
-        validation: to validate on; None for none.
-        workers: processes that read images ahead; 0 reads them where they are used.
+
+def images_of_batch(first: int, size: int, count: int, seed: int) -> list[int]:
+    """Places first ... first + size - 1 in an endless row of shuffles of `count` images."""
+    return [_shuffle(place // count, count, seed)[place % count] for place in range(first, first + size)]
+
+
+@lru_cache(maxsize=4)
+def _shuffle(epoch: int, count: int, seed: int) -> list[int]:
+    return torch.randperm(count, generator=generator_at(seed, epoch, -1)).tolist()
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """Which of `count` images one of the processes sees in each step, from the step where a training resumes."""
+
+    training: TrainingSection
+    count: int
+    first_step: int = 0
+    process: int = 0
+    processes: int = 1
+
+    def __len__(self) -> int:
+        return self.training.steps  # Lightning counts the steps before the first one itself
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.training.batch_size
+        for step in range(self.first_step, self.training.steps):
+            first = (step * self.processes + self.process) * size
+            yield images_of_batch(first, size, self.count, self.training.seed)
+
+
+class TrainingData(lightning.LightningDataModule):
+    """Batches (B, 1, S, S) in [0, 1] for Lightning: one pass is the whole training, a batch for every step.
+
+    `workers` processes read images ahead; 0 reads them where they are used.
     """
 
-    def __init__(self, recipe: Recipe, train: Images, validation: Images | None = None, *, workers: int = 0) -> None:
+    def __init__(self, recipe: Recipe, train: Images, validation: Images = (), *, workers: int = 0) -> None:
         super().__init__()
-        self._training, self._workers = recipe.training, workers
-        self.train, self.validation = train, validation
+        self._recipe, self._train, self._validation, self._workers = recipe, train, validation, workers
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        """Batches (B, 1, S, S) in [0, 1] for this process, from the step on that the trainer has come to."""
+        """From the step on that the trainer has come to, for this process."""
         assert self.trainer is not None
-        batches = StepBatches(
-            len(self.train),
-            self._training.batch_size,
-            self._training.seed,
-            steps=self._training.steps,
-            first_step=self.trainer.global_step,
-            process=self.trainer.global_rank,
-            processes=self.trainer.world_size,
-        )
-        return DataLoader(self.train, batch_sampler=batches, num_workers=self._workers)  # type: ignore[arg-type]
+        at = (self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size)
+        batches = StepBatches(self._recipe.training, len(self._train), *at)
+        return DataLoader(self._train, batch_sampler=batches, num_workers=self._workers)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        """Batches of one image, (1, 1, S, S) in [0, 1]."""
-        return DataLoader(self.validation or [], batch_size=1)  # type: ignore[arg-type]
-
-
-def _refuse(given: Path, count: int, masks: list[str], problems: list[str]) -> None:
-    if problems:
-        listed = "\n".join(problems[:5])
-        raise ThoradError(f"{len(problems)} of {count} images can't be trained on; mend or remove them:\n{listed}")
-    if masks:  # a mistake that no loss curve shows
-        raise ThoradError(
-            f"{given}: {len(masks)} of {count} images have only two values and look like masks: {listing(masks)}. "
-            "Training takes healthy images only; move masks to another folder."
-        )
-
-
-def _refuse_shared_subjects(
-    train: Source, trained: Iterable[Scan], validation: Source | None, validated: Iterable[Scan]
-) -> None:
-    shared = sorted({_subject(scan) for scan in trained} & {_subject(scan) for scan in validated})
-    if shared:
-        raise ThoradError(
-            f"{len(shared)} subjects appear in both {train} and {validation}: {listing(shared)}. What is measured on a "
-            "subject that was trained on says nothing; move all images of a subject to one side. "
-            "(The subject is the file name's leading sub-XXXX, else the whole name; of DICOM, it is the series.)"
-        )
-
-
-def _subject(scan: Scan) -> str:
-    return scan.name if scan.series is not None else subject_of(scan.path)
+        """One by one."""
+        return DataLoader(self._validation)  # type: ignore[arg-type]

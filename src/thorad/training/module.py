@@ -22,29 +22,19 @@ from thorad.diffusion.schedule import Schedule
 from thorad.model import build_network
 from thorad.recipe import Recipe
 from thorad.training.augmentation import augment
-from thorad.training.order import generator_at
-
-PICTURE_NOISE_LEVEL = 0.5
-"""Share of the trained timesteps at which `reconstructions` noises its images."""
+from thorad.training.data import generator_at
 
 
 class DiffusionTraining(lightning.LightningModule):
-    """The denoiser of a recipe and its loss. Batches are healthy images, (B, 1, S, S) in [0, 1].
-
-    Args:
-        recipe: what to fit.
-    """
+    """The denoiser of a recipe and its loss. Batches are healthy images, (B, 1, S, S) in [0, 1]."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
         self.network = build_network(recipe)
         self.schedule = Schedule(recipe.noise.timesteps, recipe.noise.beta_start, recipe.noise.beta_end)
-
-    @property
-    def cells(self) -> int:
-        """How many parts of an image are noised separately."""
-        return (self.recipe.image.size // (self.recipe.noise.patch_noise or self.recipe.image.size)) ** 2
+        # Parts of an image that are noised separately.
+        self.cells = (recipe.image.size // (recipe.noise.patch_noise or recipe.image.size)) ** 2
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         """The loss of one batch, varied and noised by random numbers of (seed, step, process)."""
@@ -57,8 +47,7 @@ class DiffusionTraining(lightning.LightningModule):
         t = t.clamp(max=noise.train_below - 1)
         cell = torch.randint(self.cells, (len(x),), generator=generator) if noise.patch_noise else None
         loss, of_kind = self._losses(x, t, kind, generator, cell)
-        for name, value in of_kind.items():
-            self.log(f"train/{name}", value, on_step=True, on_epoch=False)
+        self.log_dict({f"train/{name}": value for name, value in of_kind.items()}, on_step=True, on_epoch=False)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -72,32 +61,26 @@ class DiffusionTraining(lightning.LightningModule):
         x = batch.expand(len(t), -1, -1, -1) * 2 - 1
         cell = torch.full_like(t, batch_index % self.cells) if noise.patch_noise else None
         loss, of_kind = self._losses(x, t, kind, generator, cell)
-        self.log("validation/loss", loss, on_epoch=True, sync_dist=True, batch_size=1)
-        for name, value in of_kind.items():
-            self.log(f"validation/{name}", value, on_epoch=True, sync_dist=True, batch_size=1)
+        losses = {f"validation/{name}": value for name, value in {"loss": loss, **of_kind}.items()}
+        self.log_dict(losses, on_epoch=True, sync_dist=True, batch_size=1)
 
     def configure_optimizers(self) -> Any:
         """AdamW (Adam where the weight decay is 0) with warm-up and, where asked, a cosine."""
         training = self.recipe.training
-        optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
+        weights = self.network.parameters()
+        optimiser = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=training.weight_decay)
         rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, self.recipe))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
     @torch.no_grad()
     def reconstructions(self, images: Tensor) -> Tensor:
-        """A picture of what the network restores, a row each of images, and of noised images and clean estimates.
+        """What the network restores: a row of the images, and of noised images and clean estimates for each noise.
 
-        Args:
-            images: (B, 1, S, S) in [0, 1].
-
-        Returns:
-            ((1 + 2 K) S, B S) in [0, 1], on the host, for K trained kinds of noise.
+        Of (B, 1, S, S) in [0, 1] it makes ((1 + 2 K) S, B S) in [0, 1], on the host, for K trained kinds of noise.
         """
         noise = self.recipe.noise
         x = images.to(self.device) * 2 - 1
-        t = int(PICTURE_NOISE_LEVEL * noise.train_below)
+        t = noise.train_below // 2
         # A patched network learns nothing about the clean cells: the image stays there, as in its method.
         box = self._boxes(torch.arange(len(x)) % self.cells) if noise.patch_noise else None
         rows = [x]
@@ -120,10 +103,10 @@ class DiffusionTraining(lightning.LightningModule):
 
         Args:
             x: (B, 1, S, S) in [-1, 1].
-            t: (B,) timesteps, on the host, as is `kind`: asking an accelerator for them would wait for all its work.
+            t: (B,) timesteps, as `kind` and `cell` on the host: asking an accelerator for them waits for all its work.
             kind: (B,) indices of the recipe's kinds of noise.
             generator: of the noise.
-            cell: (B,) which cell of the recipe's grid is noised, on the host; None noises the whole image.
+            cell: (B,) which cell of the recipe's grid is noised; None noises the whole image.
         """
         x, kinds = x.to(self.device), kind.tolist()
         box = None if cell is None else self._boxes(cell)
