@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from thorad.datasets.grazpedwri import read_dataset_table
+from thorad.datasets.wrist import read_dataset_table
 from thorad.errors import ThoradError
 
 TABLE = (

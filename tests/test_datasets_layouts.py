@@ -15,13 +15,13 @@ import PIL.Image
 import pytest
 import SimpleITK
 
-from thorad.datasets import contents as set_contents
+from thorad.datasets import check as set_check
 from thorad.datasets.cases import Case, read_cases
-from thorad.datasets.check import check_data_set
-from thorad.datasets.contents import Contents, same_content
-from thorad.datasets.layouts import DataSet, find_data_set
+from thorad.datasets.check import Contents, check_data_set, same_content
+from thorad.datasets.contract import DataSet
+from thorad.datasets.layouts import find_data_set
+from thorad.datasets.plain import part_of
 from thorad.datasets.split import parse_fractions, split_data_set, write_split
-from thorad.datasets.tables import part_of
 from thorad.errors import ThoradError
 from thorad.io.scans import find_scans
 from thorad.recipe import ImageSection, Recipe
@@ -82,7 +82,6 @@ def test_ixi_in_a_flat_folder(tmp_path: Path) -> None:
     touched(tmp_path, [*IXI, "IXI012-HH-1211-T2.nii.gz", "IXI013-HH-1212-DTI-00.nii.gz", "IXI.xls"])
     found = find_data_set(tmp_path)
     assert found == DataSet(
-        "ixi",
         [
             Case(tmp_path / IXI[0], None, "IXI002", "IXI002-Guys-0828", session="0828"),
             Case(tmp_path / IXI[1], None, "IXI012", "IXI012-HH-1211", session="1211"),
@@ -90,6 +89,7 @@ def test_ixi_in_a_flat_folder(tmp_path: Path) -> None:
         ],
         missing=["IXI013: no T1 volume"],
         odd=[],
+        kind="ixi",
     )
 
 
@@ -148,7 +148,6 @@ def test_atlas(tmp_path: Path) -> None:
     touched(tmp_path, [*names, "dataset_description.json"])
     found = find_data_set(tmp_path)
     assert found == DataSet(
-        "atlas",
         [
             Case(tmp_path / names[0], tmp_path / names[1], "sub-r001s001", "sub-r001s001_ses-1", session="ses-1"),
             Case(tmp_path / names[2], None, "sub-r001s002", "sub-r001s002_ses-1", session="ses-1"),
@@ -158,6 +157,7 @@ def test_atlas(tmp_path: Path) -> None:
             f"{names[3]}: no T1w volume beside it",
         ],
         odd=[],
+        kind="atlas",
     )
 
 
@@ -202,7 +202,7 @@ def test_mslub(tmp_path: Path, prefix: str, brain: str) -> None:
     folder = tmp_path / "patient19"
     mask = folder / f"{prefix}consensus_gt.NII.GZ"
     expected = Case(folder / f"{prefix}T1W.NII.GZ", mask, "patient19", "patient19")
-    assert find_data_set(tmp_path) == DataSet("brats", [expected], [], [])
+    assert find_data_set(tmp_path) == DataSet([expected], kind="brats")
 
 
 def test_two_studies_of_a_patient_in_one_folder(tmp_path: Path) -> None:
@@ -249,7 +249,6 @@ def test_grazpedwri(tmp_path: Path) -> None:
     images = tmp_path / "images_part1"
     xml = tmp_path / "folder_structure" / "pascalvoc" / f"{WRISTS[0]}.xml"
     assert found == DataSet(
-        "grazpedwri",
         [
             Case(images / f"{WRISTS[0]}.png", None, "1", WRISTS[0], boxes=xml, session="1"),
             Case(images / f"{WRISTS[1]}.png", None, "1", WRISTS[1], session="2"),
@@ -259,6 +258,7 @@ def test_grazpedwri(tmp_path: Path) -> None:
             f"{WRISTS[2]}: a row in dataset.csv, but no image",
         ],
         odd=["cover.png: no row in dataset.csv"],
+        kind="grazpedwri",
     )
 
 
@@ -316,7 +316,6 @@ def test_tables(tmp_path: Path) -> None:
     pictures(tmp_path, ["a.png", "b.png", "a_truth.png", "healthy/c.png", "not-named.png"])
     (tmp_path / "cases.csv").write_text("image,mask,subject\na.png,a_truth.png,p1\nb.png,,p1\ngone.png,,p2\n,,p3\n")
     assert find_data_set(tmp_path) == DataSet(
-        "tables",
         [
             Case(tmp_path / "a.png", tmp_path / "a_truth.png", "p1", "a"),
             Case(tmp_path / "b.png", None, "p1", "b"),
@@ -324,6 +323,7 @@ def test_tables(tmp_path: Path) -> None:
         ],
         missing=["cases.csv, line 4: gone.png is not there", "cases.csv, line 5: no image is named"],
         odd=[],
+        kind="tables",
     )
 
 
@@ -532,8 +532,8 @@ def test_only_what_may_be_the_same_is_read(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "b.png").write_bytes(b"12345")
     volumes(tmp_path, ["c.nii.gz", "d.nii.gz"])  # of one size unpacked, with another CRC
     read: list[str] = []
-    unpacked = set_contents._unpacked
-    monkeypatch.setattr(set_contents, "_unpacked", lambda case, of: read.append(case.name) or unpacked(case, of))
+    unpacked = set_check._unpacked
+    monkeypatch.setattr(set_check, "_unpacked", lambda case, of: read.append(case.name) or unpacked(case, of))
     cases = [Case(path, None, "", path.name) for path in sorted(tmp_path.iterdir())]
     with Contents() as contents:
         assert same_content(cases, contents) == []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thorad.datasets.boxes import Box, boxes_to_model_grid, read_boxes
 from thorad.datasets.cases import read_cases
-from thorad.datasets.grazpedwri import read_dataset_table
+from thorad.datasets.wrist import read_dataset_table
 from thorad.io.images import read_image
 from thorad.io.intensity import BRIGHTEST, scale
 from thorad.io.preprocess import to_input_grid, to_model_input

@@ -6,13 +6,13 @@ from thorad.datasets.contract import Layout
 from thorad.registry import Registry
 
 OWN: Final = {
-    "grazpedwri": "thorad.datasets.grazpedwri:LAYOUT",
-    "ixi": "thorad.datasets.ixi:LAYOUT",
+    "grazpedwri": "thorad.datasets.wrist:LAYOUT",
+    "ixi": "thorad.datasets.brains:IXI",
     "atlas": "thorad.datasets.atlas:LAYOUT",
-    "bids": "thorad.datasets.bids:LAYOUT",
-    "brats": "thorad.datasets.brats:LAYOUT",
-    "tables": "thorad.datasets.tables:LAYOUT",
-    "folder": "thorad.datasets.folder:LAYOUT",
+    "bids": "thorad.datasets.brains:BIDS",
+    "brats": "thorad.datasets.brains:BRATS",
+    "tables": "thorad.datasets.plain:TABLES",
+    "folder": "thorad.datasets.plain:FOLDER",
 }
 """Thorad's own layouts, the most specific first."""
 

@@ -16,10 +16,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from thorad.datasets.bids import is_of_bids
+from thorad.datasets.brains import is_of_bids
 from thorad.datasets.cases import Case
-from thorad.datasets.contract import Holdings, Layout
-from thorad.datasets.names import shown
+from thorad.datasets.contract import DataSet, Layout
+from thorad.datasets.layouts import shown
 from thorad.errors import ThoradError
 from thorad.io.images import write_png8, write_png16
 from thorad.io.tables import listing, write_table
@@ -74,7 +74,7 @@ def find_atlas(root: Path) -> AtlasFiles:
     return AtlasFiles(cases, without_mask, sorted(mask for left in masks.values() for mask in left))
 
 
-def find_layout(folder: Path, files: Sequence[Path]) -> Holdings | None:
+def find_layout(folder: Path, files: Sequence[Path]) -> DataSet | None:
     """`find_atlas`, where masks have the names that only this data set gives them."""
     if not any("_desc-t1lesion" in path.name.lower() for path in files):
         return None
@@ -86,7 +86,7 @@ def find_layout(folder: Path, files: Sequence[Path]) -> Holdings | None:
         for case in found.without_mask
     ]
     missing += [f"{shown(mask, folder)}: no T1w volume beside it" for mask in found.without_image]
-    return Holdings(sorted([*found.cases, *found.without_mask], key=lambda case: case.image.parts), missing)
+    return DataSet(sorted([*found.cases, *found.without_mask], key=lambda case: case.image.parts), missing)
 
 
 def check_headers(case: Case, grid: Grid = MNI_2009A) -> None:
@@ -95,7 +95,7 @@ def check_headers(case: Case, grid: Grid = MNI_2009A) -> None:
     Raises:
         ThoradError: unreadable, or not on the grid.
     """
-    for path in (case.image, *case.masks):
+    for path in case.files:
         _on_grid(path, grid)
 
 

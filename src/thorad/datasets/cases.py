@@ -61,6 +61,11 @@ class Case:
         return replace(self, mask=masks[0] if masks else None, other_masks=tuple(masks[1:]))
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The image and its masks."""
+        return (self.image, *self.masks)
+
+    @property
     def has_finding(self) -> bool:
         """Whether a mask or boxes mark something in the image."""
         return self.mask is not None or self.boxes is not None

@@ -4,25 +4,26 @@ Of an image only its header is read, and of a packed volume its last bytes; whol
 may be the same.
 """
 
+import gzip
+import hashlib
 import json
 import os
+import struct
 import tarfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO
 
 from thorad.datasets.cases import Case, cases_on_disk
-from thorad.datasets.contents import Contents, same_content
-from thorad.datasets.layouts import find_data_set
-from thorad.datasets.names import shown
-from thorad.datasets.tables import PARTS, part_of, split_tables
+from thorad.datasets.layouts import find_data_set, shown
+from thorad.datasets.plain import PARTS, part_of, split_tables
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.shapes import shape_of
-from thorad.io.volume_header import import_nibabel
-
-NIFTI: Final = (".nii", ".nii.gz")
+from thorad.io.volume_header import import_nibabel, times
 
 
 @dataclass(frozen=True)
@@ -54,55 +55,117 @@ class Report:
     @property
     def counts(self) -> dict[str, int]:
         """{what: how many}, for reading."""
-        of_parts = {f"images in {part}": count for part, count in self.parts.items()}
-        return {
-            "subjects": self.subjects,
-            "visits": self.sessions,
-            "images": self.images,
-            "with a lesion mask": self.with_mask,
-            "with a file of boxes": self.with_boxes,
-            **of_parts,
-        }
+        named = {"subjects": self.subjects, "visits": self.sessions, "images": self.images}
+        named |= {"with a lesion mask": self.with_mask, "with a file of boxes": self.with_boxes}
+        return named | {f"images in {part}": count for part, count in self.parts.items()}
 
     @property
     def problems(self) -> dict[str, list[str]]:
         """{heading: its entries}, without empty ones."""
-        groups = {
-            "missing": self.missing,
-            "unusable": self.unusable,
-            "twice": self.duplicates,
-            "leaks between splits": self.leaks,
-            "odd": self.odd,
-        }
+        groups = {"missing": self.missing, "unusable": self.unusable, "twice": self.duplicates}
+        groups |= {"leaks between splits": self.leaks, "odd": self.odd}
         return {heading: entries for heading, entries in groups.items() if entries}
 
     def write(self, path: Path) -> None:
-        """Write all of it as JSON.
-
-        Raises:
-            ThoradError: the file can't be written.
-        """
+        """Write all of it as JSON; a ThoradError where the disk doesn't allow it."""
         write_atomic(path, (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+class Contents:
+    """Opens the files of cases, in tar archives as beside them; each archive once. A context manager."""
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._archives: dict[Path, tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]] = {}
+
+    def __enter__(self) -> "Contents":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    @contextmanager
+    def open(self, path: Path, archive: Path | None = None) -> Iterator[tuple[IO[bytes], int]]:
+        """Yields (the file, its size in bytes)."""
+        if archive is None:
+            with path.open("rb") as file:
+                yield file, os.fstat(file.fileno()).st_size
+            return
+        if archive not in self._archives:
+            tar = self._open.enter_context(tarfile.TarFile(archive))
+            members: dict[str, tarfile.TarInfo] = {}
+            with suppress(tarfile.TarError):  # cut short, as `find_data_set` says; what comes before that is there
+                for member in tar:
+                    members[member.name] = member
+            self._archives[archive] = tar, members
+        tar, members = self._archives[archive]
+        member = members[path.relative_to(archive).as_posix()]
+        opened = tar.extractfile(member)
+        if opened is None:
+            raise OSError(f"{path}: no file")
+        with opened:
+            yield opened, member.size
+
+
+def same_content(cases: Sequence[Case], contents: Contents) -> list[list[Case]]:
+    """The groups of images that hold the same bytes, packed or not.
+
+    Files are compared by size, then by CRC-32 (which a packed file ends with), then by SHA-256: what differs in size is
+    not read. Damaged files equal none.
+    """
+    by_size: dict[int, list[tuple[Case, int | None]]] = {}
+    for case in cases:
+        try:
+            with contents.open(case.image, case.archive) as (file, size):
+                crc: int | None = None
+                if case.image.suffix.lower() == ".gz":
+                    file.seek(-8, os.SEEK_END)
+                    crc, size = struct.unpack("<II", file.read(8))
+        except (OSError, tarfile.TarError):
+            continue
+        if size:
+            by_size.setdefault(size % 2**32, []).append((case, crc))
+    by_crc: dict[tuple[int, int], list[Case]] = {}
+    for size, of_size in by_size.items():
+        for case, crc in of_size if len(of_size) > 1 else ():
+            by_crc.setdefault((size, _digest(case, contents)[0] if crc is None else crc), []).append(case)
+    same: dict[str, list[Case]] = {}
+    for of_crc in by_crc.values():
+        for case in of_crc if len(of_crc) > 1 else ():
+            with suppress(OSError, EOFError, zlib.error, tarfile.TarError):
+                same.setdefault(_digest(case, contents)[1], []).append(case)
+    return [group for group in same.values() if len(group) > 1]
+
+
+def _digest(case: Case, contents: Contents) -> tuple[int, str]:
+    """(CRC-32, SHA-256) of an image, unpacked."""
+    crc, sha256 = 0, hashlib.sha256()
+    for chunk in _unpacked(case, contents):
+        crc = zlib.crc32(chunk, crc)
+        sha256.update(chunk)
+    return crc, sha256.hexdigest()
+
+
+def _unpacked(case: Case, contents: Contents) -> Iterator[bytes]:
+    with contents.open(case.image, case.archive) as (file, _):
+        stream = gzip.GzipFile(fileobj=file) if case.image.suffix.lower() == ".gz" else file
+        yield from iter(lambda: stream.read(2**20), b"")
 
 
 def check_data_set(folder: Path, kind: str | None = None) -> Report:
     """Check a data set: names, then the headers of all images and masks, then images that are the same.
 
-    Args:
-        folder: where it lies.
-        kind: as `find_data_set` takes it.
-
     Raises:
-        ThoradError: as `find_data_set`; volumes without the library that reads their headers.
+        ThoradError: as `find_data_set`, which takes the same; volumes without the library that reads their headers.
     """
     data_set = find_data_set(folder, kind)
     cases = data_set.cases
     parts, not_there = _parts(folder, cases)
-    in_parts = [case for of_part in parts.values() for case in of_part]
-    everything = list({str(case.image): case for case in [*in_parts, *cases]}.values())
-    _need_libraries(everything)
+    everything = {str(case.image): case for case in [*(case for part in parts.values() for case in part), *cases]}
+    if any(path.name.lower().endswith((".nii", ".nii.gz")) for case in everything.values() for path in case.files):
+        import_nibabel()  # refused here, before anything is read
     with Contents() as contents:
-        unusable, whole = _check_headers(everything, contents, folder)
+        unusable, whole = _check_headers(everything.values(), contents, folder)
         groups = same_content(whole, contents)
     repeated = _repeated_content(groups, parts, folder)
     return Report(
@@ -120,6 +183,29 @@ def check_data_set(folder: Path, kind: str | None = None) -> Report:
         leaks=[*_shared_subjects(parts, folder), *repeated["across"]],
         odd=data_set.odd,
     )
+
+
+def _check_headers(cases: Iterable[Case], contents: Contents, folder: Path) -> tuple[list[str], list[Case]]:
+    """(what is wrong with which file, the cases whose image can be read)."""
+    unusable: list[str] = []
+
+    def shape(path: Path, archive: Path | None = None) -> tuple[int, ...] | None:
+        try:
+            with contents.open(path, archive) as (file, _):
+                return shape_of(path, file)
+        except (ThoradError, OSError, tarfile.TarError) as error:
+            unusable.append(f"{shown(path, folder)}: {str(error).removeprefix(f'{path}: ')}")
+            return None
+
+    whole: list[Case] = []
+    for case in cases:
+        of_image = shape(case.image, case.archive)
+        whole += [case] if of_image else []
+        for mask in case.masks:
+            of_mask = shape(mask)
+            if of_image and of_mask and of_mask != of_image:
+                unusable.append(f"{shown(mask, folder)}: a mask of {times(of_mask)}, its image has {times(of_image)}")
+    return unusable, whole
 
 
 def _parts(folder: Path, cases: Sequence[Case]) -> tuple[dict[str, list[Case]], list[str]]:
@@ -185,42 +271,3 @@ def _shared_subjects(parts: dict[str, list[Case]], folder: Path) -> list[str]:
         for subject, of_subject in first.items()
         if len(of_subject) > 1
     ]
-
-
-def _check_headers(cases: Iterable[Case], contents: Contents, folder: Path) -> tuple[list[str], list[Case]]:
-    """(what is wrong with which file, the cases whose image can be read)."""
-    unusable: list[str] = []
-    whole: list[Case] = []
-    for case in cases:
-        shape = _shape(case.image, case.archive, contents, folder, unusable)
-        if shape is not None:
-            whole.append(case)
-        for mask in case.masks:
-            of_mask = _shape(mask, None, contents, folder, unusable)
-            if shape is not None and of_mask is not None and of_mask != shape:
-                unusable.append(f"{shown(mask, folder)}: a mask of {_times(of_mask)}, its image has {_times(shape)}")
-    return unusable, whole
-
-
-def _shape(
-    path: Path, archive: Path | None, contents: Contents, folder: Path, unusable: list[str]
-) -> tuple[int, ...] | None:
-    """Of an image or a mask, by its header; None, and a line in `unusable`, where it can't be read."""
-    try:
-        with contents.open(path, archive) as (file, _):
-            return shape_of(path, file)
-    except ThoradError as error:
-        unusable.append(f"{shown(path, folder)}: {str(error).removeprefix(f'{path}: ')}")
-    except (OSError, tarfile.TarError) as error:
-        unusable.append(f"{shown(path, folder)}: {error}")
-    return None
-
-
-def _need_libraries(cases: Iterable[Case]) -> None:
-    """Refuse volumes whose headers nothing here can read, before anything is read."""
-    if any(path.name.lower().endswith(NIFTI) for case in cases for path in (case.image, *case.masks)):
-        import_nibabel()
-
-
-def _times(shape: Iterable[int]) -> str:
-    return " x ".join(map(str, shape))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Holdings:
+class DataSet:
     """What a folder holds, by the names of its files."""
 
     cases: list[Case]
@@ -20,7 +20,9 @@ class Holdings:
     missing: list[str] = field(default_factory=list)
     """What the names of other files say should be there, one entry a thing: `sub-03: no T1 volume`."""
     odd: list[str] = field(default_factory=list)
-    """What fits nowhere in the layout, one entry a thing."""
+    """What fits nowhere: broken links, damaged archives, a second layout."""
+    kind: str = ""
+    """Its layout's name in `thorad.datasets.DATASETS`; `find_data_set` fills it in."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Layout:
     description: str
     """What it looks like, for people: `BIDS: sub-*/[ses-*/]anat/*_T1w.nii.gz`."""
 
-    find: Callable[[Path, Sequence[Path]], Holdings | None]
+    find: Callable[[Path, Sequence[Path]], DataSet | None]
     """`find(folder, files)`: the cases, or None where the files are named otherwise.
 
     `files` are all files below the folder, sorted, without hidden ones, broken links and those below linked folders.

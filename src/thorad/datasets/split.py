@@ -15,9 +15,9 @@ from pathlib import Path
 
 from thorad.datasets import DATASETS
 from thorad.datasets.cases import Case
-from thorad.datasets.contents import Contents, same_content
-from thorad.datasets.layouts import DataSet
-from thorad.datasets.tables import PARTS
+from thorad.datasets.check import Contents, same_content
+from thorad.datasets.contract import DataSet
+from thorad.datasets.plain import PARTS
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import listing, table_content

@@ -42,40 +42,14 @@ BOX_LABELS: Final[dict[str, str]] = {
 }
 """What each kind is called in GRAZPEDWRI-DX, and so in the boxes."""
 
-SMALLEST_SIDE: Final = 48
-"""px; below this a fracture is thinner than what a pixel shows."""
-
-BOX_MARGIN: Final = 1
-"""units between a finding and its box, as people draw them."""
-
-ELSEWHERE_MARGIN: Final = 2
-"""units about a box that count neither as found nor as false: maps are blurred."""
-
-SMALLEST_RADIUS: Final = 2
-"""Of lesions, in 128 parts of the image's shorter side."""
-
-LARGEST_TO_SMALLEST: Final = 4.5
-"""Ratio of the largest radius of lesions to the smallest; radii are drawn evenly on a logarithmic scale."""
-
-STRENGTHS: Final = (0.2, 0.5)
-"""How much darker or brighter a lesion is, in shares of the 98th percentile."""
-
-SHOWN: Final = 0.6
-"""Share of its ellipse's area that a lesion's mask must have: where tissue is white already, a bright lesion is cut."""
-
-TRIES: Final = 100
-"""Lesions that are drawn before an image is said to have no place for one."""
-
-
-XRAY_README: Final = (
-    "Each diseased image holds one finding. `boxes` (Pascal VOC) names it as GRAZPEDWRI-DX does: "
-    f"{', '.join(f'{kind} is {BOX_LABELS[kind]}' for kind in XRAY_KINDS)}. A box keeps {BOX_MARGIN}/64 of the "
-    "image's shorter side about the finding. `elsewhere` is the body, found by its brightness, but for the box and "
-    f"{ELSEWHERE_MARGIN}/64 about it."
-)
-LESION_README: Final = (
-    "Each diseased image holds one lesion; `mask` is where it changed the image by more than half its strength."
-)
+SMALLEST_SIDE: Final = 48  # px; below this a fracture is thinner than what a pixel shows
+BOX_MARGIN: Final = 1  # units between a finding and its box, as people draw them
+ELSEWHERE_MARGIN: Final = 2  # units about a box that count neither as found nor as false: maps are blurred
+SMALLEST_RADIUS: Final = 2  # of lesions, in 128 parts of the image's shorter side
+LARGEST_TO_SMALLEST: Final = 4.5  # radii are drawn evenly on a logarithmic scale
+STRENGTHS: Final = (0.2, 0.5)  # of lesions, in 98th percentiles
+SHOWN: Final = 0.6  # least share of its ellipse's area that a lesion's mask has: in white tissue a bright one is cut
+TRIES: Final = 100  # lesions, before an image is said to have no place for one
 
 
 @dataclass(frozen=True)
@@ -84,10 +58,8 @@ class ImplantedSet:
 
     table: Path
     """cases.csv."""
-
     counts: dict[str, int]
     """{kind: cases}, `healthy` among them."""
-
     left_out: dict[Path, str]
     """{image: why it is of no use}."""
 
@@ -98,17 +70,13 @@ Files = dict[str, NDArray[Any] | bytes]
 
 @dataclass(frozen=True)
 class _Making:
-    """How the cases of a set are made of healthy images, (H, W) in [0, 1]."""
+    """How the cases of a set are made of healthy images, (H, W) in [0, 1], and what README.md says of them."""
 
     columns: tuple[str, ...]
-    """Of cases.csv, those that name files."""
     kinds: tuple[str, ...]
-    """All that can be implanted."""
     diseased: Callable[[NDArray[np.float32], str, np.random.Generator], Files]
-    """Implants one finding of a kind."""
     healthy: Callable[[NDArray[np.float32]], Files]
     readme: str
-    """What is to be known of this sort of set."""
 
 
 def make_xray_set(
@@ -152,7 +120,10 @@ def make_xray_set(
         kinds=XRAY_KINDS,
         diseased=diseased,
         healthy=lambda pixels: {"image": pixels, "elsewhere": body_region(pixels, most=body_share)},
-        readme=XRAY_README,
+        readme="Each diseased image holds one finding. `boxes` (Pascal VOC) names it as GRAZPEDWRI-DX does: "
+        f"{', '.join(f'{kind} is {BOX_LABELS[kind]}' for kind in XRAY_KINDS)}. A box keeps {BOX_MARGIN}/64 of the "
+        "image's shorter side about the finding. `elsewhere` is the body, found by its brightness, but for the box and "
+        f"{ELSEWHERE_MARGIN}/64 about it.",
     )
     return _make(making, inputs, out, kinds, healthy_share, seed)
 
@@ -193,7 +164,7 @@ def make_lesion_set(
         kinds=LESION_KINDS,
         diseased=diseased,
         healthy=lambda pixels: {"image": pixels},
-        readme=LESION_README,
+        readme="Each diseased image holds one lesion; `mask` is where it changed by more than half its strength.",
     )
     return _make(making, inputs, out, kinds, healthy_share, seed)
 
@@ -278,7 +249,8 @@ def _make(
     sources = _sources(inputs)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        made, rows = _write_cases(making, sources, part, kinds, healthy_share, seed)
+        made = ImplantedSet(part / "cases.csv", dict.fromkeys([*kinds, "healthy"], 0), {})
+        rows = _write_cases(making, sources, made, healthy_share, seed)
         if not any(made.counts[kind] for kind in kinds):
             reason = next(iter(made.left_out.values()), "no image was given")
             raise ThoradError(f"Nothing could be implanted in the {len(sources)} images. The first: {reason}")
@@ -293,59 +265,41 @@ def _make(
     return ImplantedSet(out / "cases.csv", made.counts, made.left_out)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A healthy image."""
-
-    scan: Scan
-    name: str
-    """Of its file alone, not of the folders: it decides on the random numbers."""
-    subject: str
-
-
-def _sources(inputs: Sequence[Path]) -> list[_Source]:
+def _sources(inputs: Sequence[Path]) -> list[tuple[str, str, Scan]]:
+    """(subject, name, scan) of healthy images. The name, which decides on the random numbers, is the file's alone."""
     scans = list(find_scans(inputs).values()) if inputs else []
     paths = [scan.path for scan in scans if scan.series is None]
     names = dict(zip(paths, case_names(paths, [path.parent for path in paths]), strict=True))
     # The paths of DICOM files may say who was scanned; their scans' names don't.
     return [
-        _Source(scan, names[scan.path], subject_of(scan.path))
-        if scan.series is None
-        else _Source(scan, scan.name, scan.subject)
+        (scan.subject, scan.name, scan) if scan.series else (subject_of(scan.path), names[scan.path], scan)
         for scan in scans
     ]
 
 
 def _write_cases(
-    making: _Making,
-    sources: Sequence[_Source],
-    folder: Path,
-    kinds: Sequence[str],
-    healthy_share: float,
-    seed: int,
-) -> tuple[ImplantedSet, list[dict[str, str]]]:
-    """Write the files of all cases into a folder; also gives the rows of the table, by the cases' names."""
-    subjects = sorted({source.subject for source in sources})
+    making: _Making, sources: Sequence[tuple[str, str, Scan]], made: ImplantedSet, healthy_share: float, seed: int
+) -> list[dict[str, str]]:
+    """Write the files of all cases, count them, and give the rows of the table by the cases' names."""
+    subjects = sorted({subject for subject, _, _ in sources})
     order = [subjects[index] for index in np.random.default_rng(seed).permutation(len(subjects))]
-    untouched = set(order[: round(healthy_share * len(subjects))])
     rank = {subject: place for place, subject in enumerate(order)}
-    made = ImplantedSet(folder / "cases.csv", dict.fromkeys([*kinds, "healthy"], 0), {})
+    untouched = set(order[: round(healthy_share * len(subjects))])
     rows: dict[str, dict[str, str]] = {}
     # In the order that the seed draws, so that no kind gets all images of one scanner.
-    for source in sorted(sources, key=lambda source: (rank[source.subject], source.name)):
-        path = source.scan.path
+    for subject, name, scan in sorted(sources, key=lambda source: (rank[source[0]], source[1])):
         try:
-            pixels = _pixels(source.scan)
-            if source.subject in untouched:
+            pixels = _pixels(scan)
+            if subject in untouched:
                 kind, files = "healthy", making.healthy(pixels)
             else:
-                kind, files = _rarest_that_fits(pixels, made.counts, f"{seed}/{source.name}", making.diseased)
+                kind, files = _rarest_that_fits(pixels, made.counts, f"{seed}/{name}", making.diseased)
         except ThoradError as error:
-            made.left_out[path] = str(error) if str(path) in str(error) else f"{path}: {error}"
+            made.left_out[scan.path] = str(error) if str(scan.path) in str(error) else f"{scan.path}: {error}"
             continue
         made.counts[kind] += 1
-        rows[source.name] = _write_case(folder, source.name, kind, files) | {"subject": source.subject, "kind": kind}
-    return made, [rows[name] for name in sorted(rows)]
+        rows[name] = _write_case(made.table.parent, name, kind, files) | {"subject": subject, "kind": kind}
+    return [rows[name] for name in sorted(rows)]
 
 
 def _rarest_that_fits(
@@ -361,7 +315,8 @@ def _rarest_that_fits(
     refusals: list[ThoradError] = []
     for kind in sorted(counts.keys() - {"healthy"}, key=lambda kind: (counts[kind], kind)):
         try:
-            return kind, diseased(pixels, kind, _generator(f"{seed}/{kind}"))
+            generator = np.random.default_rng(list(sha256(f"{seed}/{kind}".encode()).digest()))
+            return kind, diseased(pixels, kind, generator)
         except ThoradError as error:
             refusals.append(error)
     raise refusals[0]
@@ -379,10 +334,6 @@ def _pixels(scan: Scan) -> NDArray[np.float32]:
             "least, so that thin findings can be seen. Use larger images."
         )
     return scale(image.pixels)
-
-
-def _generator(seed: str) -> np.random.Generator:
-    return np.random.default_rng(list(sha256(seed.encode()).digest()))
 
 
 def _write_case(folder: Path, name: str, kind: str, files: Files) -> dict[str, str]:

@@ -12,23 +12,12 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from thorad.errors import ThoradError
 
-FLATTEST: Final = 1.4
-"""The ellipse's axes are the radius times, and divided by, a number from 1 to this: an aspect ratio of up to 2."""
-
-IRREGULARITY: Final = 0.3
-"""Standard deviation of the outline about its ellipse, in radii."""
-
-OUTLINE_BLUR: Final = 0.5
-"""Standard deviation of the Gaussian that smooths the random field of the outline, in radii: the size of its bays."""
-
-FARTHEST: Final = 2
-"""Distance from the centre, in radii, beyond which nothing belongs to the lesion, whatever the field says."""
-
-EDGE: Final = 0.15
-"""Standard deviation of the blur of the edge, in radii."""
-
-BLUR_REACH: Final = 3
-"""How far that blur reaches, in its standard deviations."""
+FLATTEST: Final = 1.4  # the ellipse's axes are the radius times, and divided by, a number from 1 to this
+IRREGULARITY: Final = 0.3  # standard deviation of the outline about its ellipse, in radii
+OUTLINE_BLUR: Final = 0.5  # standard deviation of the Gaussian that makes the outline's bays, in radii
+FARTHEST: Final = 2  # radii from the centre, beyond which nothing belongs to the lesion
+EDGE: Final = 0.15  # standard deviation of the blur of the edge, in radii
+BLUR_REACH: Final = 3  # how far that blur reaches, in standard deviations
 
 Implanted = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """The image with a finding, (H, W) in [0, 1], and the finding's mask, (H, W)."""

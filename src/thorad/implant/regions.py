@@ -8,26 +8,13 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter, label
 
 from thorad.errors import ThoradError
 
-UNIT: Final = 1 / 64
-"""Of the image's shorter side: what the measures of findings and margins count in, so that they grow with it."""
-
-SMALLEST_BODY: Final = 0.08
-"""Least share of an image that a body region must have; less is a marker."""
-
-OTSU_SHARE: Final = 0.7
-"""Of Otsu's threshold: what is above is body. Flesh is darker than bone, and the threshold lies between the two."""
-
-BORDER: Final = 2
-"""units at the image's border that belong to nothing: there the plate's edge shines."""
-
-THICKEST: Final = 1.2
-"""Greatest thickness of a body in shares of the shorter side, where 1 of its area is allowed."""
-
-BONE_SPREAD: Final = 4
-"""units: standard deviation of the Gaussian mean that bone is brighter than."""
-
-BONE_CONTRAST: Final = 0.02
-"""By how much."""
+UNIT: Final = 1 / 64  # of the shorter side: what findings and margins are measured in, so that they grow with the image
+SMALLEST_BODY: Final = 0.08  # least share of an image that a body has; less is a marker
+OTSU_SHARE: Final = 0.7  # of Otsu's threshold, which lies between flesh and bone: what is above is body
+BORDER: Final = 2  # units that belong to nothing: there the plate's edge shines
+THICKEST: Final = 1.2  # greatest thickness of a body, in shorter sides, where 1 of the area is allowed
+BONE_SPREAD: Final = 4  # units: standard deviation of the Gaussian mean that bone is brighter than
+BONE_CONTRAST: Final = 0.02  # by how much
 
 
 def body_region(image: NDArray[Any], *, most: float) -> NDArray[np.bool_]:

@@ -2,6 +2,11 @@
 
 Places and looks are simulated. What is found among them says that a method works, not how well it does on patients. No
 paper gives the constants below; they are this project's choice, of what the finding looks like in X-rays of hands.
+
+Every function takes an `image`, (H, W) in [0, 1], that it leaves as it is, a `generator` that draws the place and the
+shape, and masks, (H, W), of where the `body` and its `bone` are; lengths are in px. It returns the image with the
+finding and the finding's mask. It raises a ThoradError where sizes differ, values are out of bounds, or no place is
+left where the finding would show.
 """
 
 from collections.abc import Iterator
@@ -15,79 +20,36 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinat
 from thorad.errors import ThoradError
 from thorad.implant.lesions import Implanted, check_radius_and_strength, check_region
 
-CONTRAST: Final = 0.2
-"""By how much metal, a foreign body or a fracture must differ from what was there, on average over its mask."""
-
-COVERED: Final = 0.25
-"""Share of a pixel that a drawn finding must cover for the pixel to be in its mask: wires are thinner than a pixel."""
-
-LONG: Final = 0.65
-"""Least elongation of the bone about a finding that follows or crosses its axis: 1 - (short / long axis)^2."""
-
-IN_BONE: Final = 0.5
-"""Least share of a metal's mask that must lie in the bone."""
-
-TRIES: Final = 300
-"""Places that are tried before an image is said to have none."""
-
-PIN_ANGLE: Final = (0.2, 0.7)
-"""Of the first wire to the bone's axis, radians: 11 to 40 degrees, as wires cross a fracture."""
-
-PIN_TURN: Final = (0.2, 0.5)
-"""Between two wires, radians."""
-
-PIN_MIDDLE: Final = (0.35, 0.65)
-"""Where along the wire the bone's middle lies, as a share of the wire."""
+TRIES: Final = 300  # places, before an image is said to have none
+CONTRAST: Final = 0.2  # least mean change over the mask of metal, a foreign body or a fracture
+COVERED: Final = 0.25  # least share of a pixel in the mask that is covered: wires are thinner than a pixel
+LONG: Final = 0.65  # least elongation of the bone about a place, 1 - (short / long axis)^2
+IN_BONE: Final = 0.5  # least share of a metal's mask that lies in the bone
 
 MOST_PINS: Final = 2
+PIN_ANGLE: Final = (0.2, 0.7)  # radians between the first wire and the bone's axis, as wires cross a fracture
+PIN_TURN: Final = (0.2, 0.5)  # radians between two wires
+PIN_MIDDLE: Final = (0.35, 0.65)  # where along the wire the bone's middle lies, in lengths
 
-SCREWS: Final = (3, 5)
-"""How many hold a plate."""
+SCREWS: Final = (3, 5)  # in a plate
+SCREWS_REACH: Final = 0.42  # from the plate's middle to the outermost screw, in lengths
+SCREW_WIDTH: Final = 0.5  # in plate widths
 
-SCREWS_REACH: Final = 0.42
-"""Of the plate's length, from its middle to the outermost screw."""
+FRACTURE_TILT: Final = 0.6  # radians, at most, from a right angle to the bone
+FRACTURE_STEP: Final = 1.5  # between corners of the line, in its widths
+FRACTURE_JITTER: Final = 0.4  # standard deviation of the corners about a straight line, in widths
+FRACTURE_LENGTH: Final = (2.0, 2.5)  # least length, in half thicknesses of the bone and in widths
 
-SCREW_WIDTH: Final = 0.5
-"""In plate widths."""
+BODY_EDGES: Final = 5  # of a foreign body
+BODY_FLATTEST: Final = 1.5  # its axes are the radius times, and divided by, a number from 1 to this
+BODY_JITTER: Final = 0.4  # radians, at most, by which its edges are turned from a regular polygon's
 
-FRACTURE_TILT: Final = 0.6
-"""By how much, at most, a fracture line is not at right angles to the bone, radians."""
-
-FRACTURE_STEP: Final = 1.5
-"""From one corner of the line to the next, in its widths."""
-
-FRACTURE_JITTER: Final = 0.4
-"""Standard deviation of the corners about a straight line, in line widths."""
-
-FRACTURE_LENGTH: Final = (2.0, 2.5)
-"""What a line must exceed to be taken for one: in half thicknesses of the bone, and in its own widths."""
-
-BODY_EDGES: Final = 5
-"""Corners of a foreign body."""
-
-BODY_FLATTEST: Final = 1.5
-"""Its axes are the radius times, and divided by, a number from 1 to this."""
-
-BODY_JITTER: Final = 0.4
-"""By how much, at most, its edges are turned from those of a regular polygon, radians."""
-
-THINNEST_SKIN: Final = 1.5
-"""px under the body's surface within which the middle of a swelling may lie, where a third of its radius is less."""
-
-SKIN_BLUR: Final = 0.5
-"""Standard deviation of the blur of the body's outline, by which outward is found, in radii."""
-
-SKIN_SLOPE: Final = 0.3
-"""Least slope of that outline, in 1 / radius: less is no surface."""
-
-BULGE: Final = (0.35, 0.55)
-"""How far a swelling moves the skin outward, in radii."""
-
-SOFT_BLUR: Final = 0.2
-"""Standard deviation of the blur with which soft tissue fades into bone, in radii."""
-
-SHOWN: Final = 0.25
-"""Least mean change over the mask of a swelling, in strengths: less would not be seen."""
+THINNEST_SKIN: Final = 1.5  # px under the surface, where a third of a swelling's radius is less
+SKIN_BLUR: Final = 0.5  # standard deviation of the blur of the body by which outward is found, in radii
+SKIN_SLOPE: Final = 0.3  # least slope of the blurred body, in 1 / radius: less is no surface
+BULGE: Final = (0.35, 0.55)  # how far the skin moves outward, in radii
+SOFT_BLUR: Final = 0.2  # standard deviation of the blur by which soft tissue fades into bone, in radii
+SHOWN: Final = 0.25  # least mean change over the mask of a swelling, in strengths
 
 
 def implant_pins(
@@ -96,14 +58,9 @@ def implant_pins(
     """Drive one or two straight wires into a bone, at an acute angle to its axis: as bright as anything, sharp edges.
 
     Args:
-        image: (H, W) in [0, 1]; left as it is.
-        generator: draws the place, the angles and how many.
-        bone: (H, W), where the bones are. At least half of the wires lies in it.
         length_px: of a wire, px.
         width_px: of a wire, px; at least 0.5.
 
-    Raises:
-        ThoradError: sizes that differ, values out of bounds, or no bone on which such wires would show.
     """
     check_region(image, bone)
     for centre, axis, _ in _long_bones(image, generator, bone, image < 1 - CONTRAST):
@@ -125,14 +82,9 @@ def implant_plate(
     """Fix a plate along a bone, seen from its edge, with three to five screws across the bone.
 
     Args:
-        image: (H, W) in [0, 1]; left as it is.
-        generator: draws the place, the side and the number of screws.
-        bone: (H, W), where the bones are.
         length_px: of the plate, px.
         width_px: of the plate, px; its screws have half of it.
 
-    Raises:
-        ThoradError: sizes that differ, values out of bounds, or no bone on which such a plate would show.
     """
     check_region(image, bone)
     for centre, axis, depth in _long_bones(image, generator, bone, image < 1 - CONTRAST):
@@ -161,15 +113,11 @@ def implant_fracture(
     """Break a bone: a thin, dark, jagged line across it, from one side to the other.
 
     Args:
-        image: (H, W) in [0, 1]; left as it is.
-        generator: draws the place, the angle and the line.
         bone: (H, W), where the bones are; the line ends half its width beyond.
         length_px: of the line at most, px, where the bone is wider.
         width_px: of the line, px; at least 0.5.
         strength: which share of the bone's brightness is gone in the line, in (0, 1].
 
-    Raises:
-        ThoradError: sizes that differ, values out of bounds, or no bone on which such a line would show.
     """
     check_region(image, bone)
     if not 0 < strength <= 1:
@@ -192,13 +140,9 @@ def implant_foreign_body(
     """Put a small, dense splinter into the tissue: bright, compact, angular, with a sharp edge.
 
     Args:
-        image: (H, W) in [0, 1]; left as it is.
-        generator: draws the place and the shape.
         region: (H, W), where it may lie, such as the soft tissue.
         radius_px: in the mean over its two axes, px; at least 0.5.
 
-    Raises:
-        ThoradError: sizes that differ, values out of bounds, or a region without a place for it.
     """
     check_region(image, region)
     centres = np.argwhere(region & (image < 1 - 2 * CONTRAST))
@@ -230,15 +174,10 @@ def implant_swelling(
     """Swell the soft tissue beside a bone: the skin bulges outward, and the tissue is broadly, smoothly brighter.
 
     Args:
-        image: (H, W) in [0, 1]; left as it is.
-        generator: draws the place.
-        body: (H, W), where the body is.
         bone: (H, W), where the bones are; they stay in their place.
         radius_px: of the swelling, px, where it has half its strength.
         strength: which share of the way to white its middle goes, in (0, 1].
 
-    Raises:
-        ThoradError: sizes that differ, values out of bounds, or no soft tissue at the skin.
     """
     check_region(image, body)
     check_region(image, bone)
