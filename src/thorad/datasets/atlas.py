@@ -9,14 +9,14 @@ registered to MNI152NLin2009aSym, and lie in folders as BIDS has them:
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thorad.datasets.brains import is_of_bids
+from thorad.datasets.brains import is_of_bids, match_t1w
 from thorad.datasets.cases import Case
 from thorad.datasets.contract import DataSet, Layout
 from thorad.datasets.layouts import shown
@@ -28,73 +28,50 @@ from thorad.io.volume_header import import_nibabel, times
 
 EXPECTED: Final = "**/sub-*/ses-*/anat/*_T1w.nii.gz, each with its *_mask.nii.gz beside it"
 
-ORIGIN_TOLERANCE: Final = 2.0
-"""mm: conventions differ by up to a voxel; what is off by more is another space."""
+ORIGIN_TOLERANCE: Final = 2.0  # mm: conventions differ by up to a voxel; what is off by more is another space
 
 
-@dataclass(frozen=True)
-class AtlasFiles:
-    """The data set's files, matched by their names."""
+class AtlasFiles(NamedTuple):
+    """T1w volumes, named `sub-XXXX_ses-Y`, with masks and without (the data set keeps some back), and masks alone."""
 
     cases: list[Case]
-    """T1w volumes with masks, named `sub-XXXX_ses-Y`."""
     without_mask: list[Case]
-    """Volumes without a mask beside them: the data set keeps those of its test part back."""
     without_image: list[Path]
-    """Masks without a volume beside them."""
 
 
 @dataclass(frozen=True)
 class Slices:
     """What was cut."""
 
-    table: Path
-    """cases.csv with the columns image, mask and subject."""
-    cut: int
-    """Slices with a lesion."""
-    without_lesion: list[str]
-    """Scans whose lesions lie in other slices."""
-    left_out: dict[str, str]
-    """{scan: why it is of no use}."""
+    table: Path  # cases.csv with the columns image, mask and subject
+    cut: int  # slices with a lesion
+    without_lesion: list[str]  # scans whose lesions lie in other slices
+    left_out: dict[str, str]  # {scan: why it is of no use}
 
 
-def find_atlas(root: Path) -> AtlasFiles:
+def find_atlas(root: Path, files: Sequence[Path] | None = None) -> AtlasFiles:
     """Find the volumes and their masks in a folder, by their names alone; none of them is opened."""
-    masks: dict[tuple[Path, str], list[Path]] = {}
-    for mask in _below_anat(root, "_mask"):
-        masks.setdefault((mask.parent, _entities(mask)), []).append(mask)
-    volumes: list[Case] = []
-    for volume in _below_anat(root, "_T1w"):
-        name = _entities(volume)
-        subject, _, session = name.partition("_")
-        case = Case(volume, None, subject, name, session=session or None)
-        volumes.append(case.with_masks(masks.pop((volume.parent, name), [])))
-    cases = [case for case in volumes if case.masks]
-    without_mask = [case for case in volumes if not case.masks]
-    return AtlasFiles(cases, without_mask, sorted(mask for left in masks.values() for mask in left))
+    files = sorted(root.rglob("sub-*.nii*")) if files is None else files
+    found, strays = match_t1w(root, files, r"_mask\.nii")
+    cases = [replace(case, name="_".join(filter(None, (case.subject, case.session)))) for case in found]
+    return AtlasFiles([case for case in cases if case.masks], [case for case in cases if not case.masks], strays)
 
 
 def find_layout(folder: Path, files: Sequence[Path]) -> DataSet | None:
     """`find_atlas`, where masks have the names that only this data set gives them."""
     if not any("_desc-t1lesion" in path.name.lower() for path in files):
         return None
-    found = find_atlas(folder)
-    if not found.cases:
+    cases, without_mask, without_image = find_atlas(folder, files)
+    if not cases:
         return None
-    missing = [
-        f"{shown(case.image, folder)}: no lesion mask (the data set keeps those of its test part back)"
-        for case in found.without_mask
-    ]
-    missing += [f"{shown(mask, folder)}: no T1w volume beside it" for mask in found.without_image]
-    return DataSet(sorted([*found.cases, *found.without_mask], key=lambda case: case.image.parts), missing)
+    kept_back = "no lesion mask (the data set keeps those of its test part back)"
+    missing = [f"{shown(case.image, folder)}: {kept_back}" for case in without_mask]
+    missing += [f"{shown(mask, folder)}: no T1w volume beside it" for mask in without_image]
+    return DataSet(sorted([*cases, *without_mask], key=lambda case: case.image.parts), missing)
 
 
 def check_headers(case: Case, grid: Grid = MNI_2009A) -> None:
-    """Read the headers of a volume and its masks.
-
-    Raises:
-        ThoradError: unreadable, or not on the grid.
-    """
+    """Read the headers of a volume and its masks; a ThoradError where one is unreadable, or not on the grid."""
     for path in case.files:
         _on_grid(path, grid)
 
@@ -106,16 +83,10 @@ def cut_slices(
     grid: Grid = MNI_2009A,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Slices:
-    """Cut each scan's axial slice: out/images/*.png (16 bit), out/masks/*.png, and last out/cases.csv.
+    """Cut the axial slice of cases with masks: out/images/*.png (16 bit), out/masks/*.png, and last out/cases.csv.
 
     Pictures are (y, x): anterior up, x ascending to the right, as everywhere in this project. Slices without a lesion
-    are counted, not written: the paper evaluates slices with lesions.
-
-    Args:
-        cases: of `find_atlas`, each with a mask.
-        out: the folder.
-        grid: that the volumes must have.
-        on_progress: called with (scans done, scans in all).
+    are counted, not written: the paper evaluates slices with lesions. `on_progress` is called with (done, in all).
 
     Raises:
         ThoradError: no slice with a lesion, two scans of one name, `out` can't be written. A single scan that is of no
@@ -156,16 +127,6 @@ def _cut_slice(case: Case, out: Path, grid: Grid) -> dict[str, str] | None:
     write_png16(out / image, _scaled(_slice(case.image, grid), case.image))
     write_png8(out / mask, lesion.astype(np.float32))
     return {"image": image, "mask": mask, "subject": case.subject}
-
-
-def _below_anat(root: Path, ending: str) -> list[Path]:
-    paths = [path for suffix in (".nii.gz", ".nii") for path in root.rglob(f"sub-*{ending}{suffix}")]
-    return sorted(path for path in paths if path.parent.name == "anat" and path.is_file())
-
-
-def _entities(path: Path) -> str:
-    """`sub-XXXX_ses-Y` of a file's name, `sub-XXXX` of one without a session."""
-    return "_".join(part for part in path.name.split("_") if part.startswith(("sub-", "ses-")))
 
 
 def _on_grid(path: Path, grid: Grid) -> Any:

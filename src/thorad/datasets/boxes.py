@@ -16,23 +16,13 @@ if TYPE_CHECKING:
     from thorad.io.preprocess import Placement
 
 GRAZPEDWRI_CLASSES = (
-    "boneanomaly",
-    "bonelesion",
-    "foreignbody",
-    "fracture",
-    "metal",
-    "periostealreaction",
-    "pronatorsign",
-    "softtissue",
-    "text",
+    *("boneanomaly", "bonelesion", "foreignbody", "fracture", "metal"),
+    *("periostealreaction", "pronatorsign", "softtissue", "text"),
 )
 """What the numbers 0 to 8 stand for in the YOLO files of GRAZPEDWRI-DX (Nagy et al., Scientific Data 2022)."""
 
-LARGEST_ANNOTATION = 2**20
-"""bytes; thousands of boxes."""
-
-BEYOND = 1.0
-"""px that a box may reach beyond the image, and is cut to it: rounding, and VOC files that count pixels from 1."""
+LARGEST_ANNOTATION = 2**20  # bytes; thousands of boxes
+BEYOND = 1.0  # px that a box may reach beyond the image, and is cut to it: rounding, and VOC that counts pixels from 1
 
 
 @dataclass(frozen=True)
@@ -76,16 +66,10 @@ def read_boxes(
 
 def boxes_to_model_grid(boxes: Sequence[Box], placement: "Placement") -> list[Box]:
     """Move boxes as `to_model_input` moves pixels: into the square, then to the model's grid; px there, not rounded."""
-    zoom = placement.size / placement.side
+    zoom, x, y = placement.size / placement.side, placement.left, placement.top
     return [
-        Box(
-            label=box.label,
-            left=(box.left + placement.left) * zoom,
-            top=(box.top + placement.top) * zoom,
-            right=(box.right + placement.left) * zoom,
-            bottom=(box.bottom + placement.top) * zoom,
-        )
-        for box in boxes
+        Box(b.label, (b.left + x) * zoom, (b.top + y) * zoom, (b.right + x) * zoom, (b.bottom + y) * zoom)
+        for b in boxes
     ]
 
 

@@ -6,6 +6,7 @@ IXI: brain-development.org. BIDS: Gorgolewski et al., Scientific Data 2016. BraT
 import re
 import tarfile
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePath
 from typing import Final
 
@@ -74,27 +75,40 @@ NO_IMAGES: Final = {"derivatives", "sourcedata", "code"}
 """Folders of BIDS that may hold copies of the images; lesion masks are looked for in them, too."""
 
 
-def find_bids(folder: Path, files: Sequence[Path]) -> DataSet | None:
-    """The T1w volumes of sub-*/[ses-*/]anat/, with lesion masks beside them or in derivatives/."""
+def match_t1w(
+    folder: Path, files: Sequence[Path], mask: str, ignored: AbstractSet[str] = frozenset()
+) -> tuple[list[Case], list[Path]]:
+    """T1w volumes in anat/ with the masks of the same visit, run and acquisition, and masks without a volume.
+
+    Args:
+        folder: that of the data set.
+        files: all below it.
+        mask: a regular expression, found in the names of masks.
+        ignored: folders that may hold copies of the volumes.
+    """
     named = [(path, name) for path in files if (name := BIDS_NAME.fullmatch(path.name)) and path.parent.name == "anat"]
-    t1 = [(path, name) for path, name in named if name["suffix"].lower() == "t1w"]
-    t1 = [(path, name) for path, name in t1 if not NO_IMAGES & set(path.relative_to(folder).parts)]
-    if not t1:
-        return None
     masks: dict[tuple[str, str | None], list[tuple[Path, re.Match[str]]]] = {}
     for path, name in named:
-        if name["suffix"].lower() != "t1w" and re.search(r"lesion|_label-L_", path.name, re.IGNORECASE):
+        if name["suffix"].lower() != "t1w" and re.search(mask, path.name, re.IGNORECASE):
             masks.setdefault((name["subject"], name["session"]), []).append((path, name))
     cases: list[Case] = []
-    for path, name in t1:
-        of_visit = masks.get((name["subject"], name["session"]), [])
-        its_masks = [mask for mask, other in of_visit if _agree(name["entities"], other["entities"])]
-        case_name = re.sub(r"_T1w$", "", stem_of(path), flags=re.IGNORECASE)
-        cases.append(Case(path, None, name["subject"], case_name, session=name["session"]).with_masks(its_masks))
+    for path, name in named:
+        if name["suffix"].lower() == "t1w" and not ignored & set(path.relative_to(folder).parts):
+            of_visit = masks.get((name["subject"], name["session"]), [])
+            its_masks = [mask for mask, other in of_visit if _agree(name["entities"], other["entities"])]
+            case_name = re.sub(r"_T1w$", "", stem_of(path), flags=re.IGNORECASE)
+            cases.append(Case(path, None, name["subject"], case_name, session=name["session"]).with_masks(its_masks))
+    taken = {mask for case in cases for mask in case.masks}
+    return cases, sorted(mask for of_visit in masks.values() for mask, _ in of_visit if mask not in taken)
+
+
+def find_bids(folder: Path, files: Sequence[Path]) -> DataSet | None:
+    """The T1w volumes of sub-*/[ses-*/]anat/, with lesion masks beside them or in derivatives/."""
+    cases, strays = match_t1w(folder, files, r"lesion|_label-L_", NO_IMAGES)
+    if not cases:
+        return None
     subjects = {part for path in files for part in path.relative_to(folder).parts[:-1] if part.startswith("sub-")}
     subjects |= {path.name for path in folder.glob("sub-*") if path.is_dir()} | _participants(folder)
-    taken = {mask for case in cases for mask in case.masks}
-    strays = [mask for of_visit in masks.values() for mask, _ in of_visit if mask not in taken]
     missing = without_t1(subjects, cases) + without_mask(cases, folder)
     misplaced = [case.image for case in cases if case.subject not in case.image.parts]
     return DataSet(

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from thorad.errors import ThoradError
 from thorad.io.images import case_names
@@ -20,34 +20,24 @@ class Case:
     """One image, a picture or a volume, and the files that hold the truth about it. None of them has been read."""
 
     image: Path
-
     mask: Path | None
     """Of lesions; None: a healthy image, or one whose findings are marked by boxes or not at all."""
-
     subject: str
     """Images of one subject are not independent: intervals are over subjects, and splits never share one."""
-
     name: str
     """Case id; of a table, the same that `thorad detect` gives the image when it reads that table."""
-
     volume: str | None = None
     """The volume that this slice is part of; None: it is a volume of its own."""
-
     slice_number: int | None = None
     """Its place in the volume; None: that of its row."""
-
     boxes: Path | None = None
     """Boxes around findings, in one of the forms that `boxes.read_boxes` reads."""
-
     elsewhere: Path | None = None
     """A mask of where a detection counts as a false one; None: everywhere outside the boxes."""
-
     other_masks: tuple[Path, ...] = ()
     """Where each lesion has a mask of its own: those beside `mask`. A voxel is in a lesion if it is in any of them."""
-
     session: str | None = None
     """Which of the subject's visits."""
-
     archive: Path | None = None
     """The tar that the image lies in, not unpacked; `image` is then the archive's path and the member's name."""
 
@@ -95,71 +85,59 @@ def read_cases(table: Path, *, truth: Truth = "mask") -> list[Case]:
     """
     rows = read_table(table, ["image", truth])
     images = files_in_column(table, rows, "image")
-    given = {column: _files_where_given(table, rows, column) for column in _COLUMNS_OF[truth]}
+    columns = ("mask",) if truth == "mask" else ("boxes", "elsewhere")
+    for column in columns:
+        files_in_column(table, [(line, row) for line, row in rows if row.get(column)], column)
     advice = "with all its lesions in one mask" if truth == "mask" else "with all its boxes in one file"
     refuse_images_named_twice(table, rows, images, f"Keep one row for each image, {advice}.")
-    names = case_names(images, [table.parent] * len(images))
-    return [
-        Case(
-            image=image,
-            mask=given["mask"].get(line) if truth == "mask" else None,
-            subject=row.get("subject") or subject_of(image),
-            name=name,
-            volume=row.get("volume") or None,
-            slice_number=_slice_number(table, line, row.get("slice", "")),
-            boxes=given["boxes"].get(line) if truth == "boxes" else None,
-            elsewhere=given["elsewhere"].get(line) if truth == "boxes" else None,
-        )
-        for (line, row), image, name in zip(rows, images, names, strict=True)
-    ]
-
-
-_COLUMNS_OF: Final[dict[Truth, tuple[str, ...]]] = {"mask": ("mask",), "boxes": ("boxes", "elsewhere")}
-
-
-def _files_where_given(table: Path, rows: Sequence[Row], column: str) -> dict[int, Path]:
-    """{line: file} of the rows in which the column is there and not empty."""
-    given = [(line, row) for line, row in rows if row.get(column)]
-    return dict(zip((line for line, _ in given), files_in_column(table, given, column), strict=True))
+    return _cases(table, rows, (*columns, "slice"))
 
 
 def cases_on_disk(table: Path) -> tuple[list[Case], list[str]]:
-    """The cases of a table whose images are there: `read_cases` for tables that may be wrong.
-
-    Only the column `image` must be there; `mask`, `boxes` and `subject` may.
-
-    Returns:
-        (cases whose image is there, what is missing).
+    """The cases of a table whose images are there, and what is missing: `read_cases` for tables that may be wrong.
 
     Raises:
-        ThoradError: the table can't be read, or has no column image.
+        ThoradError: the table can't be read, or has no column image; it needs no other.
     """
     missing: list[str] = []
+    rows = read_table(table, ["image"])
+    for line, row in rows:
+        for column in ("image", "mask", "boxes"):
+            cell = row.get(column)
+            # Path.is_file raises for names that are too long or hold a NUL; such a file is just not there.
+            if cell and not os.path.isfile(table.parent / cell):  # noqa: PTH113
+                missing.append(f"{table.name}, line {line}: {cell} is not there")
+                row[column] = ""
+            elif column == "image" and not cell:
+                missing.append(f"{table.name}, line {line}: no image is named")
+    return _cases(table, [(line, row) for line, row in rows if row["image"]], ("mask", "boxes")), missing
 
-    def there(line: int, cell: str) -> Path | None:
-        path = table.parent / cell
-        # Path.is_file raises for names that are too long or hold a NUL; such a file is just not there.
-        if cell and os.path.isfile(path):  # noqa: PTH113
-            return path
-        if cell:
-            missing.append(f"{table.name}, line {line}: {cell} is not there")
-        return None
 
+def _cases(table: Path, rows: Sequence[Row], columns: Sequence[str]) -> list[Case]:
+    """What the rows say, in these columns and in those about the subject and the volume."""
+    images = [table.parent / row["image"] for _, row in rows]
+    names = case_names(images, [table.parent] * len(images))
     cases: list[Case] = []
-    for line, row in read_table(table, ["image"]):
-        image, mask, boxes = (there(line, row.get(column, "")) for column in ("image", "mask", "boxes"))
-        if not row["image"]:
-            missing.append(f"{table.name}, line {line}: no image is named")
-        if image is not None:
-            cases.append(Case(image, mask, row.get("subject") or subject_of(image), "", boxes=boxes))
-    names = case_names([case.image for case in cases], [table.parent] * len(cases))
-    return [replace(case, name=name) for case, name in zip(cases, names, strict=True)], missing
-
-
-def _slice_number(table: Path, line: int, cell: str) -> int | None:
-    try:
-        return int(cell) if cell else None
-    except ValueError as error:
-        raise ThoradError(
-            f"{table}, line {line}: the slice is {cell!r}, expected a whole number. It orders the slices of a volume."
-        ) from error
+    for (line, row), image, name in zip(rows, images, names, strict=True):
+        files = {column: table.parent / row[column] if row.get(column) else None for column in columns}
+        number = row.get("slice", "") if "slice" in columns else ""
+        try:
+            slice_number = int(number) if number else None
+        except ValueError as error:
+            raise ThoradError(
+                f"{table}, line {line}: the slice is {number!r}, expected a whole number. It orders the slices of a "
+                "volume."
+            ) from error
+        cases.append(
+            Case(
+                image=image,
+                mask=files.get("mask"),
+                subject=row.get("subject") or subject_of(image),
+                name=name,
+                volume=row.get("volume") or None,
+                slice_number=slice_number,
+                boxes=files.get("boxes"),
+                elsewhere=files.get("elsewhere"),
+            )
+        )
+    return cases

@@ -31,26 +31,18 @@ class Report:
     """What a folder holds, and what is wrong with it: one entry for each thing found."""
 
     folder: str
-    kind: str
-    """A name in `DATASETS`."""
+    kind: str  # a name in `DATASETS`
     subjects: int
-    sessions: int
-    """Visits of subjects; a subject without named ones has one."""
+    sessions: int  # visits of subjects; a subject without named ones has one
     images: int
     with_mask: int
-    with_boxes: int
-    """Images that have a file of boxes, which may be empty."""
-    parts: dict[str, int]
-    """{train, val or test: its images}, of the splits that the folder holds."""
+    with_boxes: int  # images that have a file of boxes, which may be empty
+    parts: dict[str, int]  # {train, val or test: its images}, of the splits that the folder holds
     missing: list[str]
-    unusable: list[str]
-    """Empty, damaged or cut short; masks on another grid than their image."""
-    duplicates: list[str]
-    """Images of the same content, or of one name."""
-    leaks: list[str]
-    """Subjects and images that appear in two parts of a split."""
-    odd: list[str]
-    """What fits nowhere in the layout."""
+    unusable: list[str]  # empty, damaged or cut short; masks on another grid than their image
+    duplicates: list[str]  # images of the same content, or of one name
+    leaks: list[str]  # subjects and images that appear in two parts of a split
+    odd: list[str]  # what fits nowhere in the layout
 
     @property
     def counts(self) -> dict[str, int]:

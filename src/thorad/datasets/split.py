@@ -27,19 +27,13 @@ from thorad.io.tables import listing, table_content
 class Split:
     """What was written."""
 
-    tables: dict[str, Path]
-    """{train, val or test: its table}."""
+    tables: dict[str, Path]  # {train, val or test: its table}
     parts: dict[str, list[Case]]
-    left_out: list[Case]
-    """Of a data set of patients, those without a mask: an empty cell would call them healthy."""
+    left_out: list[Case]  # patients without a mask: an empty cell would call them healthy
 
 
 def parse_fractions(text: str) -> tuple[float, float, float]:
-    """Read `0.8,0.1,0.1`.
-
-    Raises:
-        ThoradError: not three numbers.
-    """
+    """Read `0.8,0.1,0.1`; a ThoradError where it isn't three numbers."""
     try:
         train, val, test = map(float, text.split(","))
     except ValueError as error:
@@ -53,11 +47,11 @@ def split_data_set(cases: Sequence[Case], fractions: tuple[float, float, float],
     Args:
         cases: of any order; it changes nothing.
         fractions: of the subjects, for train, val and test; each at least 0, together 1.
-        seed: decides on the order of subjects.
+        seed: random seed for the order of subjects.
 
     Returns:
-        {part: its cases, in the order given}, without parts of fraction 0. Counts of subjects are exact but for
-        rounding, which happens once for the subjects with findings and once for those without.
+        {part: its cases, in the order given}, without parts of fraction 0. Counts are rounded once for the subjects
+        with findings and once for those without.
 
     Raises:
         ThoradError: fractions that are none, or a part that would be empty.
@@ -91,15 +85,9 @@ def write_split(data_set: DataSet, out: Path, fractions: tuple[float, float, flo
     subject; paths are relative to the tables' folder. GRAZPEDWRI-DX gets image and subject only: its annotations hold
     the letters in the image, too, and `wrist.write_wrist_cases` makes tables of findings.
 
-    Args:
-        data_set: of `find_data_set`.
-        out: the folder; tables of the same split may be there.
-        fractions: as `split_data_set` takes them.
-        seed: the same.
-
     Raises:
-        ThoradError: as `split_data_set`; images in an archive, without a subject of their own (the same content under
-            two subjects), with several masks; another split in `out`; the disk.
+        ThoradError: as `split_data_set`; images in an archive, the same content under two subjects, several masks of an
+            image; another split in `out`; the disk.
     """
     only_labelled = DATASETS[data_set.kind].patients_only and any(case.masks for case in data_set.cases)
     left_out = [case for case in data_set.cases if only_labelled and not case.masks]

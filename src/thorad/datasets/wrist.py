@@ -39,33 +39,23 @@ EXPECTED: Final = (
     "folder_structure/pascalvoc/*.xml or folder_structure/yolov5/labels/*.txt"
 )
 
-LARGEST_TABLE: Final = 2**28
-"""bytes, unpacked; the data set's own table has 2 MB."""
-
+LARGEST_TABLE: Final = 2**28  # bytes, unpacked; the data set's own table has 2 MB
 NAME: Final = re.compile(r"(\d{4})_\d{10}_\d{2}_WRI-[LR]\d_[FMO]\d{3}", re.IGNORECASE)
 """patient_time_study_side_sex-and-age."""
 
-MARKER: Final = "text"
-"""The label of the letters that mark the side: no finding."""
-
-POSTEROANTERIOR: Final = 1
-
-TEST_TENTHS: Final = 1
-"""How many of ten healthy patients are for the test."""
+MARKER: Final = "text"  # the label of the letters that mark the side: no finding
+POSTEROANTERIOR: Final = 1  # projection
+TEST_TENTHS: Final = 1  # of ten healthy patients
 
 
 @dataclass(frozen=True)
 class WristImage:
     """One row of the data set's own table, as far as thorad uses it."""
 
-    name: str
-    """The image's file name without its suffix (column filestem)."""
-    subject: str
-    """Patient (column patient_id), of up to 30 images."""
-    study: int
-    """Which of the patient's examinations (column study_number), from 1."""
-    projection: int
-    """1 posteroanterior, 2 lateral, 3 oblique."""
+    name: str  # the image's file name without its suffix (column filestem)
+    subject: str  # patient (column patient_id), of up to 30 images
+    study: int  # which of the patient's examinations (column study_number), from 1
+    projection: int  # 1 posteroanterior, 2 lateral, 3 oblique
     fracture_visible: bool
     metal: bool
 
@@ -74,14 +64,11 @@ class WristImage:
 class WristFiles:
     """The data set's files, matched by their stems."""
 
-    rows: dict[str, WristImage]
-    """{stem: row} of the whole table."""
-    with_both: dict[str, tuple[WristImage, Path, Path]]
-    """{stem: (row, image, annotation)} of the images of all projections."""
+    rows: dict[str, WristImage]  # {stem: row} of the whole table
+    with_both: dict[str, tuple[WristImage, Path, Path]]  # {stem: (row, image, annotation)}, of all projections
     rows_without_image: list[str]
     images_without_row: list[Path]
-    without_annotation: list[str]
-    """Rows with an image. Whether they are healthy can't be known."""
+    without_annotation: list[str]  # rows with an image; whether they are healthy can't be known
 
 
 @dataclass(frozen=True)
@@ -91,12 +78,9 @@ class WristCases:
     diseased: list[Case]
     healthy_test: list[Case]
     healthy_training: list[Case]
-    findings: dict[str, list[Box]]
-    """{name: the boxes of a diseased image but for the letters}; px of its own grid."""
-    unclear: list[str]
-    """Without boxes, but of patients with boxes, a fracture or metal in other images or rows."""
-    left_out: dict[str, str]
-    """{stem: why it can't be read}."""
+    findings: dict[str, list[Box]]  # {name: the boxes of a diseased image but for the letters}; px of its own grid
+    unclear: list[str]  # without boxes, but of patients with boxes, a fracture or metal in other images or rows
+    left_out: dict[str, str]  # {stem: why it can't be read}
 
 
 def dataset_table(root: Path) -> Path | None:
@@ -127,16 +111,8 @@ def read_dataset_table(path: Path) -> list[WristImage]:
                 raise ThoradError(f"{path}, line {line}: {column} is {row[column]!r}; expected {expected}. Correct it.")
         if not (study.isascii() and study.isdigit()):
             raise ThoradError(f"{path}, line {line}: study_number is {study!r}; expected a whole number. Correct it.")
-        images.append(
-            WristImage(
-                name=name,
-                subject=row["patient_id"],
-                study=int(study),
-                projection=int(row["projection"]),
-                fracture_visible=row["fracture_visible"] == "1",
-                metal=row["metal"] == "1",
-            )
-        )
+        fracture, metal = row["fracture_visible"] == "1", row["metal"] == "1"
+        images.append(WristImage(name, row["patient_id"], int(study), int(row["projection"]), fracture, metal))
     return images
 
 
@@ -173,19 +149,14 @@ def _read_packed_table(path: Path, columns: Sequence[str]) -> list[Row]:
     if path.suffix.lower() != ".gz":
         return read_table(path, columns)
     try:
-        with gzip.open(path) as file:
-            content = file.read(LARGEST_TABLE + 1)
+        with gzip.open(path) as file, tempfile.TemporaryDirectory() as folder:
+            unpacked = Path(folder) / "dataset.csv"
+            unpacked.write_bytes(file.read(LARGEST_TABLE))
+            return read_table(unpacked, columns)
     except (OSError, EOFError, zlib.error) as error:
         raise ThoradError(f"{path}: can't be unpacked ({error}). Copy it again from where it came from.") from error
-    if len(content) > LARGEST_TABLE:
-        raise ThoradError(f"{path}: more than {LARGEST_TABLE >> 20} MiB unpacked. Check that it is the right file.")
-    with tempfile.TemporaryDirectory() as folder:
-        unpacked = Path(folder) / "dataset.csv"
-        unpacked.write_bytes(content)
-        try:
-            return read_table(unpacked, columns)
-        except ThoradError as error:
-            raise ThoradError(str(error).replace(str(unpacked), str(path))) from error
+    except ThoradError as error:
+        raise ThoradError(f"{path}: {str(error).partition('dataset.csv')[2].lstrip(', :')}") from error
 
 
 LAYOUT: Final = Layout(
@@ -224,12 +195,7 @@ def find_wrist_files(root: Path) -> WristFiles:
 
 
 def sort_wrist_images(files: WristFiles, on_progress: Callable[[int, int], None] | None = None) -> WristCases:
-    """Read the annotations of the posteroanterior images and say which image is what; see the module's docstring.
-
-    Args:
-        files: of `find_wrist_files`.
-        on_progress: called with (images done, images in all).
-    """
+    """Read the annotations of the posteroanterior images and say which image is what; see the module's docstring."""
     chosen = {name: files_of for name, files_of in files.with_both.items() if files_of[0].projection == POSTEROANTERIOR}
     findings: dict[str, list[Box]] = {}
     cases: list[Case] = []
@@ -282,13 +248,12 @@ def write_wrist_cases(cases: WristCases, out: Path) -> Path:
         )
     rows: list[dict[str, str]] = []
     for case in [*cases.diseased, *cases.healthy_test]:
-        findings = cases.findings.get(case.name, [])
-        boxes = f"boxes/{case.name}.xml" if findings else ""
+        row = {"image": str(case.image.resolve()), "subject": case.subject, "kind": "healthy"}
+        findings = cases.findings.get(case.name)
         if findings:
-            write_atomic(out / boxes, voc_xml(findings, *shape_of(case.image)))
-        kind = ";".join(sorted({box.label for box in findings})) or "healthy"
-        row = {"image": str(case.image.resolve()), "boxes": boxes, "elsewhere": ""}
-        rows.append(row | {"subject": case.subject, "kind": kind})
+            row |= {"boxes": f"boxes/{case.name}.xml", "kind": ";".join(sorted({box.label for box in findings}))}
+            write_atomic(out / row["boxes"], voc_xml(findings, *shape_of(case.image)))
+        rows.append(row)
     training = [{"image": str(case.image.resolve()), "subject": case.subject} for case in cases.healthy_training]
     write_table(out / "train.csv", ["image", "subject"], training)
     write_table(out / "cases.csv", ["image", "boxes", "elsewhere", "subject", "kind"], rows)
