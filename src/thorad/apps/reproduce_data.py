@@ -9,7 +9,6 @@ from typing import Final, Literal
 
 from thorad.datasets import atlas, wrist
 from thorad.datasets.cases import Case, Truth, read_cases
-from thorad.datasets.grazpedwri import dataset_table
 from thorad.errors import ThoradError
 from thorad.io.scans import find_scans, picture_files
 from thorad.io.tables import listing
@@ -160,7 +159,7 @@ def _load_atlas(data: Path, out: Path, on_progress: Progress | None) -> PaperDat
 
 def _sort_wrists(data: Path, on_progress: Progress | None) -> tuple[wrist.WristCases, list[str]]:
     """The images of GRAZPEDWRI-DX by what they are for, and what was found."""
-    if dataset_table(data) is None:
+    if wrist.dataset_table(data) is None:
         raise ThoradError(
             f"{data}: no cases.csv and no dataset.csv; at the top {_contents(data)}. Expected a prepared bench "
             f"({PREPARED_WRIST}), or GRAZPEDWRI-DX as published, unpacked ({wrist.EXPECTED})."
