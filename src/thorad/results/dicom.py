@@ -100,14 +100,13 @@ def write_segmentation(path: Path, mask: NDArray[np.bool_], series: Series, deri
 
 def _segment_description(derived: "_DerivedSeries") -> Any:
     from pydicom.sr.codedict import codes
-    from pydicom.sr.coding import Code
 
-    highdicom, derivation = import_highdicom(), derived.derivation
+    highdicom, coded, derivation = import_highdicom(), import_highdicom().sr.CodedConcept, derived.derivation
     return highdicom.seg.SegmentDescription(
         segment_number=1,
         segment_label="Anomaly",
-        segmented_property_category=Code("49755003", "SCT", "Morphologically Altered Structure"),
-        segmented_property_type=Code("52988006", "SCT", "Lesion"),
+        segmented_property_category=coded("49755003", "SCT", "Morphologically Altered Structure"),
+        segmented_property_type=coded("52988006", "SCT", "Lesion"),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
             name=derivation.algorithm[:64], family=codes.DCM.ArtificialIntelligence, version=derivation.version[:64]
@@ -146,15 +145,14 @@ def write_parametric_map(
         values, datasets = np.ascontiguousarray(values[covered]), [datasets[index] for index in covered]
     highest = float(max(values.max(), np.finfo(np.float32).tiny))
     derived = _DerivedSeries(sources, "PM", derivation, [values.tobytes()])
+    window = highdicom.VOILUTTransformation(highest / 2, highest, voi_lut_function="LINEAR_EXACT")
     with _writing(series):
         dataset = highdicom.pm.ParametricMap(
             source_images=datasets,
             pixel_array=values,
             contains_recognizable_visual_features=False,
-            real_world_value_mappings=[_map_units(highest)],
-            voi_lut_transformations=[
-                highdicom.VOILUTTransformation(highest / 2, highest, voi_lut_function="LINEAR_EXACT")
-            ],
+            real_world_value_mappings=[_own_units(highest)],
+            voi_lut_transformations=[window],
             content_label="ANOMALY_MAP",
             content_description=derivation.description[:64],
             **derived.arguments("instance"),
@@ -163,19 +161,17 @@ def write_parametric_map(
         derived.save(path, dataset)
 
 
-def _map_units(highest: float) -> Any:
+def _own_units(highest: float) -> Any:
     """That stored numbers are the map's own, from 0 to `highest`."""
-    from pydicom.sr.codedict import codes
-    from pydicom.sr.coding import Code
-
-    return import_highdicom().pm.RealWorldValueMapping(
+    highdicom = import_highdicom()
+    return highdicom.pm.RealWorldValueMapping(
         lut_label="anomaly",
         lut_explanation="Anomaly map of thorad",
-        unit=codes.UCUM.NoUnits,
+        unit=highdicom.sr.CodedConcept("1", "UCUM", "no units"),
         value_range=(0.0, highest),
         slope=1,
         intercept=0,
-        quantity_definition=Code("anomaly", "99THORAD", "Anomaly map"),
+        quantity_definition=highdicom.sr.CodedConcept("anomaly", "99THORAD", "Anomaly map"),
     )
 
 
@@ -242,31 +238,22 @@ class _Sources:
         self.series = series
         self.places: Sequence[tuple[Path, int]] = slice_order(series) if series.is_volume else [(series.files[0], 0)]
         """Of each k, its file and the frame in it."""
-        self._headers = {
-            path: read_dataset(path, pixels=False) for path in dict.fromkeys(file for file, _ in self.places)
-        }
-        for path, dataset in self._headers.items():
+        files = dict.fromkeys(file for file, _ in self.places)
+        self.headers = {file: read_dataset(file, pixels=False) for file in files}
+        for path, dataset in self.headers.items():
             with reading(path):
                 _complete(dataset, path, needs_frame_of_reference=series.is_volume)
-
-    @property
-    def datasets(self) -> list[Any]:
+        self.datasets = list(self.headers.values())
         """One for each file, in the order of the slices."""
-        return list(self._headers.values())
-
-    def of_slice(self, index: int) -> tuple[Any, int]:
-        """The data set and the frame in it."""
-        path, frame = self.places[index]
-        return self._headers[path], frame
+        self.shape = rows_and_columns(self.datasets[0], self.places[0][0])
 
     def in_stored_order(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """(n, rows, columns): as the files are ordered here and frames in a file, from (I, J, K) or (H, W)."""
         frames = as_frames(voxels) if self.series.is_volume else voxels[None]
-        path = self.places[0][0]
-        expected = (len(self.places), *rows_and_columns(self._headers[path], path))
+        expected = (len(self.places), *self.shape)
         if frames.shape != expected:
             raise ValueError(f"frames of {frames.shape} for a source of {expected}")
-        order = np.argsort([frame for _, frame in self.places]) if len(self._headers) == 1 else np.arange(len(frames))
+        order = np.argsort([frame for _, frame in self.places]) if len(self.datasets) == 1 else np.arange(len(frames))
         return np.ascontiguousarray(frames[order])
 
 
@@ -337,30 +324,36 @@ _IMAGE: Final = (
 )
 """What a picture shares with the one that it lies over."""
 
+_PLACE: Final = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
+}
+"""What says where a picture lies, and the group that holds it in a file of many frames."""
+
 
 def _complete(dataset: Any, path: Path, *, needs_frame_of_reference: bool) -> None:
     """Add the elements that DICOM allows to be empty; blank those whose values it doesn't allow."""
     from pydicom.valuerep import DA, TM
 
-    needed = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"]
-    for keyword in [*needed, "FrameOfReferenceUID"] if needs_frame_of_reference else needed:
-        if not text_of(dataset, keyword):
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID"):
+        if not text_of(dataset, keyword) and (keyword != "FrameOfReferenceUID" or needs_frame_of_reference):
             raise ThoradError(
                 f"{path}: no {keyword}, by which a result in DICOM would refer to it. Export the series again, with "
                 "all its tags, or leave the DICOM results out."
             )
-    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
-        if keyword not in dataset:
-            setattr(dataset, keyword, "")
     for keyword, read in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
         try:
             read(text_of(dataset, keyword))
         except ValueError:
             setattr(dataset, keyword, "")
-        if keyword not in dataset:
-            setattr(dataset, keyword, "")
     if text_of(dataset, "PatientSex") not in ("M", "F", "O"):
         dataset.PatientSex = ""
+    optional = ("PatientID", "PatientName", "PatientBirthDate", "AccessionNumber", "StudyID", "StudyDate", "StudyTime")
+    for keyword in optional:
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
 
 
 def import_highdicom() -> Any:
@@ -409,12 +402,10 @@ def _copy_image_elements(dataset: Any, source: Any) -> None:
 def _secondary_capture(picture: NDArray[np.uint8], derived: _DerivedSeries, index: int) -> Any:
     """A Secondary Capture of one picture (rows, columns, 3), at the place of its slice."""
     sources = derived.sources
-    source, frame = sources.of_slice(index)
-    path, _ = sources.places[index]
-    if picture.shape != (*rows_and_columns(source, path), 3) or picture.dtype != np.uint8:
-        raise ValueError(
-            f"a picture of {picture.shape} {picture.dtype} for a slice of {rows_and_columns(source, path)}"
-        )
+    path, frame = sources.places[index]
+    source = sources.headers[path]
+    if picture.shape != (*sources.shape, 3) or picture.dtype != np.uint8:
+        raise ValueError(f"a picture of {picture.shape} {picture.dtype} for a slice of {sources.shape}")
     dataset = import_highdicom().sc.SCImage.from_ref_dataset(
         source,
         pixel_array=picture,
@@ -435,7 +426,9 @@ def _secondary_capture(picture: NDArray[np.uint8], derived: _DerivedSeries, inde
     dataset.BurnedInAnnotation = "NO"
     dataset.DerivationDescription = f"{derived.derivation.algorithm} over the source image. {RESEARCH}."
     if sources.series.is_volume or "ImagePositionPatient" in source:
-        _set(dataset, **_place_of(source, frame))
+        enhanced = "PerFrameFunctionalGroupsSequence" in source
+        for keyword, group in _PLACE.items():
+            setattr(dataset, keyword, (frame_group(source, frame, group) if enhanced else source).get(keyword))
     elif "PixelSpacing" in source:
         dataset.PixelSpacing = source.PixelSpacing
     _refer_to(dataset, source, frame if len(sources.places) > len(sources.datasets) else None)
@@ -446,30 +439,15 @@ def _refer_to(dataset: Any, source: Any, frame: int | None) -> None:
     """Name the instance, and the frame in it, that a picture was made from."""
     from pydicom.dataset import Dataset
 
-    reference = {"ReferencedSOPClassUID": source.SOPClassUID, "ReferencedSOPInstanceUID": source.SOPInstanceUID}
+    reference, in_series, derived_from = Dataset(), Dataset(), Dataset()
+    reference.ReferencedSOPClassUID = source.SOPClassUID
+    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
     if frame is not None:
-        reference["ReferencedFrameNumber"] = frame + 1
-    in_series = _set(Dataset(), ReferencedInstanceSequence=[_set(Dataset(), **reference)])
+        reference.ReferencedFrameNumber = frame + 1
     in_series.SeriesInstanceUID = source.SeriesInstanceUID
+    in_series.ReferencedInstanceSequence = [reference]
+    derived_from.update(reference)
     purpose = import_highdicom().sr.CodedConcept("121322", "DCM", "Source image for image processing operation")
+    derived_from.PurposeOfReferenceCodeSequence = [purpose]
     dataset.ReferencedSeriesSequence = [in_series]
-    dataset.SourceImageSequence = [_set(Dataset(), **reference, PurposeOfReferenceCodeSequence=[purpose])]
-
-
-def _set(dataset: Any, **elements: Any) -> Any:
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    return dataset
-
-
-def _place_of(source: Any, frame: int) -> dict[str, Any]:
-    """Where a frame lies, as stored."""
-    groups = {
-        "ImagePositionPatient": "PlanePositionSequence",
-        "ImageOrientationPatient": "PlaneOrientationSequence",
-        "PixelSpacing": "PixelMeasuresSequence",
-        "SliceThickness": "PixelMeasuresSequence",
-    }
-    enhanced = "PerFrameFunctionalGroupsSequence" in source
-    holders = {keyword: frame_group(source, frame, group) if enhanced else source for keyword, group in groups.items()}
-    return {keyword: holder.get(keyword) for keyword, holder in holders.items()}
+    dataset.SourceImageSequence = [derived_from]

@@ -15,11 +15,11 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from thorad.datasets.cases import Case as Labelled
-from thorad.datasets.cases import read_cases
+from thorad.datasets.cases import Case, read_cases
 from thorad.errors import ThoradError
 from thorad.io.images import read_mask
 from thorad.io.tables import listing
+from thorad.records import current_options
 from thorad.results.layout import MAP, MASK, OVERLAY, PSEUDO_HEALTHY, RUN, SCAN, STEPS, CaseRecord, read_case
 
 Bytes8 = NDArray[np.uint8]
@@ -79,9 +79,10 @@ class ResultFolder:
     def threshold(self) -> float | None:
         """Where the run's masks begin, in map units; None without."""
         options = self.run["options"]
-        given = options.get("threshold")
-        value = given if given is not None else (options.get("calibration") or {}).get("threshold")
-        return None if value is None else float(value)
+        threshold = options.get("threshold")
+        if threshold is None:
+            threshold = (options.get("calibration") or {}).get("threshold")
+        return None if threshold is None else float(threshold)
 
     @property
     def healthy_scores(self) -> tuple[float, ...]:
@@ -134,18 +135,13 @@ def slice_label(index: int | None) -> str:
 
 
 def method_title(options: Mapping[str, Any]) -> str:
-    """`thor (simplex)`: the method of a run or of an evaluation's result, with its noise where it draws any.
-
-    What earlier versions called the preset `published` of a method is a method of its own now.
-    """
-    method, noise = str(options.get("method")), options.get("noise")
-    if options.get("preset") == "published":
-        method = f"published-{method}"
-    return f"{method} ({noise})" if noise else method
+    """`thor (simplex)`: the method of a run or of an evaluation's result, with its noise where it draws any."""
+    method, noise = current_options(options).get("method"), options.get("noise")
+    return f"{method} ({noise})" if noise else str(method)
 
 
-def match_truth(folder: ResultFolder, table: Path) -> dict[str, Labelled]:
-    """Find the rows of an evaluation table that speak of a folder's cases.
+def match_truth(folder: ResultFolder, table: Path) -> dict[str, Case]:
+    """Find the rows of an evaluation table that are about a folder's cases.
 
     By the image's file, else by the case's name, else by the file's name where the table has it once: results may have
     come from another machine.
@@ -161,21 +157,21 @@ def match_truth(folder: ResultFolder, table: Path) -> dict[str, Labelled]:
     by_name = {row.name: row for row in rows}
     times = Counter(row.image.name for row in rows)
     by_file_name = {row.image.name: row for row in rows if times[row.image.name] == 1}
-    found = {}
+    matched = {}
     for case in folder.cases:
         source = Path(case.source)
         row = by_file.get(source.resolve()) or by_name.get(case.name) or by_file_name.get(source.name)
         if row is not None:
-            found[case.name] = row
-    if not found:
+            matched[case.name] = row
+    if not matched:
         raise ThoradError(
             f"{table}: none of its {len(rows)} images is a case of {folder.path}, whose cases are "
             f"{listing([case.name for case in folder.cases])}. Give the table of the images that were detected in."
         )
-    return found
+    return matched
 
 
-def truth_of(row: Labelled, shape: tuple[int, int]) -> NDArray[np.bool_]:
+def truth_of(row: Case, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """The lesions (H, W) of a row; nothing where it says that the image is healthy.
 
     Raises:
@@ -217,8 +213,8 @@ def _steps(path: Path) -> tuple[StepPicture, ...]:
     with np.load(path, allow_pickle=False) as kept:
         times, clean, maps = kept["timesteps"], kept["clean"], kept["maps"]
     return tuple(
-        StepPicture(int(time), picture, one.astype(np.float32) if np.isfinite(one).all() else None)
-        for time, picture, one in zip(times, clean, maps, strict=True)
+        StepPicture(int(time), picture, anomaly_map.astype(np.float32) if np.isfinite(anomaly_map).all() else None)
+        for time, picture, anomaly_map in zip(times, clean, maps, strict=True)
     )
 
 
