@@ -1,5 +1,6 @@
 """Reading result folders, and which row of a table speaks of which case."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 from result_folders import make_results
 from thorad.cli import app
-from thorad.results.reader import match_truth, read_folder, read_pictures
+from thorad.results.reader import match_truth, method_title, read_folder, read_pictures
 
 
 def test_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -56,6 +57,25 @@ def test_truth_is_found_by_file_and_by_its_name(tmp_path: Path, moved: bool) -> 
     rows = match_truth(read_folder(tmp_path / "results"), table)
     assert {name: row.image.name for name, row in rows.items()} == {f"case-00{n}": f"{n}.png" for n in range(3)}
     assert [row.mask is None for row in rows.values()] == [False, False, True]
+
+
+def test_folder_of_an_earlier_version_opens(tmp_path: Path) -> None:
+    """Its run.json speaks of a preset, its case.json has no sizes and no p-values."""
+    make_results(tmp_path / "results", 2, scans=False, calibrated=False, slices=2)
+    run = json.loads((tmp_path / "results" / "run.json").read_text())
+    run["options"]["preset"] = "published"
+    (tmp_path / "results" / "run.json").write_text(json.dumps(run))
+    for path in (tmp_path / "results" / "cases").glob("*/case.json"):
+        content = json.loads(path.read_text())
+        for key in ("p_value", "findings", "sizes"):
+            del content[key]
+        path.write_text(json.dumps(content))
+    folder = read_folder(tmp_path / "results")
+    assert method_title(folder.run["options"]) == "published-thor (simplex)"
+    for case in folder.cases:
+        assert (case.done, case.p_value, case.finding_count) == (True, None, None)
+        assert [picture.slice_index for picture in read_pictures(case)] == [90, 95]
+        assert [picture.label for picture in read_pictures(case)] == ["slice 90", "slice 95"]
 
 
 def test_verbs_write_what_they_name(tmp_path: Path) -> None:

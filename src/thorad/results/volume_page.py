@@ -151,19 +151,14 @@ def write_volume_page(
             + (f"Its volumes are {listing(names)}." if names else "It holds no volume; see `thorad report`.")
         )
     volumes, note = _read(record, scan)
-    write_atomic(out, _fitting_page(folder, record, volumes, note, largest))
-    return out
-
-
-def _fitting_page(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, note: str, largest: int) -> bytes:
-    """The page of the finest grid with which it fits."""
     factor = 1
     while True:
         grid = _Grid(volumes.anomaly_map.shape, volumes.affine, factor)
         if math.prod(grid.page_shape) <= MOST_VOXELS:
-            page = _page(folder, case, volumes, grid, note)
+            page = _page(folder, record, volumes, grid, note)
             if len(page) <= largest or min(grid.page_shape) < LEAST_SIDE:
-                return page
+                write_atomic(out, page)
+                return out
         factor += 1
 
 

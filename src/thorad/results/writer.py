@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -71,7 +70,7 @@ class ResultWriter:
         Raises:
             ThoradError: a damaged case.json.
         """
-        for name in sorted(self._names() if names is None else names):
+        for name in sorted((path.name for path in (self._out / "cases").glob("*")) if names is None else names):
             case = read_case(self.case_folder(name))
             if case is not None:
                 yield case
@@ -130,7 +129,6 @@ class ResultWriter:
         overlays = [overlay(each.image, each.anomaly_map, self._overlay_maximum) for each in result.slices]
         write_png8(folder / layout.OVERLAY, montage(overlays))
         _write_volumes(folder, result)
-        _write_registration(folder, result)
         messages = [*result.warnings, *self._write_dicom(folder / "dicom", series, result)]
         scores = [{"index": index, "score": float(each.score), "p_value": each.p_value} for index, each in slices]
         self._write_done(folder, result, messages, slices=scores)
@@ -298,27 +296,16 @@ class ResultWriter:
             raise ThoradError(f"{folder}: can't be written ({error.strerror}). Choose another --out.") from error
         return folder
 
-    def _names(self) -> list[str]:
-        try:
-            return os.listdir(self._out / "cases")  # noqa: PTH208 - names, not paths
-        except FileNotFoundError:
-            return []
-
 
 def _write_volumes(folder: Path, result: VolumeDetection) -> None:
-    """What was found on the volume's own grid."""
-    where, volume = result.where, result.volume
+    """What was found on the volume's own grid, and how that lies in the template."""
+    where, volume, registration = result.where, result.volume, result.registration
     write_nifti(folder / layout.VOLUME_MAP, result.anomaly_map, volume, f"thorad anomaly map; NaN outside {where}")
     healthy = f"thorad pseudo-healthy; NaN outside {where}"
     write_nifti(folder / layout.VOLUME_PSEUDO_HEALTHY, result.pseudo_healthy, volume, healthy)
     if result.mask is not None:
-        mask = result.mask.astype(np.uint8)
         about = f"thorad mask; 0 also where not looked: outside {where}"
-        write_nifti(folder / layout.VOLUME_MASK, mask, volume, about)
-
-
-def _write_registration(folder: Path, result: VolumeDetection) -> None:
-    registration = result.registration
+        write_nifti(folder / layout.VOLUME_MASK, result.mask.astype(np.uint8), volume, about)
     content = {
         "to_template": registration.to_template.tolist(),
         "overlap": registration.overlap,
