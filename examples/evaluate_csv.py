@@ -10,7 +10,7 @@ from pathlib import Path
 
 from thorad import Detector
 from thorad.datasets.cases import read_cases
-from thorad.evaluation.evaluate import evaluate, honest_floor_warning
+from thorad.evaluation.evaluate import baseline_warning, evaluate
 from thorad.evaluation.tables import table_of
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -22,4 +22,4 @@ arguments = parser.parse_args()
 detectors = [Detector(arguments.model, method=method) for method in ("thor", "zscore")]
 results = evaluate(read_cases(arguments.cases), [], detectors, arguments.out)
 print(table_of(results).markdown())
-print(honest_floor_warning(results) or "THOR is above the z-score here.")
+print(baseline_warning(results) or "THOR is above the z-score here.")

@@ -22,7 +22,7 @@ from test_implant_image_sets import hand, save
 from thorad import cli
 from thorad.cli import measure, render
 from thorad.evaluation import evaluate as evaluation
-from thorad.evaluation.protocols import DEFAULT_PROTOCOL, PROTOCOLS
+from thorad.evaluation.evaluate import DEFAULT_PROTOCOL, PROTOCOLS
 from thorad.evaluation.statistics import PERMUTATIONS
 from thorad.implant.image_sets import XRAY_KINDS
 from thorad.model import load_model

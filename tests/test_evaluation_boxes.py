@@ -25,7 +25,7 @@ from thorad.evaluation.boxes import (
     pixels_inside,
     sensitivities,
 )
-from thorad.evaluation.evaluate import evaluate, honest_floor_warning
+from thorad.evaluation.evaluate import baseline_warning, evaluate
 
 SIZE = 32
 EVERYWHERE = np.ones((SIZE, SIZE), bool)
@@ -247,8 +247,8 @@ def test_boxes_are_measured_by_kind(table: Path, tmp_path: Path) -> None:
     lines = [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| zscore")]
     assert len(lines) == 3
     assert "| zscore | - | - | 0 | fracture | 2 | 1.000 | 1.000 |" in lines[1]
-    assert honest_floor_warning(results) is None
-    assert "100.0 % F1" in str(honest_floor_warning([results[0] | {"method": "zscore"}, results[0]]))
+    assert baseline_warning(results) is None
+    assert "100.0 % F1" in str(baseline_warning([results[0] | {"method": "zscore"}, results[0]]))
 
 
 def test_threshold_is_exceeded_by_a_twentieth_of_healthy_pixels(table: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics
-from thorad.evaluation.evaluate import evaluate, honest_floor_warning
+from thorad.evaluation.evaluate import baseline_warning, evaluate
 from thorad.evaluation.tables import table_of
 
 SIZE = 64  # px: a quarter of the area of 128x128, so the size limits are 0.75, 17.75 and 142.5 px
@@ -451,11 +451,11 @@ def result_row(method: str, average: float | None, calls: int, noise: str | None
 def test_user_is_told_when_the_z_score_is_at_or_above_a_network_method() -> None:
     thor, floor = result_row("thor", 45.0, 9, "simplex"), result_row("zscore", 40.0, 0)
     two_sided = result_row("zscore-two-sided", 45.0, 0)
-    assert honest_floor_warning([thor, floor]) is None
-    assert honest_floor_warning([thor]) is None
-    assert honest_floor_warning([floor, two_sided]) is None
-    assert honest_floor_warning([floor, result_row("thor", None, 9)]) is None
-    warning = honest_floor_warning([thor, floor, two_sided, result_row("ddpm", 8.0, 8, "gaussian")])
+    assert baseline_warning([thor, floor]) is None
+    assert baseline_warning([thor]) is None
+    assert baseline_warning([floor, two_sided]) is None
+    assert baseline_warning([floor, result_row("thor", None, 9)]) is None
+    warning = baseline_warning([thor, floor, two_sided, result_row("ddpm", 8.0, 8, "gaussian")])
     assert warning is not None
     assert "zscore-two-sided needs no network and reaches 45.0 %" in warning
     assert "thor (simplex) (45.0 %), ddpm (gaussian) (8.0 %)" in warning

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from thorad.datasets.cases import Case, read_cases
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics
-from thorad.evaluation.evaluate import evaluate, honest_floor_warning
+from thorad.evaluation.evaluate import baseline_warning, evaluate
 from thorad.evaluation.volumes import (
     Volume,
     best_threshold,
@@ -198,9 +198,9 @@ def test_volumes_are_put_together_from_their_slices(tables: dict[str, list[Case]
     assert float(rows[0]["dice"]) == pytest.approx(result["mean_dice"])
     assert rows[3]["dice"] == rows[3]["auprc"] == ""
     assert "Dice - thor [95 %]" in (out / "table.md").read_text()
-    warning = str(honest_floor_warning(results))
+    warning = str(baseline_warning(results))
     assert f"zscore needs no network and reaches {100 * results[1]['mean_dice']:.1f} % mean Dice" in warning
-    assert honest_floor_warning([results[1], result | {"mean_dice": 0.99}]) is None
+    assert baseline_warning([results[1], result | {"mean_dice": 0.99}]) is None
 
 
 def test_test_labels_never_choose_the_threshold(tables: dict[str, list[Case]], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from thorad.apps.run import write_evaluation_run
 from thorad.datasets.cases import Case
 from thorad.detector import Detector
 from thorad.errors import ThoradError
-from thorad.evaluation.evaluate import evaluate, honest_floor_warning
+from thorad.evaluation.evaluate import baseline_warning, evaluate
 from thorad.evaluation.sizes import SIZE_GROUPS
 from thorad.evaluation.statistics import title
 from thorad.evaluation.tables import Figure, lay_out
@@ -167,7 +167,7 @@ def _table_1(
         f"by the counts here ({counts['small']} small, {counts['medium']} medium, {counts['large']} large); mix "
         "by the paper's, and compares with the published average.",
         _models_note(results),
-        honest_floor_warning(results) or "",
+        baseline_warning(results) or "",
     ]
     return _report("Table 1: best Dice by lesion size", out, data, results, TABLE_1, rows, notes, settings)
 
@@ -197,7 +197,7 @@ def _table_2(
         f"Threshold: {results[0]['thresholds']['boxes_source']} exceed it; no box is used. Recall and F1 (0 to 1) by "
         "the rules of the paper's wrist experiment, means over the boxes; table.md has intervals and FROC.",
         _models_note(results),
-        honest_floor_warning(results) or "",
+        baseline_warning(results) or "",
     ]
     return _report("Table 2: recall and F1 by kind", out, data, results, TABLE_2, rows, notes, settings)
 

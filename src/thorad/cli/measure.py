@@ -97,11 +97,11 @@ def evaluate(
     """Measure methods on images with known lesions, by one of the field's protocols."""
     results = _measure(cases, out, measured, compared, quiet)
     if not quiet:
-        from thorad.evaluation.evaluate import honest_floor_warning
+        from thorad.evaluation.evaluate import baseline_warning
         from thorad.evaluation.tables import table_of
 
         print_table(table_of(results, brief=True))
-        if warning := honest_floor_warning(results):
+        if warning := baseline_warning(results):
             print_line(warning, style="yellow")
         print_line(f"Results: {out} (table.md explains the columns)")
     if make_report:
@@ -117,7 +117,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """The results of `thorad.evaluation.evaluate.evaluate`; run.json goes beside its files."""
     from thorad.datasets.cases import read_cases
-    from thorad.evaluation.protocols import PROTOCOLS
+    from thorad.evaluation.evaluate import PROTOCOLS
     from thorad.io.scans import find_scans, picture_files
 
     read = PROTOCOLS[measured.protocol].read(cases)

@@ -266,7 +266,7 @@ def measure(run: DetectorRun[BoxTruth], resampling: Resampling) -> Measured[dict
     Raises:
         ThoradError: no healthy image that can be used.
     """
-    cases = run.labelled.cases
+    cases = run.cases
     diseased = np.asarray([case.has_finding for case in cases], dtype=np.bool_)
     if diseased.all():
         raise ThoradError(
@@ -305,7 +305,7 @@ def measure(run: DetectorRun[BoxTruth], resampling: Resampling) -> Measured[dict
             "region_pixels": int(run.region.sum()),
             "bootstrap_resamples": resampling.bootstrap,
         },
-        "failures": run.labelled.failures,
+        "failures": run.failures,
     }
     return Measured(
         result=result,
@@ -327,7 +327,7 @@ BOXES: Final = Protocol[BoxTruth, dict[str, Floats]](
 
 
 def _find(run: DetectorRun[BoxTruth], threshold: float) -> _Found:
-    truths = run.labelled.truths
+    truths = run.truths
     images = list(zip(run.maps, truths, strict=True))
     figures = [box_figures(map, truth, run.region, threshold) for map, truth in images]
     proposed = [
@@ -368,7 +368,7 @@ def _froc(hits: Hits, members: Bools) -> dict[str, Any]:
 
 def _rows(run: DetectorRun[BoxTruth], found: _Found) -> Rows:
     rows: Rows = []
-    for index, (case, figures) in enumerate(zip(run.labelled.cases, found.figures, strict=True)):
+    for index, (case, figures) in enumerate(zip(run.cases, found.figures, strict=True)):
         not_hit = np.isneginf(found.by_peak.best[found.image_of_box == index])
         rows.append(
             {

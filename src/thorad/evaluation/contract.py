@@ -9,15 +9,7 @@ import numpy as np
 
 from thorad.datasets.cases import Case, Truth, read_cases
 from thorad.evaluation.metrics import Floats, subject_resamples
-from thorad.evaluation.runs import (
-    DetectorRun,
-    MapDetector,
-    Progress,
-    Read,
-    TruthType,
-    healthy_cases,
-    run_detectors,
-)
+from thorad.evaluation.runs import DetectorRun, MapDetector, Progress, Read, TruthType, healthy_cases, run_detectors
 from thorad.evaluation.statistics import Figures, Sample, Swaps, subject_swaps, versus
 
 Rows = list[dict[str, Any]]
@@ -90,11 +82,7 @@ class Protocol(Generic[TruthType, KeptType]):
         on_progress: Progress | None = None,
         keep: Path | None = None,
     ) -> tuple[Rows, Rows]:
-        """Measure the detectors and compare them; see `evaluate` for the arguments.
-
-        Returns:
-            The results, and the rows of cases.csv.
-        """
+        """The results and the rows of cases.csv; see `evaluate` for the arguments."""
         named = [*cases, *healthy_cases(cases, healthy)]
         if self.check_validation is not None:
             self.check_validation(named, validation)

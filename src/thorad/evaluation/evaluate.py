@@ -7,24 +7,31 @@ fraction in [0, 1]; thresholds are in map units. What can't be computed (no heal
 never NaN.
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
+from thorad.evaluation.boxes import BOXES
 from thorad.evaluation.contract import Protocol, Resampling
-from thorad.evaluation.protocols import DEFAULT_PROTOCOL, PROTOCOLS
+from thorad.evaluation.lesions import BRAIN_LESIONS
 from thorad.evaluation.runs import MapDetector, Progress
 from thorad.evaluation.statistics import PERMUTATIONS, title
 from thorad.evaluation.tables import table_of
+from thorad.evaluation.volumes import BRAIN_VOLUMES
 from thorad.io.atomic import write_atomic
+from thorad.io.tables import write_table
+
+PROTOCOLS: Final[Mapping[str, Protocol[Any, Any]]] = MappingProxyType(
+    {"brain-lesions": BRAIN_LESIONS, "brain-volumes": BRAIN_VOLUMES, "boxes": BOXES}
+)
+DEFAULT_PROTOCOL: Final = "brain-lesions"
 
 
 def evaluate(
@@ -45,7 +52,7 @@ def evaluate(
 
     A case that can't be used (unreadable, its mask has another size or more than two values, or one of the detectors
     gives it a map that is not finite) is left out for every detector, so that all are compared on the same cases, and
-    listed under `failures` of every result; the others go on.
+    listed under `failures` of every result.
 
     Args:
         cases: what `PROTOCOLS[protocol].read` gives: cases with a mask or boxes, and healthy ones without.
@@ -59,7 +66,7 @@ def evaluate(
         seed: of the bootstrap and the permutations.
         on_progress: see `runs.Progress`.
         keep_maps: keep each image's map in `out`/maps, and take it from there if the same detector has seen the same
-            image before: an interrupted evaluation goes on, and a method more costs only itself.
+            image before: an interrupted evaluation resumes, and a method more costs only itself.
 
     Returns:
         One result for each detector, as in `metrics.json`; see the module's head for the units.
@@ -68,15 +75,18 @@ def evaluate(
         ThoradError: an unknown protocol, no case with a finding can be used, one is among `healthy`,
             validation cases for a protocol that uses none, or `out` can't be written.
     """
-    chosen = _protocol(protocol)
+    if protocol not in PROTOCOLS:
+        raise ThoradError(f"Unknown protocol {protocol!r}. Known: {', '.join(PROTOCOLS)}.")
     if not detectors:
         raise ThoradError("No method to evaluate was given; name at least one.")
-    if validation and chosen.check_validation is None:
+    if validation and PROTOCOLS[protocol].check_validation is None:
         raise ThoradError(
             f"The protocol {protocol} chooses nothing on validation cases, but some were given. Leave them out."
         )
-    _check_writable(out)
-    found, rows = chosen.run(
+    probe = out / ".probe"  # fails now, not hours later, where the results can't be written
+    write_atomic(probe, b"")
+    probe.unlink()
+    found, rows = PROTOCOLS[protocol].run(
         cases,
         healthy,
         detectors,
@@ -86,13 +96,13 @@ def evaluate(
         keep=out / "maps" if keep_maps else None,
     )
     results = [_without_nan({"protocol": protocol, **result}) for result in found]
-    write_atomic(out / "cases.csv", _csv_text(rows).encode())
+    write_table(out / "cases.csv", list(rows[0]), map(_without_nan, rows))
     write_atomic(out / "table.md", table_of(results).markdown().encode())
     write_atomic(out / "metrics.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     return results
 
 
-def honest_floor_warning(results: Sequence[Mapping[str, Any]]) -> str | None:
+def baseline_warning(results: Sequence[Mapping[str, Any]]) -> str | None:
     """Say so when a z-score, which needs no network, does as well as a network method on the protocol's main figure.
 
     Args:
@@ -102,30 +112,24 @@ def honest_floor_warning(results: Sequence[Mapping[str, Any]]) -> str | None:
         One or more sentences for the user; None when every network method is above every z-score, or when one of the
         two kinds is missing.
     """
-    protocol = _protocol(results[0]["protocol"])
-    figures = [(result, protocol.headline(result)) for result in results]
-    floors = [pair for pair in figures if str(pair[0]["method"]).startswith("zscore") and pair[1] is not None]
-    if not floors:
+    protocol = PROTOCOLS[results[0]["protocol"]]
+    figures = [(result, figure) for result in results if (figure := protocol.headline(result)) is not None]
+    baselines = [pair for pair in figures if str(pair[0]["method"]).startswith("zscore")]
+    if not baselines:
         return None
-    floor, floor_figure = max(floors, key=lambda pair: pair[1] or 0.0)
+    baseline, reached = max(baselines, key=lambda pair: pair[1])
     beaten = [
         f"{title(result)} ({figure:.1f} %)"
         for result, figure in figures
-        if result["network_calls"] > 0 and figure is not None and figure <= (floor_figure or 0.0)
+        if result["network_calls"] > 0 and figure <= reached
     ]
     if not beaten:
         return None
     return (
-        f"{title(floor)} needs no network and reaches {floor_figure:.1f} % {protocol.headline_name} here, at or above "
+        f"{title(baseline)} needs no network and reaches {reached:.1f} % {protocol.headline_name} here, at or above "
         f"{', '.join(beaten)}. On images like these such a method has not earned its cost: prefer the z-score, or "
         "train a model on more, or more similar, healthy images."
     )
-
-
-def _protocol(name: str) -> Protocol[Any, Any]:
-    if name not in PROTOCOLS:
-        raise ThoradError(f"Unknown protocol {name!r}. Known: {', '.join(PROTOCOLS)}.")
-    return PROTOCOLS[name]
 
 
 def _without_nan(value: Any) -> Any:
@@ -138,18 +142,3 @@ def _without_nan(value: Any) -> Any:
         number = float(value)
         return number if math.isfinite(number) else None
     return value
-
-
-def _csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if value is None else value for key, value in _without_nan(row).items()} for row in rows)
-    return text.getvalue()
-
-
-def _check_writable(out: Path) -> None:
-    """Fail before the detection, not hours later, when the results could not be written."""
-    probe = out / ".probe"
-    write_atomic(probe, b"")
-    probe.unlink()

@@ -77,7 +77,7 @@ class _Maps:
 
 def measure(run: DetectorRun[Bools], resampling: Resampling) -> Measured[PooledCounts]:
     """Turn one detector's maps into its result and its rows of `cases.csv`."""
-    maps, cases = _inside_region(run), run.labelled.cases
+    maps, cases = _inside_region(run), run.cases
     diseased = maps.diseased
     subjects = [case.subject for case in cases]
     weights = resampling.weights(subjects)
@@ -113,7 +113,7 @@ def measure(run: DetectorRun[Bools], resampling: Resampling) -> Measured[PooledC
         },
         "curves": metrics.threshold_curves(of_lesions.every(COARSE)),
         "counts": {**_counts(maps, subjects), "bootstrap_resamples": resampling.bootstrap},
-        "failures": run.labelled.failures,
+        "failures": run.failures,
     }
     figures = {name: float({**best_dice, "auprc": auprc}[name]) for name in COMPARED}
     return Measured(
@@ -144,13 +144,13 @@ BRAIN_LESIONS: Final = Protocol[Bools, PooledCounts](
 
 def _inside_region(run: DetectorRun[Bools]) -> _Maps:
     region = run.region
-    lesions = np.stack(run.labelled.truths)  # (N, S, S)
+    lesions = np.stack(run.truths)  # (N, S, S)
     lesion_pixels = lesions.sum(axis=(1, 2))
     return _Maps(
         values=run.maps[:, region],
         truth=lesions[:, region],
         missed=(lesions & ~region).sum(axis=(1, 2)),
-        diseased=np.asarray([case.has_finding for case in run.labelled.cases], dtype=np.bool_),
+        diseased=np.asarray([case.has_finding for case in run.cases], dtype=np.bool_),
         lesion_pixels=lesion_pixels,
         groups=np.asarray([size_group(int(pixels), len(region)) or "" for pixels in lesion_pixels]),
     )
@@ -237,7 +237,7 @@ def _counts(maps: _Maps, subjects: list[str]) -> dict[str, int]:
 def _rows(run: DetectorRun[Bools], maps: _Maps, case_dice: dict[str, Floats | None]) -> Rows:
     best_of_case = np.nan_to_num(metrics.case_dice(maps.fine.every(COARSE))).max(axis=1)  # (N,)
     rows: Rows = []
-    for index, case in enumerate(run.labelled.cases):
+    for index, case in enumerate(run.cases):
         diseased = bool(maps.diseased[index])
         rows.append(
             {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from thorad.datasets.cases import Case, subject_of
 from thorad.errors import ThoradError
-from thorad.evaluation.statistics import ABOUT, ASKED, title
+from thorad.evaluation.statistics import ABOUT, title
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, read_mask
 from thorad.io.preprocess import mask_to_model_grid, to_model_input
@@ -36,7 +36,7 @@ Progress = Callable[[int, int, str], None]
 
 
 class MapDetector(Protocol):
-    """What the evaluation needs of a detector."""
+    """What the evaluation needs of a detector, such as `thorad.Detector`; S is the side of its model's grid."""
 
     @property
     def model_name(self) -> str:
@@ -64,7 +64,7 @@ class MapDetector(Protocol):
 
     @property
     def model_size(self) -> int:
-        """Side S of the model's grid, px."""
+        """S, px."""
 
     @property
     def batch_size(self) -> int:
@@ -87,58 +87,34 @@ Read = Callable[[Case, int], tuple[torch.Tensor, TruthType]]
 
 
 @dataclass(frozen=True)
-class LabelledSet(Generic[TruthType]):
-    """The cases that can be used, on one model grid."""
-
-    cases: list[Case]
-    images: torch.Tensor
-    """(N, 1, S, S) in [0, 1]."""
-    truths: list[TruthType]
-    """Of each case, on the model's grid."""
-    failures: list[Failure]
-    """The cases that can't be used."""
-
-    def __len__(self) -> int:
-        """The number N of cases."""
-        return len(self.cases)
-
-
-@dataclass(frozen=True)
 class DetectorRun(Generic[TruthType]):
-    """What one detector made of the cases that every detector could use."""
+    """What one detector made of the N cases that every detector could use."""
 
     detector: MapDetector
     region: Bools
     """(S, S), not empty."""
-    labelled: LabelledSet[TruthType]
+    cases: list[Case]
+    truths: list[TruthType]
+    """Of each case, on the model's grid."""
     maps: NDArray[np.float32]
     """(N, S, S)."""
     scores: Floats
     """(N,)."""
     cpu_seconds_per_case: float
-    validation: Set[str] = frozenset()
+    failures: list[Failure]
+    """The cases that are left out."""
+    validation: Set[str]
     """Names of the cases that are there to choose a threshold only."""
 
     @property
     def about(self) -> dict[str, Any]:
         """What a result says first: which detector this is."""
-        detector = self.detector
-        values = (detector.method, detector.noise, detector.steps, detector.model_name)
-        asked = {name: getattr(detector, name, None) for name in ASKED}
-        return dict(zip(ABOUT, values, strict=True)) | {name: v for name, v in asked.items() if v is not None}
+        return _about(self.detector)
 
-    def without(self, failures: list[Failure]) -> "DetectorRun[TruthType]":
-        """The run without the cases that failed for some detector; these are listed as its failures."""
-        lost = {failure["name"] for failure in failures}
-        whole = self.labelled
-        kept = [index for index, case in enumerate(whole.cases) if case.name not in lost]
-        left = LabelledSet(
-            cases=[whole.cases[index] for index in kept],
-            images=whole.images[kept],
-            truths=[whole.truths[index] for index in kept],
-            failures=failures,
-        )
-        return replace(self, labelled=left, maps=self.maps[kept], scores=self.scores[kept])
+    @property
+    def diseased(self) -> Bools:
+        """(N,) the cases with a finding."""
+        return np.asarray([case.has_finding for case in self.cases], dtype=np.bool_)
 
 
 def run_detectors(
@@ -151,23 +127,19 @@ def run_detectors(
     on_progress: Progress | None = None,
     keep: Path | None = None,
 ) -> list[DetectorRun[TruthType]]:
-    """Run the detectors over the cases, those of a validation set behind the others.
+    """Run the detectors over the cases, and over those of a validation set.
 
     A case that can't be read, or for which any detector gives a map that is not finite, is left out for every
-    detector, so that all are compared on the same cases, and listed among the failures of each run.
+    detector, so that all are compared on the same cases in the same order.
 
     Args:
         cases: of which each has a name of its own.
         detectors: their models may have different grids and regions.
-        read: reads a case onto a grid of S x S px: (1, S, S) image in [0, 1], and the truth.
+        read: reads a case onto a model's grid.
         truth_column: the column of the user's table that holds the truth, for errors.
-        validation: cases that are there to choose a threshold only; where one has the name of another case, its name
-            gets a prefix.
+        validation: cases that only choose a threshold; one with the name of another case gets a prefix.
         on_progress: see `Progress`.
         keep: folder where maps are kept, and taken from if the same detector has seen the same images before.
-
-    Returns:
-        One run of each detector, on the same cases in the same order.
 
     Raises:
         ThoradError: no case with a finding is left outside the validation set; a region is empty.
@@ -176,49 +148,66 @@ def run_detectors(
         if not np.asarray(detector.region).any():
             raise ThoradError(f"{detector.method}: the model's region is empty, so there is nothing to measure in.")
     names = free_names([case.name for case in validation], {case.name for case in cases}, "validation")
-    every_case = [*cases, *(replace(case, name=name) for case, name in zip(validation, names, strict=True))]
+    everything = [*cases, *(replace(case, name=name) for case, name in zip(validation, names, strict=True))]
     needed = {case.name for case in cases if case.has_finding}
-    labelled_sets = {
-        size: _read_labelled_set(every_case, size, read, needed, truth_column)
-        for size in dict.fromkeys(detector.model_size for detector in detectors)
-    }
-    total = sum(len(labelled_sets[detector.model_size]) for detector in detectors)
-    done = 0
-    runs: list[DetectorRun[TruthType]] = []
-    for detector in detectors:
-        labelled = labelled_sets[detector.model_size]
-        runs.append(_run_detector(detector, labelled, done, total, on_progress, keep))
-        done += len(labelled)
-    failures = [
-        *{failure["name"]: failure for labelled in labelled_sets.values() for failure in labelled.failures}.values(),
-        *_not_finite(runs, needed),
+    failures: dict[str, Failure] = {}
+    inputs: dict[tuple[str, int], tuple[torch.Tensor, TruthType]] = {}
+    for size in dict.fromkeys(detector.model_size for detector in detectors):
+        for case in everything:
+            try:
+                inputs[case.name, size] = read(case, size)
+            except (ThoradError, OSError) as error:
+                failures[case.name] = _failure(case, str(error))
+    usable = [case for case in everything if case.name not in failures]
+    if needed <= failures.keys():
+        reasons = "".join(f"\n  {name}: {failure['reason']}" for name, failure in failures.items())
+        raise ThoradError(
+            f"None of the {len(everything)} cases has anything in the column {truth_column} that can be used, so there "
+            f"is nothing to measure. Give a CSV with the columns image and {truth_column}.{reasons}"
+        )
+    made: list[list[_CachedMap]] = []
+    for number, detector in enumerate(detectors):
+        made.append([])
+        for start in range(0, len(usable), detector.batch_size):
+            batch = usable[start : start + detector.batch_size]
+            images = torch.stack([inputs[case.name, detector.model_size][0] for case in batch])
+            made[-1] += _maps_of_batch(detector, images, [case.name for case in batch], keep)
+            if on_progress is not None:
+                on_progress(number * len(usable) + len(made[-1]), len(detectors) * len(usable), detector.method)
+    failures |= _not_finite(usable, detectors, made, needed)
+    kept = [index for index, case in enumerate(usable) if case.name not in failures]
+    return [
+        DetectorRun(
+            detector=detector,
+            region=np.asarray(detector.region, dtype=np.bool_),
+            cases=[usable[index] for index in kept],
+            truths=[inputs[usable[index].name, detector.model_size][1] for index in kept],
+            maps=np.stack([maps[index].map for index in kept]),
+            scores=np.stack([maps[index].score for index in kept]),
+            cpu_seconds_per_case=float(np.mean([one.cpu_seconds for one in maps])),
+            failures=list(failures.values()),
+            validation=frozenset(names),
+        )
+        for detector, maps in zip(detectors, made, strict=True)
     ]
-    return [replace(run.without(failures), validation=frozenset(names)) for run in runs]
 
 
 def healthy_cases(cases: Sequence[Case], healthy: Sequence[Path]) -> list[Case]:
     """Make cases of healthy images, without those that are among the cases already, under names that are still free.
 
-    Args:
-        cases: the table's.
-        healthy: more healthy images.
-
     Raises:
-        ThoradError: an image that is not healthy is among the healthy ones.
+        ThoradError: an image that has a finding is among the healthy ones.
     """
-    diseased = {case.image.resolve() for case in cases if case.has_finding}
-    both = sorted(diseased & {path.resolve() for path in healthy})
+    files = {case.image.resolve(): case.has_finding for case in cases}
+    both = sorted(path.resolve() for path in healthy if files.get(path.resolve()))
     if both:
         raise ThoradError(
             f"{len(both)} images are marked as diseased and are among the healthy ones, too: "
             f"{listing(list(map(str, both)))}. Take them out of one of the two."
         )
-    known = {case.image.resolve() for case in cases if not case.has_finding}
-    new = [path for path in healthy if path.resolve() not in known]
+    new = [path for path in healthy if path.resolve() not in files]
     names = free_names(case_names(new, [path.parent for path in new]), {case.name for case in cases}, "healthy")
-    return [
-        Case(image=path, mask=None, subject=subject_of(path), name=name) for path, name in zip(new, names, strict=True)
-    ]
+    return [Case(path, None, subject_of(path), name) for path, name in zip(new, names, strict=True)]
 
 
 def free_names(names: Sequence[str], taken: set[str], prefix: str) -> list[str]:
@@ -250,39 +239,6 @@ def read_masked(case: Case, size: int) -> tuple[torch.Tensor, Bools]:
     return image, mask_to_model_grid(mask, size)
 
 
-def _read_labelled_set(
-    cases: Sequence[Case],
-    size: int,
-    read: Read[TruthType],
-    needed: Set[str],
-    truth_column: str,
-) -> LabelledSet[TruthType]:
-    """Read every case onto the model's grid; leave out, and list, those that can't be used.
-
-    Without any of the needed cases it is an error.
-    """
-    usable: list[Case] = []
-    images: list[torch.Tensor] = []
-    truths: list[TruthType] = []
-    failures: list[Failure] = []
-    for case in cases:
-        try:
-            image, truth = read(case, size)
-        except (ThoradError, OSError) as error:
-            failures.append({"name": case.name, "image": str(case.image), "reason": str(error)})
-            continue
-        usable.append(case)
-        images.append(image)
-        truths.append(truth)
-    if needed.isdisjoint(case.name for case in usable):
-        reasons = "".join(f"\n  {failure['name']}: {failure['reason']}" for failure in failures)
-        raise ThoradError(
-            f"None of the {len(cases)} cases has anything in the column {truth_column} that can be used, so there is "
-            f"nothing to measure. Give a CSV with the columns image and {truth_column}.{reasons}"
-        )
-    return LabelledSet(usable, torch.stack(images), truths, failures)
-
-
 class _CachedMap(NamedTuple):
     """What a detector made of one image, as it is kept."""
 
@@ -291,41 +247,23 @@ class _CachedMap(NamedTuple):
     cpu_seconds: Floats  # ()
 
 
-def _run_detector(
-    detector: MapDetector,
-    labelled: LabelledSet[TruthType],
-    done: int,
-    total: int,
-    on_progress: Progress | None,
-    keep: Path | None,
-) -> DetectorRun[TruthType]:
-    names = [case.name for case in labelled.cases]
-    made: list[_CachedMap] = []
-    for start in range(0, len(names), detector.batch_size):
-        batch = slice(start, start + detector.batch_size)
-        made += _maps_of_batch(detector, labelled.images[batch], names[batch], keep)
-        if on_progress is not None:
-            on_progress(done + min(batch.stop, len(names)), total, detector.method)
-    return DetectorRun(
-        detector=detector,
-        region=np.asarray(detector.region, dtype=np.bool_),
-        labelled=labelled,
-        maps=np.stack([cached.map for cached in made]),
-        scores=np.stack([cached.score for cached in made]),
-        cpu_seconds_per_case=float(np.mean([cached.cpu_seconds for cached in made])),
-    )
-
-
 def _maps_of_batch(
     detector: MapDetector, images: torch.Tensor, names: Sequence[str], keep: Path | None
 ) -> list[_CachedMap]:
-    """The maps of a batch: those that are kept, and the others made now, and kept."""
-    files = [] if keep is None else _cache_files(detector, images, names, keep)
+    """The maps of a batch: those that are kept, and the others made now, and kept.
+
+    A kept map's file is named by a digest of the detector, the case's name and the pixels.
+    """
     made: dict[int, _CachedMap] = {}
-    for index, file in enumerate(files):
-        if file.is_file():
-            with np.load(file, allow_pickle=False) as content:
-                made[index] = _CachedMap(**content)
+    files: list[Path] = []
+    if keep is not None:
+        provenance = json.dumps(detector.provenance(), sort_keys=True).encode()
+        for index, (name, image) in enumerate(zip(names, images, strict=True)):
+            digest = hashlib.sha256(b"\0".join((provenance, name.encode(), image.numpy().tobytes())))
+            files.append(keep / f"{digest.hexdigest()[:32]}.npz")
+            if files[index].is_file():
+                with np.load(files[index], allow_pickle=False) as content:
+                    made[index] = _CachedMap(**content)
     missing = [index for index in range(len(names)) if index not in made]
     if missing:
         before = time.process_time()
@@ -341,38 +279,41 @@ def _maps_of_batch(
     return [made[index] for index in range(len(names))]
 
 
-def _cache_files(detector: MapDetector, images: torch.Tensor, names: Sequence[str], keep: Path) -> list[Path]:
-    """Where the map of each image is kept: a name that tells the detector, the case and the pixels."""
-    provenance = json.dumps(detector.provenance(), sort_keys=True).encode()
-    contents = (
-        b"\0".join((provenance, name.encode(), image.numpy().tobytes()))
-        for name, image in zip(names, images, strict=True)
-    )
-    return [keep / f"{hashlib.sha256(content).hexdigest()[:32]}.npz" for content in contents]
-
-
-def _not_finite(runs: Sequence[DetectorRun[TruthType]], needed: Set[str]) -> list[Failure]:
-    """List the cases for which a detector gave NaN or infinity; an error where that leaves none of the needed ones."""
-    broken_by: dict[str, list[str]] = {}  # case -> detectors
-    files: dict[str, str] = {}
-    for run in runs:
-        cases = run.labelled.cases
-        files |= {case.name: str(case.image) for case in cases}
-        finite = np.isfinite(run.maps).all(axis=(1, 2)) & np.isfinite(run.scores)
-        for index in np.flatnonzero(~finite):
-            broken_by.setdefault(cases[index].name, []).append(title(run.about))
-    if needed & files.keys() <= broken_by.keys():
-        titles = dict.fromkeys(title for broken in broken_by.values() for title in broken)
+def _not_finite(
+    cases: Sequence[Case], detectors: Sequence[MapDetector], made: Sequence[Sequence[_CachedMap]], needed: Set[str]
+) -> dict[str, Failure]:
+    """The cases for which a detector gave NaN or infinity; an error where that leaves none of the needed ones."""
+    broken: dict[str, str] = {}  # case -> detectors
+    for case, maps in zip(cases, zip(*made, strict=True), strict=True):
+        titles = [
+            title(_about(detector))
+            for detector, one in zip(detectors, maps, strict=True)
+            if not (np.isfinite(one.map).all() and np.isfinite(one.score))
+        ]
+        if titles:
+            broken[case.name] = ", ".join(titles)
+    if needed & {case.name for case in cases} <= broken.keys():
         raise ThoradError(
-            f"{', '.join(titles)} gave a map or score with NaN or infinity, and no lesion case is left without. "
-            "The model is damaged or was trained with other settings; check the model folder."
+            f"{', '.join(dict.fromkeys(broken.values()))} gave a map or score with NaN or infinity, and no lesion case "
+            "is left without. The model is damaged or was trained with other settings; check the model folder."
         )
-    return [
-        {
-            "name": name,
-            "image": files[name],
-            "reason": f"{', '.join(titles)} gave a map or score with NaN or infinity, so it is left out for every "
-            "method. The model may be damaged or this image unlike those that it was trained on; look at both.",
-        }
-        for name, titles in broken_by.items()
-    ]
+    return {
+        case.name: _failure(
+            case,
+            f"{broken[case.name]} gave a map or score with NaN or infinity, so it is left out for every method. The "
+            "model may be damaged or this image unlike those that it was trained on; look at both.",
+        )
+        for case in cases
+        if case.name in broken
+    }
+
+
+def _about(detector: MapDetector) -> dict[str, Any]:
+    values = (detector.method, detector.noise, detector.steps, detector.model_name)
+    noise_level = getattr(detector, "noise_level", None)
+    asked = {} if noise_level is None else {"noise_level": noise_level}
+    return dict(zip(ABOUT, values, strict=True)) | asked
+
+
+def _failure(case: Case, reason: str) -> Failure:
+    return {"name": case.name, "image": str(case.image), "reason": reason}

@@ -143,7 +143,7 @@ def measure(run: DetectorRun[Bools], resampling: Resampling) -> Measured[dict[st
             "mean_false_voxels_in_healthy": float(predicted[~diseased].mean()) if healthy else None,
             "bootstrap_resamples": resampling.bootstrap,
         },
-        "failures": run.labelled.failures,
+        "failures": run.failures,
     }
     rows = [
         {
@@ -212,7 +212,7 @@ def _volume_of(case: Case) -> tuple[bool, str]:
 
 def _volumes(run: DetectorRun[Bools], *, validation: bool) -> list[Volume]:
     """Put the slices of each volume together, in the order of their slice numbers, then of the table."""
-    cases, truths = run.labelled.cases, run.labelled.truths
+    cases, truths = run.cases, run.truths
     members: dict[tuple[bool, str], list[int]] = {}
     for index, case in enumerate(cases):
         if (case.name in run.validation) == validation:
