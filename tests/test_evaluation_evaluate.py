@@ -473,7 +473,7 @@ def test_tables_of_results_of_an_earlier_version(bench: Bench) -> None:
     table = table_of(results)
     assert dict(zip(table.columns, table.rows[0], strict=True))["AUROC"] == ""
     assert "- too small for a group" in table.notes[0]
-    with pytest.raises(ThoradError, match="protocol 'tarot', which is not known"):
+    with pytest.raises(ThoradError, match="unknown protocol, 'tarot'"):
         table_of([results[0] | {"protocol": "tarot"}])
 
 

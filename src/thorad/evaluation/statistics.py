@@ -31,11 +31,8 @@ PERMUTATIONS: Final = 2000
 ABOUT: Final = ("method", "noise", "steps", "model")
 """What tells one detector's results from another's."""
 
-ASKED: Final = ("preset", "noise_level")
-"""What a result also says where a user asked for it."""
-
-REFERENCE: Final = "thor"
-"""The method that the others are compared with, where it is among them."""
+REFERENCES: Final = ("thor", "published-thor")
+"""The method that the others are compared with: the first of these that is among them."""
 
 FLOOR: Final = "zscore"
 """The method that needs no network; the others are compared with it, too."""
@@ -168,9 +165,9 @@ def paired_means(first: Mapping[str, ArrayLike], second: Mapping[str, ArrayLike]
 
 
 def references(about: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Which of the methods the others are compared with: the first THOR, else the first one; then the z-score."""
-    methods = [one["method"] for one in about]
-    first = methods.index(REFERENCE) if REFERENCE in methods else 0
+    """Which of the methods the others are compared with: THOR, else the first one; then the z-score."""
+    methods = [result["method"] for result in about]
+    first = next((methods.index(name) for name in REFERENCES if name in methods), 0)
     return list(dict.fromkeys([first, *([methods.index(FLOOR)] if FLOOR in methods else [])]))
 
 

@@ -6,13 +6,11 @@ entries that it did not have yet leave their cells empty.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from thorad.errors import ThoradError
 from thorad.evaluation.sizes import SIZE_GROUPS
-from thorad.evaluation.statistics import ABOUT, ASKED, references, title
+from thorad.evaluation.statistics import ABOUT, references, title
 from thorad.table import Table
 
 Result = Mapping[str, Any]
@@ -21,8 +19,7 @@ TEXT_COLUMNS: Final = frozenset(("Method", "Noise", "Kind", "Model", "kind"))
 """Columns that hold words."""
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """A column that shows one entry of every result."""
 
     heading: str
@@ -37,23 +34,19 @@ class Figure:
     """Whether the full table shows the figure's 95 % interval."""
 
     def headings(self, reference: Result | None, brief: bool) -> list[str]:
-        """The headings of the column: one, or none where the table leaves it out."""
-        heading = self.brief if brief else self.heading
-        return [heading] if heading else []
+        """One heading, or none where the table leaves the column out."""
+        return [heading] if (heading := self.brief if brief else self.heading) else []
 
     def cells(self, row: Result, reference: Result | None, brief: bool) -> list[str]:
-        """What the column shows of a row: a dash for what is null, nothing for what the row doesn't have."""
-        if not self.headings(reference, brief):
-            return []
-        found, value = _entry(row, self.path)
-        if not found:
+        """A dash for what is null, nothing for what the row doesn't have."""
+        value = _entry(row, self.path)
+        if value is _ABSENT:
             return [""]
-        interval = _entry(row, f"intervals/{self.path}")[1] if self.interval and not brief else None
+        interval = _entry(row, f"intervals/{self.path}") if self.interval and not brief else None
         return [_number(value, self.form) + _bracketed(interval, self.form)]
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Two columns: by how much a figure differs from that of the reference method, and the p-value."""
 
     heading: str
@@ -61,20 +54,17 @@ class Difference:
     metric: str
     """As the results' `versus` names it."""
     form: str
-    """Format of the number, such as `.3f`."""
     brief: str = ""
     """The figure's name in the brief table; empty: the columns aren't in it."""
 
     def headings(self, reference: Result | None, brief: bool) -> list[str]:
-        """The headings of the two columns; none without a reference."""
+        """Two headings, or none where the table leaves the columns out or there is no reference."""
         if reference is None or not (self.brief if brief else self.heading):
             return []
         return ["diff." if brief else f"{self.heading} - {title(reference)} [95 %]", "p"]
 
     def cells(self, row: Result, reference: Result | None, brief: bool) -> list[str]:
-        """What the two columns show of a row: nothing where it isn't compared with the reference."""
-        if not self.headings(reference, brief):
-            return []
+        """Nothing where the row isn't compared with the reference."""
         for entry in _compared(row, reference):
             if entry["metric"] == self.metric:
                 form = f"+{self.form}"
@@ -85,17 +75,12 @@ class Difference:
 
 Column = Figure | Difference
 
-METHOD: Final = (Figure("Method", "method"), Figure("Noise", "noise"))
-MODEL: Final = Figure("Model", "model")
-STEPS: Final = Figure("Steps", "steps")
 
-
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """What the tables of one protocol show."""
 
     columns: Sequence[Column]
-    """Behind method and noise."""
+    """Behind those that say which method it is."""
     floor_columns: Sequence[Difference]
     """Of the second table, which compares the methods with the z-score."""
     label: str
@@ -117,29 +102,38 @@ def table_of(results: Sequence[Result], *, brief: bool = False) -> Table:
     Raises:
         ThoradError: the results are of a protocol that is not known here.
     """
-    protocol = results[0]["protocol"]
-    if protocol not in LAYOUTS:
-        raise ThoradError(
-            f"The results are of the protocol {protocol!r}, which is not known: {', '.join(LAYOUTS)} are."
-        )
-    layout = LAYOUTS[protocol]
-    compared_with = _references(results)
+    first = results[0]
+    if first["protocol"] not in LAYOUTS:
+        raise ThoradError(f"Results of an unknown protocol, {first['protocol']!r}. Known: {', '.join(LAYOUTS)}.")
+    layout = LAYOUTS[first["protocol"]]
+    compared_with = [
+        {key: results[index].get(key) for key in ABOUT} for index in (references(results) if len(results) > 1 else [])
+    ]
     reference = compared_with[0] if compared_with else None
-    models = [MODEL] if len({result["model"] for result in results}) > 1 else []
     rows = [row for result in results for row in layout.rows(result)]
     if brief:
-        label = Figure("", "label", brief=layout.label)
         labelled = [{"label": _label(row), **row} for row in rows]
-        notes = [*layout.brief_notes(results[0]), *_brief_comparison(layout, reference)]
-        return lay_out([label, *layout.columns], labelled, notes, reference=reference, brief=True)
-    notes = [*layout.notes(results[0], _on_comparison(results[0], reference))]
-    final = _final_notes(results)
-    columns = [*METHOD, *models, STEPS, *layout.columns]
+        notes = [*layout.brief_notes(first)]
+        if reference is not None:
+            figure = next(column.brief for column in layout.columns if isinstance(column, Difference) and column.brief)
+            notes.append(f"diff. of {figure}: to {_label(reference)}; p: permutation test within subjects.")
+        columns = [Figure("", "label", brief=layout.label), *layout.columns]
+        return lay_out(columns, labelled, notes, reference=reference, brief=True)
+    notes = [*layout.notes(first, _on_comparison(first, reference))]
+    # What a user asked for that no column says, and the cases that could not be used.
+    asked = sorted({(name, result[name]) for result in results for name in ("preset", "noise_level") if name in result})
+    final = [f"{name.replace('_', ' ').capitalize()}: {value}." for name, value in asked]
+    if first["failures"]:
+        names = ", ".join(failure["name"] for failure in first["failures"])
+        final.append(f"Left out, because they could not be used: {names}.")
+    method = [Figure("Method", "method"), Figure("Noise", "noise")]
+    if len({result["model"] for result in results}) > 1:
+        method.append(Figure("Model", "model"))
+    columns = [*method, Figure("Steps", "steps"), *layout.columns]
     if len(compared_with) < 2:
         return lay_out(columns, rows, [*notes, *final], reference=reference)
-    floor = compared_with[1]
-    below = [result for result in results if _compared(result, floor)]
-    second = lay_out([*METHOD, *models, *layout.floor_columns], below, final, reference=floor)
+    below = [result for result in results if _compared(result, compared_with[1])]
+    second = lay_out([*method, *layout.floor_columns], below, final, reference=compared_with[1])
     return lay_out(columns, rows, notes, reference=reference, more=[second])
 
 
@@ -162,13 +156,25 @@ def lay_out(
         brief: whether to show the columns as the brief table does.
         more: tables to follow.
     """
+    shown = [column for column in columns if column.headings(reference, brief)]
     return Table(
-        columns=[heading for column in columns for heading in column.headings(reference, brief)],
-        rows=[[cell for column in columns for cell in column.cells(row, reference, brief)] for row in rows],
+        columns=[heading for column in shown for heading in column.headings(reference, brief)],
+        rows=[[cell for column in shown for cell in column.cells(row, reference, brief)] for row in rows],
         notes=notes,
         text_columns=TEXT_COLUMNS,
         more=more,
     )
+
+
+def _on_comparison(first: Result, reference: Result | None) -> str:
+    resamples = _counts(first)["bootstrap_resamples"]
+    text = f"Intervals: 95 % percentile bootstrap over subjects, {resamples} resamples."
+    if reference is not None:
+        text += (
+            f" Differences from {title(reference)}: the same resamples for both; p is two-sided, from a permutation "
+            "test that swaps the two methods' results within subjects, and not corrected for the number of comparisons."
+        )
+    return text
 
 
 def _lesion_notes(first: Result, comparison: str) -> list[str]:
@@ -181,20 +187,12 @@ def _lesion_notes(first: Result, comparison: str) -> list[str]:
         "it is an upper bound**, comparable with the field's tables and with nothing a user can reach. Average weights "
         "the groups by this bench's lesion counts, paper mix by the paper's. Pooled counts every lesion pixel, those "
         "of lesions too small for a group too.",
-        f"Dice @ 1 % and 5 % FP (0 to 1, pooled over the lesion cases): the threshold is the smallest that at most 1 % "
+        "Dice @ 1 % and 5 % FP (0 to 1, pooled over the lesion cases): the threshold is the smallest that at most 1 % "
         f"or 5 % of the pixels exceed in the {counts['healthy_cases']} healthy scans of this evaluation; no lesion "
         "label is used. AP and AUROC (0 to 1) need no threshold; they pool the pixels inside the model's region. Dice "
         f"also counts the {counts['lesion_pixels_outside_region']} of {counts['lesion_pixels']} lesion pixels outside "
         f"it, as missed. {comparison} CPU seconds are summed over all threads; a dash is a value that can't be "
         "computed here.",
-    ]
-
-
-def _brief_lesion_notes(first: Result) -> list[str]:
-    return [
-        "Best Dice takes its threshold from the test labels: an upper bound. 1% FP: Dice (0 to 1) at the threshold "
-        "that 1 % of the pixels of healthy scans exceed. images: AUROC of diseased against healthy images. CPU s: of "
-        "one case.",
     ]
 
 
@@ -210,10 +208,6 @@ def _volume_notes(first: Result, comparison: str) -> list[str]:
     ]
 
 
-def _brief_volume_notes(first: Result) -> list[str]:
-    return [f"Threshold: {first['thresholds']['mean_dice_source']}."]
-
-
 def _box_notes(first: Result, comparison: str) -> list[str]:
     counts = _counts(first)
     return [
@@ -227,13 +221,6 @@ def _box_notes(first: Result, comparison: str) -> list[str]:
     ]
 
 
-def _brief_box_notes(first: Result) -> list[str]:
-    return [
-        f"Threshold: {first['thresholds']['boxes_source']} exceed it.",
-        "FROC: mean sensitivity at 1/8 to 8 false positives an image. images: AUROC.",
-    ]
-
-
 def _kind_rows(result: Result) -> list[Result]:
     """One row for each kind of box; what is of the whole method stands in the first, that of all kinds."""
     of_kind = {key: value for key, value in result.items() if key not in ("image_auroc", "cpu_seconds_per_case")}
@@ -243,106 +230,76 @@ def _kind_rows(result: Result) -> list[Result]:
     ]
 
 
-LAYOUTS: Final[Mapping[str, Layout]] = MappingProxyType(
-    {
-        "brain-lesions": Layout(
-            label="best Dice, %",
-            columns=(
-                Figure("Calls", "network_calls", brief="calls"),
-                *(Figure(group.capitalize(), f"best_dice/{group}", ".1f", brief=group) for group in SIZE_GROUPS),
-                Figure("Average [95 %]", "best_dice/average", ".1f", brief="avg.", interval=True),
-                Difference("", "average", ".1f", brief="avg."),
-                Figure("Paper mix", "best_dice/paper_mix", ".1f"),
-                Difference("Mix", "paper_mix", ".1f"),
-                Figure("Pooled", "best_dice/pooled", ".1f"),
-                Figure("AP", "auprc", ".3f", brief="AP"),
-                Figure("AUROC", "auroc", ".3f"),
-                Figure("Dice @ 1 % FP", "dice_at_fpr/0.01", ".3f", brief="1% FP"),
-                Figure("Dice @ 5 % FP", "dice_at_fpr/0.05", ".3f"),
-                Figure("Image AUROC", "image_auroc", ".3f", brief="images"),
-                Figure("CPU s/case", "cpu_seconds_per_case", ".2f", brief="CPU s"),
-            ),
-            floor_columns=(
-                Difference("Mix", "paper_mix", ".1f"),
-                Difference("Average", "average", ".1f"),
-                Difference("AP", "auprc", ".3f"),
-            ),
-            notes=_lesion_notes,
-            brief_notes=_brief_lesion_notes,
+LAYOUTS: Final[Mapping[str, Layout]] = {
+    "brain-lesions": Layout(
+        columns=(
+            Figure("Calls", "network_calls", brief="calls"),
+            *(Figure(group.capitalize(), f"best_dice/{group}", ".1f", brief=group) for group in SIZE_GROUPS),
+            Figure("Average [95 %]", "best_dice/average", ".1f", brief="avg.", interval=True),
+            Difference("", "average", ".1f", brief="avg."),
+            Figure("Paper mix", "best_dice/paper_mix", ".1f"),
+            Difference("Mix", "paper_mix", ".1f"),
+            Figure("Pooled", "best_dice/pooled", ".1f"),
+            Figure("AP", "auprc", ".3f", brief="AP"),
+            Figure("AUROC", "auroc", ".3f"),
+            Figure("Dice @ 1 % FP", "dice_at_fpr/0.01", ".3f", brief="1% FP"),
+            Figure("Dice @ 5 % FP", "dice_at_fpr/0.05", ".3f"),
+            Figure("Image AUROC", "image_auroc", ".3f", brief="images"),
+            Figure("CPU s/case", "cpu_seconds_per_case", ".2f", brief="CPU s"),
         ),
-        "brain-volumes": Layout(
-            label="means over volumes",
-            columns=(
-                Figure("Calls", "network_calls", brief="calls"),
-                Figure("Dice [95 %]", "mean_dice", ".3f", brief="Dice", interval=True),
-                Figure("SD", "standard_deviation/mean_dice", ".3f"),
-                Difference("Dice", "mean_dice", ".3f", brief="Dice"),
-                Figure("AUPRC [95 %]", "mean_auprc", ".3f", brief="AUPRC", interval=True),
-                Figure("SD", "standard_deviation/mean_auprc", ".3f"),
-                Figure("Threshold", "thresholds/mean_dice", ".3g", brief="threshold"),
-                Figure("CPU s/slice", "cpu_seconds_per_case", ".2f", brief="CPU s"),
-            ),
-            floor_columns=(Difference("Dice", "mean_dice", ".3f"), Difference("AUPRC", "mean_auprc", ".3f")),
-            notes=_volume_notes,
-            brief_notes=_brief_volume_notes,
+        floor_columns=(
+            Difference("Mix", "paper_mix", ".1f"),
+            Difference("Average", "average", ".1f"),
+            Difference("AP", "auprc", ".3f"),
         ),
-        "boxes": Layout(
-            label="method",
-            rows=_kind_rows,
-            columns=(
-                Figure("Calls", "network_calls"),
-                Figure("Kind", "kind", brief="kind"),
-                Figure("Boxes", "boxes", brief="boxes"),
-                Figure("Recall [95 %]", "recall", ".3f", brief="recall", interval=True),
-                Figure("F1 [95 %]", "f1", ".3f", brief="F1", interval=True),
-                Difference("F1", "f1", ".3f", brief="F1"),
-                Figure("FROC", "froc/mean", ".3f", brief="FROC"),
-                Figure("FROC (IoU)", "froc_iou/mean", ".3f"),
-                Figure("Image AUROC", "image_auroc", ".3f", brief="images"),
-                Figure("CPU s/case", "cpu_seconds_per_case", ".2f", brief="CPU s"),
-            ),
-            floor_columns=(Difference("Recall", "recall", ".3f"), Difference("F1", "f1", ".3f")),
-            notes=_box_notes,
-            brief_notes=_brief_box_notes,
+        label="best Dice, %",
+        notes=_lesion_notes,
+        brief_notes=lambda first: [
+            "Best Dice takes its threshold from the test labels: an upper bound. 1% FP: Dice (0 to 1) at the threshold "
+            "that 1 % of the pixels of healthy scans exceed. images: AUROC of diseased against healthy images. CPU s: "
+            "of one case."
+        ],
+    ),
+    "brain-volumes": Layout(
+        columns=(
+            Figure("Calls", "network_calls", brief="calls"),
+            Figure("Dice [95 %]", "mean_dice", ".3f", brief="Dice", interval=True),
+            Figure("SD", "standard_deviation/mean_dice", ".3f"),
+            Difference("Dice", "mean_dice", ".3f", brief="Dice"),
+            Figure("AUPRC [95 %]", "mean_auprc", ".3f", brief="AUPRC", interval=True),
+            Figure("SD", "standard_deviation/mean_auprc", ".3f"),
+            Figure("Threshold", "thresholds/mean_dice", ".3g", brief="threshold"),
+            Figure("CPU s/slice", "cpu_seconds_per_case", ".2f", brief="CPU s"),
         ),
-    }
-)
+        floor_columns=(Difference("Dice", "mean_dice", ".3f"), Difference("AUPRC", "mean_auprc", ".3f")),
+        label="means over volumes",
+        notes=_volume_notes,
+        brief_notes=lambda first: [f"Threshold: {first['thresholds']['mean_dice_source']}."],
+    ),
+    "boxes": Layout(
+        columns=(
+            Figure("Calls", "network_calls"),
+            Figure("Kind", "kind", brief="kind"),
+            Figure("Boxes", "boxes", brief="boxes"),
+            Figure("Recall [95 %]", "recall", ".3f", brief="recall", interval=True),
+            Figure("F1 [95 %]", "f1", ".3f", brief="F1", interval=True),
+            Difference("F1", "f1", ".3f", brief="F1"),
+            Figure("FROC", "froc/mean", ".3f", brief="FROC"),
+            Figure("FROC (IoU)", "froc_iou/mean", ".3f"),
+            Figure("Image AUROC", "image_auroc", ".3f", brief="images"),
+            Figure("CPU s/case", "cpu_seconds_per_case", ".2f", brief="CPU s"),
+        ),
+        floor_columns=(Difference("Recall", "recall", ".3f"), Difference("F1", "f1", ".3f")),
+        label="method",
+        notes=_box_notes,
+        brief_notes=lambda first: [
+            f"Threshold: {first['thresholds']['boxes_source']} exceed it.",
+            "FROC: mean sensitivity at 1/8 to 8 false positives an image. images: AUROC.",
+        ],
+        rows=_kind_rows,
+    ),
+}
 """Protocol -> what its tables show."""
-
-
-def _references(results: Sequence[Result]) -> list[Result]:
-    """The methods that others are compared with, as `versus` names them; none where there is only one method."""
-    if len(results) < 2:
-        return []
-    return [{key: results[index].get(key) for key in ABOUT} for index in references(results)]
-
-
-def _on_comparison(first: Result, reference: Result | None) -> str:
-    """What is to be said of the intervals and, where methods are compared, of the p-values."""
-    resamples = _counts(first)["bootstrap_resamples"]
-    intervals = f"Intervals: 95 % percentile bootstrap over subjects, {resamples} resamples."
-    if reference is None:
-        return intervals
-    return (
-        f"{intervals} Differences from {title(reference)}: the same resamples for both; p is two-sided, from a "
-        "permutation test that swaps the two methods' results within subjects, and not corrected for the number of "
-        "comparisons."
-    )
-
-
-def _brief_comparison(layout: Layout, reference: Result | None) -> list[str]:
-    figures = [column.brief for column in layout.columns if isinstance(column, Difference) and column.brief]
-    if reference is None:
-        return []
-    return [f"diff. of {figures[0]}: to {_label(reference)}; p: permutation test within subjects."]
-
-
-def _final_notes(results: Sequence[Result]) -> list[str]:
-    """What a user asked for that no column says, and the cases that could not be used."""
-    asked = sorted({(name, result[name]) for result in results for name in ASKED if name in result})
-    notes = [f"{name.replace('_', ' ').capitalize()}: {value}." for name, value in asked]
-    names = ", ".join(failure["name"] for failure in results[0]["failures"])
-    return [*notes, f"Left out, because they could not be used: {names}."] if names else notes
 
 
 def _compared(row: Result, reference: Result | None) -> list[Result]:
@@ -355,24 +312,24 @@ def _label(result: Result) -> str:
     return " ".join(filter(None, (result["method"], result["noise"])))
 
 
-def _entry(row: Result, path: str) -> tuple[bool, Any]:
-    """Whether a row has an entry, and the entry."""
-    value: Any = row
-    for key in path.split("/"):
-        if not isinstance(value, Mapping) or key not in value:
-            return False, None
-        value = value[key]
-    return True, value
-
-
 def _counts(first: Result) -> Mapping[str, Any]:
     """The counts of a result; a dash for each that an earlier version did not write."""
     return defaultdict(lambda: "-", first["counts"])
+
+
+_ABSENT: Final = object()
+
+
+def _entry(row: Any, path: str) -> Any:
+    """The entry at that path, `_ABSENT` where there is none."""
+    for key in path.split("/"):
+        row = row.get(key, _ABSENT) if isinstance(row, Mapping) else _ABSENT
+    return row
 
 
 def _number(value: Any, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _bracketed(interval: Sequence[float] | None, form: str) -> str:
-    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
+def _bracketed(interval: Any, form: str) -> str:
+    return "" if interval in (None, _ABSENT) else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
