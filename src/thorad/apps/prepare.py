@@ -120,8 +120,7 @@ def prepare_files(
         on_progress: see `Progress`.
 
     Raises:
-        ThoradError: no volume among the scans, an index outside the template, `out` can't be written. What is bad about
-            one volume is in the result instead.
+        ThoradError: no volume, an index outside the template, `out` can't be written; never for one bad volume.
     """
     began = time.perf_counter()
     volumes = _volumes_of(scans, indices)

@@ -27,7 +27,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 def decode(content: bytes, source: str) -> NDArray[Any]:
-    """Read an image file's content, told by its first bytes.
+    """Read an image file's content, recognised by its first bytes.
 
     Transparent pixels count as black. Orientation tags are followed, as viewers do.
 

@@ -84,7 +84,7 @@ _TELLING_APART: Final = (
 
 @dataclass(frozen=True)
 class Series:
-    """Files that belong together: the slices of one stack, or one file that stands for itself."""
+    """Files that belong together: the slices of one stack, or a single file."""
 
     uid: str
     """Series Instance UID."""
@@ -297,7 +297,7 @@ def as_frames(voxels: NDArray[Any]) -> NDArray[Any]:
 def without_identity(text: str, series: Series) -> str:
     """A message with the names of the series in place of its files' paths, which often hold the patient's name."""
     hidden = {str(form) for file in series.files for path in (file, file.parent) for form in (path, path.absolute())}
-    hidden |= {file.name for file in series.files if not file.name.isdigit()}  # a bare number tells nobody
+    hidden |= {file.name for file in series.files if not file.name.isdigit()}  # a bare number identifies nobody
     for path in sorted(hidden - {".", "/", ""}, key=len, reverse=True):
         text = text.replace(path, series.name)
     return text
@@ -321,7 +321,7 @@ def _why_no_picture(dataset: Any, path: Path) -> str | None:
     if "Rows" not in dataset or "Columns" not in dataset:
         if sop_class.startswith(WITHOUT_PIXELS):
             return "an object without rows and columns, so no picture"
-        # Passed over, the end of a series would be missed by nobody.
+        # If it were passed over, nobody would notice that the end of a series is missing.
         raise ThoradError(f"{path}: cut short: no rows and columns. Copy it again from where it came from.")
     return None
 
@@ -520,7 +520,7 @@ def _affine(planes: list[_Plane], series: Series) -> NDArray[np.float64]:
     """(4, 4) voxel index to RAS mm, of planes along their normal.
 
     Raises:
-        ThoradError: several slices at one height, missing ones, or such as don't lie on a regular grid.
+        ThoradError: several slices at one height, missing ones, or none on a regular grid.
     """
     between = _slice_step(planes, series)
     first = planes[0]

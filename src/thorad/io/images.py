@@ -54,7 +54,7 @@ def read_image(path: Path, name: str | None = None) -> Image:
     Transparent pixels count as black. Orientation tags are followed, as viewers do.
 
     Args:
-        path: a PNG, JPEG, TIFF or NPY file, told by its content.
+        path: a PNG, JPEG, TIFF or NPY file, recognised by its content.
         name: its case id; the file's stem, made safe, where not given.
 
     Raises:

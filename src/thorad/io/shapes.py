@@ -15,7 +15,7 @@ from thorad.errors import ThoradError
 from thorad.io.decode import check_sides, kind_of, npy_header
 from thorad.io.images import SUFFIXES
 from thorad.io.reading import COPY_AGAIN, one_error
-from thorad.io.volume_header import HEADER_BYTES, is_metaimage, is_nrrd, metaimage_header, nifti_fields, nrrd_header
+from thorad.io.volume_header import HEADER_BYTES, nifti_fields, text_header
 
 _CHUNK: Final = 2**20
 """bytes inflated at once."""
@@ -59,8 +59,7 @@ def _shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
         return shape
     if path.name.lower().endswith(SUFFIXES):
         raise ThoradError(f"{path}: not an image. Expected PNG, JPEG, TIFF or NPY; convert it to one of these.")
-    if is_nrrd(start) or is_metaimage(start):
-        stored = nrrd_header(start, path) if is_nrrd(start) else metaimage_header(start, path)
+    if stored := text_header(start, path):
         if not stored.packing:
             found = size if stored.data == path else stored.data.stat().st_size
             _check_length(stored.data, found, stored.offset + stored.n_bytes)

@@ -1,4 +1,4 @@
-"""CSV tables: those that a user gives, read with errors that say which line of which file to mend; and all of ours."""
+"""CSV tables: a user's, read with errors that name the file and the line to correct, and all that thorad writes."""
 
 import csv
 import io

@@ -114,16 +114,6 @@ def import_nibabel() -> Any:
     return nibabel
 
 
-def is_nrrd(start: bytes) -> bool:
-    """Whether a file that starts so is NRRD."""
-    return start.startswith(b"NRRD000")
-
-
-def is_metaimage(start: bytes) -> bool:
-    """Whether a file that starts so is MetaImage: lines of `Key = value`, `NDims` among them."""
-    return bool(re.match(rb"[A-Za-z]+ *= ", start) and re.search(rb"^NDims *=", start, re.MULTILINE))
-
-
 def nifti_fields(start: bytes, path: Path) -> Any:
     """`nibabel.Nifti1Header` or `Nifti2Header` of the unpacked file's first 540 bytes, without extensions.
 
@@ -188,12 +178,20 @@ def nifti_header(start: bytes, path: Path) -> Stored:
     )
 
 
-def nrrd_header(start: bytes, path: Path) -> Stored:
-    """Of a file's first `HEADER_BYTES` bytes.
+def text_header(start: bytes, path: Path) -> Stored | None:
+    """Of the first `HEADER_BYTES` bytes of an NRRD or MetaImage file; None where it is neither.
 
     Raises:
         ThoradError: damaged, not one grey volume within bounds, no orientation, voxels in several files or elsewhere.
     """
+    if start.startswith(b"NRRD000"):
+        return _nrrd_header(start, path)
+    if re.match(rb"[A-Za-z]+ *= ", start) and re.search(rb"^NDims *=", start, re.MULTILINE):
+        return _metaimage_header(start, path)
+    return None
+
+
+def _nrrd_header(start: bytes, path: Path) -> Stored:
     end = re.search(rb"\r?\n\r?\n", start)
     fields = _fields(start[: end.start()] if end else start, ":")
     detached = fields.get("data file") or fields.get("datafile")
@@ -227,8 +225,7 @@ def nrrd_header(start: bytes, path: Path) -> Stored:
     )
 
 
-def metaimage_header(start: bytes, path: Path) -> Stored:
-    """As `nrrd_header`."""
+def _metaimage_header(start: bytes, path: Path) -> Stored:
     end = re.search(rb"^ElementDataFile *=.*?(\r?\n|$)", start, re.MULTILINE)
     if end is None:
         raise ThoradError(f"{path}: incomplete: its header has no end. {COPY_AGAIN}")

@@ -19,16 +19,7 @@ from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names
 from thorad.io.reading import COPY_AGAIN, one_error
-from thorad.io.volume_header import (
-    HEADER_BYTES,
-    Stored,
-    import_nibabel,
-    is_metaimage,
-    is_nrrd,
-    metaimage_header,
-    nifti_header,
-    nrrd_header,
-)
+from thorad.io.volume_header import HEADER_BYTES, Stored, import_nibabel, nifti_header, text_header
 
 VOLUME_SUFFIXES: Final = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 """What a folder is searched for. A file given by itself is recognised by its content, whatever its suffix."""
@@ -85,7 +76,7 @@ def read_volume(path: Path, name: str | None = None) -> Volume:
     volume that doesn't say how it lies in the scanner, since nothing else tells left from right.
 
     Args:
-        path: a NIfTI-1 or NIfTI-2 file (packed or not), NRRD or MetaImage, told by its content.
+        path: a NIfTI-1 or NIfTI-2 file (packed or not), NRRD or MetaImage, recognised by its content.
         name: its case id; the file's name without its suffixes, made safe, where not given.
 
     Raises:
@@ -102,9 +93,8 @@ def read_volume(path: Path, name: str | None = None) -> Volume:
             file.seek(0)
             if not start:
                 raise ThoradError(f"{path}: the file is empty. {COPY_AGAIN}")
-            if is_nrrd(start) or is_metaimage(start):
-                stored = nrrd_header(start, path) if is_nrrd(start) else metaimage_header(start, path)
-                voxels = _read_behind_text(stored)
+            if behind_text := text_header(start, path):
+                stored, voxels = behind_text, _read_behind_text(behind_text)
             else:
                 packed = start.startswith(b"\x1f\x8b")
                 with gzip.GzipFile(fileobj=file) if packed else nullcontext(file) as unpacked:
