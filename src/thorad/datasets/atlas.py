@@ -77,11 +77,7 @@ def check_headers(case: Case, grid: Grid = MNI_2009A) -> None:
 
 
 def cut_slices(
-    cases: Sequence[Case],
-    out: Path,
-    *,
-    grid: Grid = MNI_2009A,
-    on_progress: Callable[[int, int], None] | None = None,
+    cases: Sequence[Case], out: Path, *, grid: Grid = MNI_2009A, on_progress: Callable[[int, int], None] | None = None
 ) -> Slices:
     """Cut the axial slice of cases with masks: out/images/*.png (16 bit), out/masks/*.png, and last out/cases.csv.
 

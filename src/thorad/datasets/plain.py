@@ -14,11 +14,7 @@ from thorad.datasets.contract import DataSet, Layout
 from thorad.datasets.layouts import is_image, shown, stem_of
 from thorad.io.images import case_names
 
-PARTS: Final = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
+PARTS: Final = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """{part of a split: what its folder or its table may be called}."""
 
 

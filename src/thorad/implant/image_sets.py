@@ -20,7 +20,7 @@ from scipy.ndimage import binary_erosion
 from thorad.datasets.boxes import Box, voc_xml
 from thorad.datasets.cases import subject_of
 from thorad.errors import ThoradError
-from thorad.implant.lesions import Implanted, implant_lesion
+from thorad.implant.lesions import Implanted, Mask, implant_lesion
 from thorad.implant.regions import UNIT, body_region, bone_region
 from thorad.implant.xray import implant_foreign_body, implant_fracture, implant_pins, implant_plate, implant_swelling
 from thorad.io.atomic import write_atomic
@@ -56,16 +56,15 @@ TRIES: Final = 100  # lesions, before an image is said to have no place for one
 class ImplantedSet:
     """A set of images with implanted findings, as it was written."""
 
-    table: Path
-    """cases.csv."""
-    counts: dict[str, int]
-    """{kind: cases}, `healthy` among them."""
-    left_out: dict[Path, str]
-    """{image: why it is of no use}."""
+    table: Path  # cases.csv
+    counts: dict[str, int]  # {kind: cases}, `healthy` among them
+    left_out: dict[Path, str]  # {image: why it is of no use}
 
 
 Files = dict[str, NDArray[Any] | bytes]
 """{column of cases.csv: what its file holds}: pixels in [0, 1], a mask, or the XML of boxes."""
+Pixels = NDArray[np.float32]
+Diseased = Callable[[Pixels, str, np.random.Generator], Files]
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ class _Making:
 
     columns: tuple[str, ...]
     kinds: tuple[str, ...]
-    diseased: Callable[[NDArray[np.float32], str, np.random.Generator], Files]
-    healthy: Callable[[NDArray[np.float32]], Files]
+    diseased: Diseased
+    healthy: Callable[[Pixels], Files]
     readme: str
 
 
@@ -108,7 +107,7 @@ def make_xray_set(
             use is left out, and named in the result.
     """
 
-    def diseased(pixels: NDArray[np.float32], kind: str, generator: np.random.Generator) -> Files:
+    def diseased(pixels: Pixels, kind: str, generator: np.random.Generator) -> Files:
         body = body_region(pixels, most=body_share)
         image, mask = _xray_finding(pixels, body, kind, generator)
         box = _box_around(mask, BOX_LABELS[kind])
@@ -133,7 +132,7 @@ def make_lesion_set(
     out: Path,
     *,
     seed: int,
-    region: NDArray[np.bool_] | None = None,
+    region: Mask | None = None,
     kinds: Sequence[str] = LESION_KINDS,
     healthy_share: float = 0.25,
 ) -> ImplantedSet:
@@ -143,19 +142,16 @@ def make_lesion_set(
     to 0.5 of the 98th percentile. cases.csv has the columns image, mask, subject and kind.
 
     Args:
-        inputs: healthy images as of `make_xray_set`, on one grid where a region is given.
-        out: a folder that isn't there yet, or is empty.
-        seed: random seed for everything that is drawn.
+        inputs: healthy images, on one grid where a region is given.
+        out: as of `make_xray_set`, and so are the others and the errors.
+        seed: the same.
         region: (H, W), where lesions may lie, such as the brain; None for what is well inside the bright part of each
             image.
-        kinds: of LESION_KINDS; each gets about as many cases.
-        healthy_share: of the subjects, in [0, 1), stays without a lesion.
-
-    Raises:
-        ThoradError: as `make_xray_set`.
+        kinds: of LESION_KINDS.
+        healthy_share: the same.
     """
 
-    def diseased(pixels: NDArray[np.float32], kind: str, generator: np.random.Generator) -> Files:
+    def diseased(pixels: Pixels, kind: str, generator: np.random.Generator) -> Files:
         image, mask = _lesion(pixels, _well_inside(pixels) if region is None else region, kind, generator)
         return {"image": image, "mask": mask}
 
@@ -169,15 +165,13 @@ def make_lesion_set(
     return _make(making, inputs, out, kinds, healthy_share, seed)
 
 
-def _well_inside(pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _well_inside(pixels: Pixels) -> Mask:
     """The bright part of an image without its outermost sixteenth."""
     bright = body_region(pixels, most=1.0)
     return np.asarray(binary_erosion(bright, iterations=max(1, min(pixels.shape) // 16)), dtype=np.bool_)
 
 
-def _lesion(
-    pixels: NDArray[np.float32], region: NDArray[np.bool_], kind: str, generator: np.random.Generator
-) -> Implanted:
+def _lesion(pixels: Pixels, region: Mask, kind: str, generator: np.random.Generator) -> Implanted:
     """One lesion of a size, a strength and a place that the generator draws, of which most shows."""
     sign: Literal["dark", "bright"] = "dark" if kind == "dark" else "bright"
     for _ in range(TRIES):
@@ -190,9 +184,7 @@ def _lesion(
     raise ThoradError(f"No {kind} lesion shows in full: its places are white or black already.")
 
 
-def _xray_finding(
-    pixels: NDArray[np.float32], body: NDArray[np.bool_], kind: str, generator: np.random.Generator
-) -> Implanted:
+def _xray_finding(pixels: Pixels, body: Mask, kind: str, generator: np.random.Generator) -> Implanted:
     """One finding of a kind, of a size and a place that the generator draws."""
     bone = bone_region(pixels, body)
     unit = UNIT * min(pixels.shape)
@@ -215,7 +207,7 @@ def _xray_finding(
     return implant_swelling(pixels, generator, body=body, bone=bone, radius_px=radius, strength=strength)
 
 
-def _box_around(mask: NDArray[np.bool_], name: str) -> Box:
+def _box_around(mask: Mask, name: str) -> Box:
     """The smallest box around a mask, with the margin, within the image; whole px."""
     margin = round(BOX_MARGIN * UNIT * min(mask.shape))
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -228,14 +220,12 @@ def _box_around(mask: NDArray[np.bool_], name: str) -> Box:
     )
 
 
-def _about(box: Box, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def _about(box: Box, shape: tuple[int, ...]) -> Mask:
     """The box and the margin that belongs to nothing, as a mask."""
     margin = round(ELSEWHERE_MARGIN * UNIT * min(shape))
     about = np.zeros(shape, dtype=np.bool_)
-    about[
-        max(int(box.top) - margin, 0) : int(box.bottom) + margin,
-        max(int(box.left) - margin, 0) : int(box.right) + margin,
-    ] = True
+    rows = slice(max(int(box.top) - margin, 0), int(box.bottom) + margin)
+    about[rows, max(int(box.left) - margin, 0) : int(box.right) + margin] = True
     return about
 
 
@@ -302,12 +292,7 @@ def _write_cases(
     return [rows[name] for name in sorted(rows)]
 
 
-def _rarest_that_fits(
-    pixels: NDArray[np.float32],
-    counts: Mapping[str, int],
-    seed: str,
-    diseased: Callable[[NDArray[np.float32], str, np.random.Generator], Files],
-) -> tuple[str, Files]:
+def _rarest_that_fits(pixels: Pixels, counts: Mapping[str, int], seed: str, diseased: Diseased) -> tuple[str, Files]:
     """Implant the kind that has the fewest cases so far, or the next one that the image has a place for.
 
     Each case and kind has its own random numbers, from the seed as text, whatever other images there are.
@@ -322,7 +307,7 @@ def _rarest_that_fits(
     raise refusals[0]
 
 
-def _pixels(scan: Scan) -> NDArray[np.float32]:
+def _pixels(scan: Scan) -> Pixels:
     """(H, W) in [0, 1]."""
     if scan.is_volume:
         raise ThoradError(f"{scan.path}: a volume; expected pictures. `thorad prepare` cuts slices of it.")
@@ -351,26 +336,25 @@ def _write_case(folder: Path, name: str, kind: str, files: Files) -> dict[str, s
 
 
 def _readme(making: _Making, made: ImplantedSet, seed: int) -> str:
-    lines = [
-        "# Implanted findings",
-        "",
-        f"Made by thorad {version('thorad')} from healthy images, seed {seed}. **The findings' places and looks are "
-        "simulated.** What is found here says that a method sees such changes, not how well it does on patients.",
-        "",
-        "Cases, one image each:",
-        "",
-        *(f"- {kind}: {count}" for kind, count in made.counts.items()),
-        "",
-        *([f"{len(made.left_out)} of the given images were of no use and are left out.", ""] if made.left_out else []),
-        f"`cases.csv` has the columns {', '.join([*making.columns, 'subject', 'kind'])}; paths are relative to it. "
-        "Healthy images are of other subjects than diseased ones. Pixels are divided by the image's own 98th "
-        "percentile, clipped to [0, 1] and stored in 8 bits.",
-        "",
-        making.readme,
-        "",
-        "Source and licence of the healthy images: *to be filled in before this set is passed on.*",
-    ]
-    return "\n".join(lines) + "\n"
+    left_out = f"{len(made.left_out)} of the given images were of no use and are left out.\n\n" if made.left_out else ""
+    counts = "\n".join(f"- {kind}: {count}" for kind, count in made.counts.items())
+    return f"""# Implanted findings
+
+Made by thorad {version("thorad")} from healthy images, seed {seed}. **The findings' places and looks are
+simulated.** What is found here says that a method sees such changes, not how well it does on patients.
+
+Cases, one image each:
+
+{counts}
+
+{left_out}`cases.csv` has the columns {", ".join([*making.columns, "subject", "kind"])}; paths are relative to it.
+Healthy images are of other subjects than diseased ones. Pixels are divided by the image's own 98th percentile, clipped
+to [0, 1] and stored in 8 bits.
+
+{making.readme}
+
+Source and licence of the healthy images: *to be filled in before this set is passed on.*
+"""
 
 
 def _check_options(kinds: Sequence[str], known: Sequence[str], healthy_share: float, seed: int) -> None:

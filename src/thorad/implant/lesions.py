@@ -19,7 +19,9 @@ FARTHEST: Final = 2  # radii from the centre, beyond which nothing belongs to th
 EDGE: Final = 0.15  # standard deviation of the blur of the edge, in radii
 BLUR_REACH: Final = 3  # how far that blur reaches, in standard deviations
 
-Implanted = tuple[NDArray[np.float32], NDArray[np.bool_]]
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Implanted = tuple[NDArray[np.float32], Mask]
 """The image with a finding, (H, W) in [0, 1], and the finding's mask, (H, W)."""
 
 
@@ -27,7 +29,7 @@ def implant_lesion(
     image: NDArray[Any],
     generator: np.random.Generator,
     *,
-    region: NDArray[np.bool_],
+    region: Mask,
     kind: Literal["dark", "bright"] = "dark",
     radius_px: float,
     strength: float,
@@ -78,7 +80,7 @@ def implant_lesion(
     return diseased, np.asarray(mask, dtype=np.bool_)
 
 
-def check_region(image: NDArray[Any], region: NDArray[np.bool_]) -> None:
+def check_region(image: NDArray[Any], region: Mask) -> None:
     """Refuse an image and a region that are not of one size, and an image outside [0, 1], by a ThoradError."""
     if image.ndim != 2 or image.shape != region.shape:
         raise ThoradError(f"The image is {image.shape}, its region {region.shape}; expected one (height, width).")
@@ -96,7 +98,7 @@ def check_radius_and_strength(radius_px: float, strength: float) -> None:
 
 def _irregular_ellipse(
     generator: np.random.Generator, shape: tuple[int, ...], row: int, column: int, radius_px: float
-) -> NDArray[np.bool_]:
+) -> Mask:
     """(H, W): the inside of an ellipse about a centre whose outline a random field moves in and out."""
     rows, columns = np.arange(shape[0])[:, None] - row, np.arange(shape[1])[None, :] - column
     angle, flatness = generator.uniform(0, np.pi), generator.uniform(1, FLATTEST)

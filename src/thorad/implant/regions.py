@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter, label
 
 from thorad.errors import ThoradError
+from thorad.implant.lesions import Mask
 
 UNIT: Final = 1 / 64  # of the shorter side: what findings and margins are measured in, so that they grow with the image
 SMALLEST_BODY: Final = 0.08  # least share of an image that a body has; less is a marker
@@ -17,7 +18,7 @@ BONE_SPREAD: Final = 4  # units: standard deviation of the Gaussian mean that bo
 BONE_CONTRAST: Final = 0.02  # by how much
 
 
-def body_region(image: NDArray[Any], *, most: float) -> NDArray[np.bool_]:
+def body_region(image: NDArray[Any], *, most: float) -> Mask:
     """The largest connected bright part of an X-ray: a hand on a dark ground.
 
     Bright is above a share of Otsu's threshold (IEEE Trans. SMC 9, 1979) of the slightly blurred image.
@@ -52,7 +53,7 @@ def body_region(image: NDArray[Any], *, most: float) -> NDArray[np.bool_]:
     return body
 
 
-def bone_region(image: NDArray[Any], body: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def bone_region(image: NDArray[Any], body: Mask) -> Mask:
     """Where the body is brighter than its Gaussian mean: (H, W)."""
     spread = BONE_SPREAD * UNIT * min(image.shape)
     weight = gaussian_filter(body.astype(float), spread)

@@ -4,9 +4,9 @@ Places and looks are simulated. What is found among them says that a method work
 paper gives the constants below; they are this project's choice, of what the finding looks like in X-rays of hands.
 
 Every function takes an `image`, (H, W) in [0, 1], that it leaves as it is, a `generator` that draws the place and the
-shape, and masks, (H, W), of where the `body` and its `bone` are; lengths are in px. It returns the image with the
-finding and the finding's mask. It raises a ThoradError where sizes differ, values are out of bounds, or no place is
-left where the finding would show.
+shape, and masks, (H, W), of where the `body` and its `bone` are; lengths and radii are in px, widths at least 0.5. It
+returns the image with the finding and the finding's mask. It raises a ThoradError where sizes differ, values are out of
+bounds, or no place is left where the finding would show.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 
 from thorad.errors import ThoradError
-from thorad.implant.lesions import Implanted, check_radius_and_strength, check_region
+from thorad.implant.lesions import Floats, Implanted, Mask, check_radius_and_strength, check_region
 
 TRIES: Final = 300  # places, before an image is said to have none
 CONTRAST: Final = 0.2  # least mean change over the mask of metal, a foreign body or a fracture
@@ -53,15 +53,9 @@ SHOWN: Final = 0.25  # least mean change over the mask of a swelling, in strengt
 
 
 def implant_pins(
-    image: NDArray[Any], generator: np.random.Generator, *, bone: NDArray[np.bool_], length_px: float, width_px: float
+    image: NDArray[Any], generator: np.random.Generator, *, bone: Mask, length_px: float, width_px: float
 ) -> Implanted:
-    """Drive one or two straight wires into a bone, at an acute angle to its axis: as bright as anything, sharp edges.
-
-    Args:
-        length_px: of a wire, px.
-        width_px: of a wire, px; at least 0.5.
-
-    """
+    """Drive one or two straight wires into a bone, at an acute angle to its axis: white, with sharp edges."""
     check_region(image, bone)
     for centre, axis, _ in _long_bones(image, generator, bone, image < 1 - CONTRAST):
         tilt = generator.choice([-1, 1]) * generator.uniform(*PIN_ANGLE)
@@ -77,15 +71,9 @@ def implant_pins(
 
 
 def implant_plate(
-    image: NDArray[Any], generator: np.random.Generator, *, bone: NDArray[np.bool_], length_px: float, width_px: float
+    image: NDArray[Any], generator: np.random.Generator, *, bone: Mask, length_px: float, width_px: float
 ) -> Implanted:
-    """Fix a plate along a bone, seen from its edge, with three to five screws across the bone.
-
-    Args:
-        length_px: of the plate, px.
-        width_px: of the plate, px; its screws have half of it.
-
-    """
+    """Fix a plate along a bone, seen from its edge, with three to five screws of half its width across the bone."""
     check_region(image, bone)
     for centre, axis, depth in _long_bones(image, generator, bone, image < 1 - CONTRAST):
         across = _turned(axis, generator.choice([-1, 1]) * np.pi / 2)
@@ -105,7 +93,7 @@ def implant_fracture(
     image: NDArray[Any],
     generator: np.random.Generator,
     *,
-    bone: NDArray[np.bool_],
+    bone: Mask,
     length_px: float,
     width_px: float,
     strength: float,
@@ -117,7 +105,6 @@ def implant_fracture(
         length_px: of the line at most, px, where the bone is wider.
         width_px: of the line, px; at least 0.5.
         strength: which share of the bone's brightness is gone in the line, in (0, 1].
-
     """
     check_region(image, bone)
     if not 0 < strength <= 1:
@@ -135,15 +122,9 @@ def implant_fracture(
 
 
 def implant_foreign_body(
-    image: NDArray[Any], generator: np.random.Generator, *, region: NDArray[np.bool_], radius_px: float
+    image: NDArray[Any], generator: np.random.Generator, *, region: Mask, radius_px: float
 ) -> Implanted:
-    """Put a small, dense splinter into the tissue: bright, compact, angular, with a sharp edge.
-
-    Args:
-        region: (H, W), where it may lie, such as the soft tissue.
-        radius_px: in the mean over its two axes, px; at least 0.5.
-
-    """
+    """Put a small, dense splinter of a mean radius into a region: bright, compact, angular, with a sharp edge."""
     check_region(image, region)
     centres = np.argwhere(region & (image < 1 - 2 * CONTRAST))
     rows, columns = np.indices(image.shape)
@@ -163,13 +144,7 @@ def implant_foreign_body(
 
 
 def implant_swelling(
-    image: NDArray[Any],
-    generator: np.random.Generator,
-    *,
-    body: NDArray[np.bool_],
-    bone: NDArray[np.bool_],
-    radius_px: float,
-    strength: float,
+    image: NDArray[Any], generator: np.random.Generator, *, body: Mask, bone: Mask, radius_px: float, strength: float
 ) -> Implanted:
     """Swell the soft tissue beside a bone: the skin bulges outward, and the tissue is broadly, smoothly brighter.
 
@@ -177,7 +152,6 @@ def implant_swelling(
         bone: (H, W), where the bones are; they stay in their place.
         radius_px: of the swelling, px, where it has half its strength.
         strength: which share of the way to white its middle goes, in (0, 1].
-
     """
     check_region(image, body)
     check_region(image, bone)
@@ -202,12 +176,7 @@ def implant_swelling(
 
 
 def _swollen(
-    image: NDArray[Any],
-    body: NDArray[np.bool_],
-    sources: NDArray[np.float64],
-    profile: NDArray[np.float64],
-    strength: float,
-    soft: NDArray[np.float64],
+    image: NDArray[Any], body: Mask, sources: Floats, profile: Floats, strength: float, soft: Floats
 ) -> Implanted:
     """Take every pixel from its source, (2, H, W), and brighten soft tissue by a profile, (H, W)."""
     moved = map_coordinates(image.astype(float), sources, order=1, mode="nearest")
@@ -218,7 +187,7 @@ def _swollen(
     return swollen, np.asarray((profile > 0.5) & (tissue > 0.5), dtype=np.bool_)
 
 
-def _skin(image: NDArray[Any], body: NDArray[np.bool_], bone: NDArray[np.bool_], radius_px: float) -> NDArray[np.int64]:
+def _skin(image: NDArray[Any], body: Mask, bone: Mask, radius_px: float) -> NDArray[np.int64]:
     """Where a swelling may have its middle, (N, 2): at the skin, but not where the image's border cuts the body."""
     depth = distance_transform_edt(np.pad(body, 1, mode="edge"))[1:-1, 1:-1]
     inner = np.zeros(image.shape, bool)
@@ -228,14 +197,14 @@ def _skin(image: NDArray[Any], body: NDArray[np.bool_], bone: NDArray[np.bool_],
     return np.argwhere(body & ~bone & inner & near & (image < 1 - CONTRAST))
 
 
-def _lies_in(bone: NDArray[np.bool_], mask: NDArray[np.bool_]) -> bool:
+def _lies_in(bone: Mask, mask: Mask) -> bool:
     """Whether enough of a metal lies in the bone."""
     return bool(np.count_nonzero(bone & mask) >= IN_BONE * np.count_nonzero(mask))
 
 
 def _long_bones(
-    image: NDArray[Any], generator: np.random.Generator, bone: NDArray[np.bool_], allowed: NDArray[np.bool_]
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], float]]:
+    image: NDArray[Any], generator: np.random.Generator, bone: Mask, allowed: Mask
+) -> Iterator[tuple[Floats, Floats, float]]:
     """Places in the middle of long bones, drawn at random: (row, column), the unit vector along the bone, its depth.
 
     The depth is that of the bone's middle under its surface, px: half its thickness.
@@ -250,7 +219,7 @@ def _long_bones(
             yield np.array([row, column], float), axes[:, 1], half
 
 
-def _turned(direction: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
+def _turned(direction: Floats, angle: float) -> Floats:
     """A (row, column) vector, turned by an angle in radians."""
     cosine, sine = np.cos(angle), np.sin(angle)
     return np.array([cosine * direction[0] - sine * direction[1], sine * direction[0] + cosine * direction[1]])
@@ -259,11 +228,11 @@ def _turned(direction: NDArray[np.float64], angle: float) -> NDArray[np.float64]
 def _jagged_line(
     shape: tuple[int, ...],
     generator: np.random.Generator,
-    centre: NDArray[np.float64],
-    direction: NDArray[np.float64],
+    centre: Floats,
+    direction: Floats,
     reach: list[float],
     width: float,
-) -> NDArray[np.float64]:
+) -> Floats:
     """A line through a place, as far as it reaches back and ahead: (H, W), the share of a pixel covered."""
     corners = max(3, round(sum(reach) / (FRACTURE_STEP * width)))
     steps = np.linspace(-reach[0], reach[1], corners)
@@ -277,13 +246,8 @@ def _jagged_line(
 
 
 def _stroke(
-    shape: tuple[int, ...],
-    origin: NDArray[np.float64],
-    direction: NDArray[np.float64],
-    start: float,
-    end: float,
-    width: float,
-) -> NDArray[np.float64]:
+    shape: tuple[int, ...], origin: Floats, direction: Floats, start: float, end: float, width: float
+) -> Floats:
     """A straight bar from origin + start * direction to origin + end * direction: (H, W), the share of a pixel covered.
 
     Exact where an edge runs along the grid, else within a few per cent.
@@ -292,16 +256,16 @@ def _stroke(
     along = rows * direction[0] + columns * direction[1]
     across = rows * direction[1] - columns * direction[0]
 
-    def covered(middle: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    def covered(middle: Floats, low: float, high: float) -> Floats:
         """Length of [low, high] within a pixel about each middle."""
-        length: NDArray[np.float64] = np.minimum(middle + 0.5, high) - np.maximum(middle - 0.5, low)
+        length: Floats = np.minimum(middle + 0.5, high) - np.maximum(middle - 0.5, low)
         return np.clip(length, 0, 1)
 
-    share: NDArray[np.float64] = covered(along, start, end) * covered(across, -width / 2, width / 2)
+    share: Floats = covered(along, start, end) * covered(across, -width / 2, width / 2)
     return share
 
 
-def _brightened(image: NDArray[Any], dense: NDArray[np.float64]) -> Implanted | None:
+def _brightened(image: NDArray[Any], dense: Floats) -> Implanted | None:
     """The image where a share of each pixel is metal, that lets no ray through; None if it would hardly show."""
     mask = dense > COVERED
     bright = (image + dense * (1 - image)).astype(np.float32)
@@ -310,7 +274,7 @@ def _brightened(image: NDArray[Any], dense: NDArray[np.float64]) -> Implanted | 
     return bright, np.asarray(mask, dtype=np.bool_)
 
 
-def _reach(bone: NDArray[np.bool_], origin: NDArray[np.float64], direction: NDArray[np.float64], most: float) -> float:
+def _reach(bone: Mask, origin: Floats, direction: Floats, most: float) -> float:
     """How far one can go from a place within the bone, px, in quarter steps up to `most`."""
     distance = 0.0
     while distance < most:
@@ -321,7 +285,7 @@ def _reach(bone: NDArray[np.bool_], origin: NDArray[np.float64], direction: NDAr
     return distance
 
 
-def _no_place(finding: str, measures: str, region: NDArray[np.bool_]) -> ThoradError:
+def _no_place(finding: str, measures: str, region: Mask) -> ThoradError:
     return ThoradError(
         f"The region of {np.count_nonzero(region)} px has no place where {finding} {measures} would show. "
         "Choose smaller measures, or another image."
