@@ -51,6 +51,12 @@ STRENGTHS: Final = (0.2, 0.5)  # of lesions, in 98th percentiles
 SHOWN: Final = 0.6  # least share of its ellipse's area that a lesion's mask has: in white tissue a bright one is cut
 TRIES: Final = 100  # lesions, before an image is said to have no place for one
 
+XRAY_README: Final = f"""\
+Each diseased image holds one finding. `boxes` (Pascal VOC) names it as GRAZPEDWRI-DX does:
+{", ".join(f"{kind} is {label}" for kind, label in BOX_LABELS.items())}.
+A box keeps {BOX_MARGIN}/64 of the image's shorter side about the finding. `elsewhere` is the body, found by its
+brightness, but for the box and {ELSEWHERE_MARGIN}/64 about it."""
+
 
 @dataclass(frozen=True)
 class ImplantedSet:
@@ -99,31 +105,23 @@ def make_xray_set(
         seed: random seed for everything that is drawn.
         kinds: of XRAY_KINDS; each gets about as many cases.
         healthy_share: of the subjects, in [0, 1), stays without a finding.
-        body_share: of an image, the most that the body can fill: 0.4 for a whole hand, 0.8 for a wrist. Images in which
-            more is bright, as where the exposed field is, are left out.
+        body_share: the most that a body can fill of an image, as 0.4 for a hand, 0.8 for a wrist. Images in which more
+            is bright are left out.
 
     Raises:
-        ThoradError: no image is of use, an option is out of bounds, or `out` is taken. A single image that is of no
-            use is left out, and named in the result.
+        ThoradError: no image is of use, an option is out of bounds, `out` is taken. Single images are left out instead.
     """
 
     def diseased(pixels: Pixels, kind: str, generator: np.random.Generator) -> Files:
         body = body_region(pixels, most=body_share)
         image, mask = _xray_finding(pixels, body, kind, generator)
         box = _box_around(mask, BOX_LABELS[kind])
-        boxes = voc_xml([box], *mask.shape)
-        return {"image": image, "boxes": boxes, "elsewhere": body & ~_about(box, mask.shape)}
+        return {"image": image, "boxes": voc_xml([box], *mask.shape), "elsewhere": body & ~_about(box, mask.shape)}
 
-    making = _Making(
-        columns=("image", "boxes", "elsewhere"),
-        kinds=XRAY_KINDS,
-        diseased=diseased,
-        healthy=lambda pixels: {"image": pixels, "elsewhere": body_region(pixels, most=body_share)},
-        readme="Each diseased image holds one finding. `boxes` (Pascal VOC) names it as GRAZPEDWRI-DX does: "
-        f"{', '.join(f'{kind} is {BOX_LABELS[kind]}' for kind in XRAY_KINDS)}. A box keeps {BOX_MARGIN}/64 of the "
-        "image's shorter side about the finding. `elsewhere` is the body, found by its brightness, but for the box and "
-        f"{ELSEWHERE_MARGIN}/64 about it.",
-    )
+    def healthy(pixels: Pixels) -> Files:
+        return {"image": pixels, "elsewhere": body_region(pixels, most=body_share)}
+
+    making = _Making(("image", "boxes", "elsewhere"), XRAY_KINDS, diseased, healthy, XRAY_README)
     return _make(making, inputs, out, kinds, healthy_share, seed)
 
 
@@ -155,13 +153,8 @@ def make_lesion_set(
         image, mask = _lesion(pixels, _well_inside(pixels) if region is None else region, kind, generator)
         return {"image": image, "mask": mask}
 
-    making = _Making(
-        columns=("image", "mask"),
-        kinds=LESION_KINDS,
-        diseased=diseased,
-        healthy=lambda pixels: {"image": pixels},
-        readme="Each diseased image holds one lesion; `mask` is where it changed by more than half its strength.",
-    )
+    readme = "Each diseased image holds one lesion; `mask` is where it changed by more than half its strength."
+    making = _Making(("image", "mask"), LESION_KINDS, diseased, lambda pixels: {"image": pixels}, readme)
     return _make(making, inputs, out, kinds, healthy_share, seed)
 
 

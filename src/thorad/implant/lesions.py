@@ -36,19 +36,16 @@ def implant_lesion(
 ) -> Implanted:
     """Add one lesion with an irregular outline and a smooth edge, under which the image's own texture stays.
 
-    The outline is where an ellipse plus a low-pass random field crosses a level. Only `generator` decides on place and
-    shape.
-
     Args:
-        image: (H, W) in [0, 1]; left as it is.
-        generator: draws the place, the ellipse and the field.
-        region: (H, W), where lesions may lie, such as the brain. Nothing outside it changes.
+        image: (H, W) in [0, 1]; left as it is, and so are pixels outside the region.
+        generator: draws the place, the ellipse and the random field that bends its outline.
+        region: (H, W), where lesions may lie, such as the brain.
         kind: darker than the tissue, or brighter.
-        radius_px: of the ellipse, in the mean over its two axes, px; at least 1.
+        radius_px: mean of the ellipse's two, px; at least 1.
         strength: how much darker or brighter its inside becomes, in (0, 1]. Pixels stay within [0, 1].
 
     Returns:
-        The image with the lesion, (H, W) float32, and its mask: where the image changed by more than half the strength.
+        The image with the lesion, and its mask: where the image changed by more than half the strength.
 
     Raises:
         ThoradError: sizes that differ, values out of bounds, or a region that has no place for such a lesion.
@@ -57,25 +54,19 @@ def implant_lesion(
     check_radius_and_strength(radius_px, strength)
     change = -strength if kind == "dark" else strength
     healthy = image.astype(np.float32)
-
-    # The centre: deep enough for most of the lesion to lie inside, and not black (or white) already.
     depth = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]  # (H, W), px to the nearest pixel outside
+    # The centre: deep enough for most of the lesion to lie inside, and not black (or white) already.
     visible = np.abs(np.clip(healthy + change, 0, 1) - healthy) > strength / 2
     centres = np.argwhere((depth > radius_px) & visible)
     if not len(centres):
-        raise ThoradError(
-            f"The region of {np.count_nonzero(region)} px has no place for a {kind} lesion of radius {radius_px:g} px "
-            f"and strength {strength:g}. Choose a smaller radius or strength, or a larger region."
-        )
+        place = f"for a {kind} lesion of radius {radius_px:g} px and strength {strength:g}"
+        raise no_place(place, region, "Choose a smaller radius or strength, or a larger region.")
     row, column = centres[generator.integers(len(centres))]
-
     # A margin of the blur's reach keeps the edge smooth at the region's border too.
     inside = _irregular_ellipse(generator, image.shape, row, column, radius_px)
     inside &= depth > BLUR_REACH * EDGE * radius_px
     blurred = gaussian_filter(inside.astype(np.float32), EDGE * radius_px, truncate=BLUR_REACH)
-    profile = blurred * region  # (H, W) in [0, 1]
-
-    diseased = np.clip(healthy + change * profile, 0, 1).astype(np.float32)
+    diseased = np.clip(healthy + change * (blurred * region), 0, 1).astype(np.float32)
     mask = np.abs(diseased - healthy) > strength / 2
     return diseased, np.asarray(mask, dtype=np.bool_)
 
@@ -86,6 +77,11 @@ def check_region(image: NDArray[Any], region: Mask) -> None:
         raise ThoradError(f"The image is {image.shape}, its region {region.shape}; expected one (height, width).")
     if not (image.min() >= 0 and image.max() <= 1):
         raise ThoradError(f"The image lies in {image.min():g}...{image.max():g}; expected [0, 1]. Scale it first.")
+
+
+def no_place(place: str, region: Mask, advice: str) -> ThoradError:
+    """The error that a region lacks a place `for` a finding, or `where` it would show."""
+    return ThoradError(f"The region of {np.count_nonzero(region)} px has no place {place}. {advice}")
 
 
 def check_radius_and_strength(radius_px: float, strength: float) -> None:

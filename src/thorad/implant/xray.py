@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 
 from thorad.errors import ThoradError
-from thorad.implant.lesions import Floats, Implanted, Mask, check_radius_and_strength, check_region
+from thorad.implant.lesions import Floats, Implanted, Mask, check_radius_and_strength, check_region, no_place
 
+ADVICE: Final = "Choose smaller measures, or another image."
 TRIES: Final = 300  # places, before an image is said to have none
 CONTRAST: Final = 0.2  # least mean change over the mask of metal, a foreign body or a fracture
 COVERED: Final = 0.25  # least share of a pixel in the mask that is covered: wires are thinner than a pixel
@@ -67,7 +68,7 @@ def implant_pins(
         implanted = _brightened(image, metal)
         if implanted is not None and _lies_in(bone, implanted[1]):
             return implanted
-    raise _no_place("pins", f"{length_px:g} px long", bone)
+    raise no_place(f"where pins {length_px:g} px long would show", bone, ADVICE)
 
 
 def implant_plate(
@@ -86,7 +87,7 @@ def implant_plate(
         implanted = _brightened(image, metal)
         if implanted is not None and _lies_in(bone, implanted[1]):
             return implanted
-    raise _no_place("a plate", f"{length_px:g} px long", bone)
+    raise no_place(f"where a plate {length_px:g} px long would show", bone, ADVICE)
 
 
 def implant_fracture(
@@ -118,7 +119,7 @@ def implant_fracture(
         shortest = max(FRACTURE_LENGTH[0] * depth, FRACTURE_LENGTH[1] * width_px)
         if sum(reach) > shortest and (image - broken)[mask].mean() > CONTRAST:
             return broken, np.asarray(mask, dtype=np.bool_)
-    raise _no_place("a fracture", f"{width_px:g} px wide, strength {strength:g}", bone)
+    raise no_place(f"where a fracture {width_px:g} px wide, strength {strength:g} would show", bone, ADVICE)
 
 
 def implant_foreign_body(
@@ -140,7 +141,7 @@ def implant_foreign_body(
         implanted = _brightened(image, np.clip(0.5 - beyond, 0, 1))
         if implanted is not None and region[implanted[1]].all():
             return implanted
-    raise _no_place("a foreign body", f"of radius {radius_px:g} px", region)
+    raise no_place(f"where a foreign body of radius {radius_px:g} px would show", region, ADVICE)
 
 
 def implant_swelling(
@@ -172,7 +173,7 @@ def implant_swelling(
         swollen, mask = _swollen(image, body, positions - outward[:, None, None] * bulge, profile, strength, soft)
         if mask.any() and np.abs(swollen - image)[mask].mean() > SHOWN * strength:
             return swollen, mask
-    raise _no_place("a swelling", f"of radius {radius_px:g} px", body & ~bone)
+    raise no_place(f"where a swelling of radius {radius_px:g} px would show", body & ~bone, ADVICE)
 
 
 def _swollen(
@@ -283,10 +284,3 @@ def _reach(bone: Mask, origin: Floats, direction: Floats, most: float) -> float:
             break
         distance += 0.25
     return distance
-
-
-def _no_place(finding: str, measures: str, region: Mask) -> ThoradError:
-    return ThoradError(
-        f"The region of {np.count_nonzero(region)} px has no place where {finding} {measures} would show. "
-        "Choose smaller measures, or another image."
-    )
