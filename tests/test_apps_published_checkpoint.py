@@ -260,7 +260,12 @@ def test_the_command(checkpoint: dict[str, Any], tmp_path: Path) -> None:
         "models", "import", tmp_path / "latest_model.pt", folder, "--noise", "simplex", "--size", 32
     )
     assert result.exit_code == 0, result.output
-    for text in ("channels (32, 64), simplex noise", "proj_attn", "heads of 32 channels were assumed", str(folder)):
+    for text in (
+        "channels (32, 64), simplex noise",
+        "proj_attn",
+        "Assumed attention heads of 32 channels",
+        str(folder),
+    ):
         assert text in result.stdout
     shown = thorad_command("models", folder)
     assert shown.exit_code == 0

@@ -60,6 +60,8 @@ def test_verbs_share_the_options_of_a_detector() -> None:
         text = help_of(words)
         for field in fields(options):
             assert f"--{field.name.replace('_', '-')} " in text
+    shown = help_of("detect")
+    assert shown.index("--method ") < shown.index("--steps "), "what a dataclass adds stands before what it inherits"
 
 
 def test_a_dataclass_of_options_reaches_its_verb() -> None:

@@ -206,6 +206,6 @@ def verb(
 def _option_parameters(kind: Any) -> Iterator[Parameter]:
     """The fields of a dataclass of options as a function's parameters: its own first, then those of its bases."""
     types = get_type_hints(kind, include_extras=True)
-    own = [field for field in fields(kind) if field.name in get_annotations(kind)]
-    for field in dict.fromkeys([*own, *fields(kind)]):
-        yield Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
+    defaults = {field.name: field.default for field in fields(kind)}
+    for name in dict.fromkeys(name for part in kind.__mro__ for name in get_annotations(part)):
+        yield Parameter(name, Parameter.KEYWORD_ONLY, default=defaults[name], annotation=types[name])
