@@ -398,7 +398,7 @@ def test_sort_filter_and_keyboard(chromium: Any, tmp_path: Path) -> None:
     known = [dice[name] for name in opened.names() if dice[name] is not None]
     assert known == sorted(known)
     assert len(known) == 4
-    page.locator("#filter").select_option("well")
+    page.locator("#filter").select_option("healthy")
     assert opened.names() == ["case-002"]
     page.locator("#filter").select_option("failed")
     assert opened.names() == ["broken"]

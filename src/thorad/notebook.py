@@ -24,19 +24,20 @@ def result_html(result: Detection, overlay_maximum: float | None, title: str = "
     Args:
         result: what was found.
         overlay_maximum: value of the map with the strongest colour; None: the map's own maximum.
-        title: stands before the score; the case's name where not given.
+        title: before the score; the case's name where not given.
     """
     maximum = overlay_maximum or max(float(result.anomaly_map.max()), 1e-9)
     height, width = reduced_shape(result.image.shape, SIDE)
     over = reduced_colours(overlay(result.image, result.anomaly_map, maximum), (width, height))
-    pictures: list[tuple[str, NDArray[np.uint8]]] = [("scan", _grey(result.image))]
-    if result.pseudo_healthy is not None:
-        pictures.append(("pseudo-healthy", _grey(result.pseudo_healthy)))
-    pictures.append((f"map over the scan, colours to {maximum:.3g}", over))
+    pictures = {
+        "scan": _grey(result.image),
+        "pseudo-healthy": _grey(result.pseudo_healthy),
+        f"map over the scan, colours to {maximum:.3g}": over,
+    }
     cells = "".join(
         f'<figure style="display:inline-block;margin:0 8px 8px 0"><img alt="{escape(words)}" '
         f'src="data:image/png;base64,{png_text(pixels)}"><figcaption>{escape(words)}</figcaption></figure>'
-        for words, pixels in pictures
+        for words, pixels in pictures.items()
     )
     facts = [f"score {result.score:.4g}"]
     facts += [f"p = {result.p_value:.3g}"] if result.p_value is not None else []
@@ -52,11 +53,15 @@ def volume_html(
     overlay_maximum: float | None,
 ) -> str:
     """A volume's slices, one below the other."""
-    told = "".join(f"<p>Warning: {escape(warning)}</p>" for warning in warnings)
-    shown = [
-        result_html(one, overlay_maximum, f"{name}, slice {index}") for index, one in zip(indices, slices, strict=True)
-    ]
-    return told + "".join(shown)
+    return "".join(
+        [
+            *(f"<p>Warning: {escape(warning)}</p>" for warning in warnings),
+            *(
+                result_html(detection, overlay_maximum, f"{name}, slice {index}")
+                for index, detection in zip(indices, slices, strict=True)
+            ),
+        ]
+    )
 
 
 def _grey(picture: NDArray[np.floating]) -> NDArray[np.uint8]:

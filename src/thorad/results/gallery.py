@@ -73,12 +73,9 @@ def gallery_index(
 
 
 def case_entry(number: int, case: CaseRecord, side: int) -> dict[str, Any]:
-    """What the index says of one case, without a look at its pictures but for their size.
+    """What the index says of one case; `number` is unique in its page, `side` the longest of its pictures, px.
 
-    Args:
-        number: of the case, unique in its page.
-        case: done or failed.
-        side: longest side that its pictures will have, px.
+    Of the pictures only their size is read.
     """
     entry = {
         **{"id": number, "name": case.name, "status": case.status, "message": case.message, "score": case.score},

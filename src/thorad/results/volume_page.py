@@ -162,9 +162,6 @@ def write_volume_page(
         factor += 1
 
 
-# ----------------------------------------------------------------------------------------------------- reading
-
-
 def _read(case: CaseRecord, scan: Path | None) -> tuple[_Volumes, str]:
     """The volumes, and why the scan is not among them, empty where it is."""
     anomaly_map, affine = _nifti(case.folder / VOLUME_MAP)
@@ -228,13 +225,10 @@ def _nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     return voxels, np.asarray(image.affine, np.float64)
 
 
-def _same(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> bool:
+def _same(affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> bool:
     """Whether two affines bring the grid's corners to one place."""
     corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
-    return bool(np.abs(corners @ (one - other)[:3].T).max() <= SAME_PLACE_MM)
-
-
-# ----------------------------------------------------------------------------------------------------- the page
+    return bool(np.abs(corners @ (affine - other)[:3].T).max() <= SAME_PLACE_MM)
 
 
 def _page(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid, note: str) -> bytes:

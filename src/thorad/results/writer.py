@@ -110,18 +110,7 @@ class ResultWriter:
         return messages
 
     def write_volume(self, result: VolumeDetection, *, series: Series | None = None) -> list[str]:
-        """Write the case of one volume; its warnings become its message.
-
-        Args:
-            result: what was found.
-            series: the DICOM series that the volume came from; its case gets DICOM objects, too.
-
-        Returns:
-            As `write`.
-
-        Raises:
-            ThoradError: as `write`.
-        """
+        """Write the case of one volume; its own warnings become its message. All else is as in `write`."""
         folder = self._clear(result.name)
         slices = list(zip(result.indices, result.slices, strict=True))
         for index, detection in slices:
@@ -145,11 +134,7 @@ class ResultWriter:
             write_atomic(folder / layout.STEPS, _steps(result.steps))
 
     def _write_dicom(self, folder: Path, series: Series | None, result: Detection | VolumeDetection) -> list[str]:
-        """Write the DICOM objects of a DICOM source.
-
-        Returns:
-            Why some are missing, where the source doesn't allow them: the rest is still of use.
-        """
+        """Write the objects of a DICOM source; returns why some are missing, for the rest is still of use."""
         if series is None:
             return []
         options = self._run["options"]
@@ -210,8 +195,8 @@ class ResultWriter:
             ThoradError: the disk or the permissions don't allow it.
         """
         write_atomic(self._shard_file, _json({"seconds": self._seconds_before + seconds}))
-        # Two shards may end at once, and the one that read the cases first may write the table last. So whoever has
-        # written looks whether another one ended since it began to read.
+        # Two shards may end at once, and the first to read the cases may be the last to write the table. So whoever has
+        # written checks whether another shard ended since it began to read.
         ended = None
         while ended != self._seconds():
             ended = self._seconds()

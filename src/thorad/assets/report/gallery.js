@@ -437,8 +437,8 @@ const FILTERS = {
   all: ["all cases", () => true],
   significant: ["p at most 0.05", (case_) => case_.p_value !== null && case_.p_value <= 0.05],
   findings: ["with findings", (case_) => case_.findings > 0],
-  ill: ["with a lesion (truth)", (case_) => case_.truth > 0],
-  well: ["healthy (truth)", (case_) => case_.truth === 0],
+  diseased: ["with a lesion (truth)", (case_) => case_.truth > 0],
+  healthy: ["healthy (truth)", (case_) => case_.truth === 0],
   failed: ["failed", (case_) => case_.status !== "ok"],
 };
 const last = (value) => (value === null ? -Infinity : value);
