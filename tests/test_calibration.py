@@ -11,13 +11,13 @@ from thorad.calibration import (
     Calibration,
     calibrate_maps,
     conformal_p_value,
+    format_options,
     map_options,
     matching_calibration,
     pixel_thresholds,
     read_calibrations,
     same_options,
     scans_needed,
-    told_options,
     with_calibration,
 )
 from thorad.errors import ThoradError
@@ -235,6 +235,18 @@ def test_a_calibration_of_another_model_is_refused(rate: float | None) -> None:
 
 
 def test_options_in_words() -> None:
-    assert told_options(map_options(PROVENANCE)) == "method thor, noise simplex, steps 1"
+    assert format_options(map_options(PROVENANCE)) == "method thor, noise simplex, steps 1"
     assert same_options({"a": 1, "b": None}, {"a": 1})
     assert not same_options({"a": 1, "b": 0}, {"a": 1})
+
+
+def test_a_preset_of_earlier_versions_is_a_method_now() -> None:
+    """Options without a preset stay as they are, so that the digest does, too."""
+    made = calibrate_maps(np.ones((3, 4, 4), np.float32), [1, 2, 3], np.ones((4, 4), bool), PROVENANCE)
+    content = made.to_json()
+    unset = {**content, "options": {**content["options"], "preset": None}}
+    assert Calibration.from_json(unset).options == unset["options"]
+    preset = {**content, "options": {**content["options"], "preset": "published"}}
+    read = Calibration.from_json(preset)
+    assert read.options == {**content["options"], "method": f"published-{PROVENANCE['method']}"}
+    assert matching_calibration([read], {**PROVENANCE, "method": f"published-{PROVENANCE['method']}"}) == read

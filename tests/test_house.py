@@ -56,7 +56,7 @@ MAY_IMPORT = {
         "__init__",
     },
     "results": {"table", "evaluation", "records", "pictures", "datasets", "io", "errors", "__init__"},
-    "calibration": {"evaluation", "io", "errors"},
+    "calibration": {"evaluation", "records", "io", "errors"},
     "evaluation": {"datasets", "io", "findings", "table", "errors"},
     "implant": {"datasets", "io", "errors"},
     "datasets": {"io", "registry", "errors"},

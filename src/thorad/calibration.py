@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from thorad.errors import ThoradError
 from thorad.evaluation.metrics import threshold_at_fpr
 from thorad.io.tables import listing
+from thorad.records import current_options
 
 FALSE_POSITIVE_RATES: Final = (0.01, 0.02, 0.05)
 """Shares of the healthy pixels that may exceed the thresholds."""
@@ -140,15 +141,16 @@ class Calibration:
 
     @classmethod
     def from_json(cls, content: Any) -> Calibration:
-        """Read what `to_json` gave.
+        """Read what `to_json` gave, now or in an earlier version.
 
         Raises:
             ValueError: something is missing, of another kind, or contradicts the rest.
         """
         try:
             thresholds = {float(rate): float(threshold) for rate, threshold in content["thresholds"].items()}
+            options = dict(content["options"])
             found = cls(
-                options=dict(content["options"]),
+                options=map_options(current_options(options)) if options.get("preset") else options,
                 model_sha256=str(content["model_sha256"]),
                 thresholds=thresholds,
                 scores=tuple(float(score) for score in content["scores"]),
@@ -196,24 +198,20 @@ def same_options(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(name) == other.get(name) for name in one.keys() | other.keys())
 
 
-def told_options(options: Mapping[str, Any]) -> str:
+def format_options(options: Mapping[str, Any]) -> str:
     """Options in words, without those that are not set: `method thor, noise simplex, steps 1`."""
-    told = {name: str(v) for name, v in options.items() if v not in (None, False) and name != "settings_sha256"}
     return ", ".join(
         f"{name.replace('_', ' ')} {f'{value[:12]}...' if name.endswith('sha256') else value}"
-        for name, value in told.items()
+        for name, value in options.items()
+        if value not in (None, False) and name != "settings_sha256"
     )
 
 
 def read_calibrations(content: Mapping[str, Any], source: str) -> list[Calibration]:
-    """The calibrations in what a model's calibration.json holds.
-
-    Args:
-        content: of the file; its entry "calibrations" may be absent.
-        source: the model, as an error names it.
+    """The calibrations, if any, in the content of a model's calibration.json.
 
     Raises:
-        ThoradError: one of them is damaged.
+        ThoradError: one of them is damaged; `source` says whose.
     """
     try:
         return [Calibration.from_json(entry) for entry in content.get("calibrations", [])]
@@ -225,15 +223,10 @@ def read_calibrations(content: Mapping[str, Any], source: str) -> list[Calibrati
 
 
 def with_calibration(content: Mapping[str, Any], calibration: Calibration, source: str) -> dict[str, Any]:
-    """What a model's calibration.json holds afterwards; an older calibration of the same options goes.
-
-    Args:
-        content: of the file before.
-        calibration: the new one.
-        source: the model, as an error names it.
+    """The content of a model's calibration.json with one more; an older calibration of the same options goes.
 
     Raises:
-        ThoradError: one that is there is damaged.
+        ThoradError: as `read_calibrations`.
     """
     others = [
         other for other in read_calibrations(content, source) if not same_options(other.options, calibration.options)
@@ -249,7 +242,7 @@ def matching_calibration(
     Args:
         calibrations: all that the model has.
         provenance: of the detector.
-        asked_rate: the share of false-positive pixels that a user asked for, so that None won't do; else None.
+        asked_rate: the share of false-positive pixels that a user asked for: then there must be one.
 
     Raises:
         ThoradError: one of them is another model's; a rate was asked for, and none of them was made with the
@@ -269,10 +262,10 @@ def matching_calibration(
             calibration.checked_rate(asked_rate)
             return calibration
     if asked_rate is not None:
-        made = "; ".join(f"calibrated with {told_options(calibration.options)}" for calibration in calibrations)
+        made = "; ".join(f"calibrated with {format_options(calibration.options)}" for calibration in calibrations)
         raise ThoradError(
             f"model {model!r} has no calibration for these options, so no threshold for {asked_rate:g} false-positive "
-            f"pixels: {made or 'not calibrated at all'}; asked: {told_options(wanted)}. "
+            f"pixels: {made or 'not calibrated at all'}; asked: {format_options(wanted)}. "
             "`thorad calibrate` makes one from healthy scans."
         )
     return None

@@ -129,13 +129,13 @@ def _print_scores(summary: RunSummary, detector: Detector, model: str) -> None:
 def _explain_scores(detector: Detector, model: str) -> None:
     """What the p-values and masks mean, or why there are none."""
     from thorad.apps.calibrate import calibrate_command
-    from thorad.calibration import told_options
+    from thorad.calibration import format_options
 
     if detector.calibration is not None:
         print_line(f"p: rank among {detector.calibration.scans} healthy scans.")
     else:
         if detector.calibrations:
-            others = "; ".join(told_options(calibration.options) for calibration in detector.calibrations)
+            others = "; ".join(format_options(calibration.options) for calibration in detector.calibrations)
             print_line(f"The model's calibrations are for other options ({others}) and were not used.", style="yellow")
         missing = "p-values and masks" if detector.threshold is None else "p-values"
         print_line(f"No {missing} without a calibration: `{calibrate_command(detector, model)}` makes it.")

@@ -102,10 +102,10 @@ def calibrate(
 
 
 def _print_calibration(calibration: Calibration, seconds: float) -> None:
-    from thorad.calibration import told_options
+    from thorad.calibration import format_options
 
     scans = calibration.scans
-    print_line(f"Calibrated with {told_options(calibration.options)} on {scans} scans, in {seconds:.1f} s.")
+    print_line(f"Calibrated with {format_options(calibration.options)} on {scans} scans, in {seconds:.1f} s.")
     rows = [(f"{100 * rate:g} %", f"{threshold:.5g}") for rate, threshold in calibration.thresholds.items()]
     print_table(Table(("healthy pixels above", "the threshold"), rows))
     print_line(f"The smallest p-value is 1 / {scans + 1} = {1 / (scans + 1):.3g}.")
