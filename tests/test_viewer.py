@@ -539,7 +539,7 @@ def test_nothing_is_left_at_the_end(tmp_path: Path, tiny_model: Path, number: in
     assert returned == code, errors
     assert errors == ""
     if number == signal.SIGINT:
-        assert "Scans looked at: 0." in out
+        assert "Scans processed: 0." in out
     assert list(viewer.temporary.iterdir()) == []
 
 
