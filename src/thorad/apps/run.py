@@ -42,47 +42,48 @@ class Verdict(NamedTuple):
     """None where there is no threshold."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunSummary:
     """The cases of a run, or of its shard, and how they ended."""
 
-    done: Mapping[str, float]
+    done: dict[str, float] = field(default_factory=dict)
     """{name: score}, the highest first, with those that an earlier run has done."""
-    verdicts: Mapping[str, Verdict]
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
     """Of those cases that have a p-value or a number of findings."""
-    failed: Mapping[str, str]
+    failed: dict[str, str] = field(default_factory=dict)
     """{name: why}, as the results keep it: without paths of DICOM files, unless identity is kept."""
-    warned: Mapping[str, str]
+    warned: dict[str, str] = field(default_factory=dict)
     """{name: why its result may mean less than it looks like}, of the cases of this run."""
-    already_done: int
+    already_done: int = 0
     """How many of `done` were there before this run."""
-    seconds: float
+    seconds: float = 0.0
     """Wall time of this run."""
 
 
 def open_results(
     detector: Detector, out: Path, shard: Shard | None = None, *, indices: Sequence[int] | None = None
 ) -> ResultWriter:
-    """The result folder of a detector's run, new or to be continued.
+    """The result folder of a detector's run, new or to be resumed.
 
     Args:
         detector: the model and the method.
         out: the folder.
         shard: the part of the cases that this process does; None: all.
-        indices: of the slices that volumes are looked at in; None: the model's own.
+        indices: of the slices of volumes to detect in; None: the model's own.
 
     Raises:
         ThoradError: the folder can't be written, or holds the results of other options.
     """
-    calibration = detector.calibration
-    options = {**detector.provenance(), "calibration": _calibration(detector), "threshold": detector.threshold}
+    calibration, rate = detector.calibration, detector.false_positives
+    options = {**detector.provenance(), "calibration": None, "threshold": detector.threshold}
+    if calibration is not None and rate is not None:
+        threshold = calibration.thresholds[rate]
+        options["calibration"] = {"false_positives": rate, "threshold": threshold, "scans": calibration.scans}
+        options["calibration"]["sha256"] = calibration.sha256
     options["slices"] = None if indices is None else list(indices)
-    run = {
-        "options": options,
-        # Of what a case's score is compared with.
-        "healthy_scores": None if calibration is None else list(calibration.scores),
-        **_software(),
-    }
+    # The scores are what a case's score is compared with.
+    scores = None if calibration is None else list(calibration.scores)
+    run = {"options": options, "healthy_scores": scores, **_software()}
     return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum, shard=shard)
 
 
@@ -90,19 +91,6 @@ def write_evaluation_run(detectors: Sequence[Detector], out: Path, seconds: floa
     """Write `out`/run.json: what made the figures of an evaluation."""
     run = {"detectors": [detector.provenance() for detector in detectors], **_software(), "seconds": round(seconds, 1)}
     write_atomic(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
-
-
-def _calibration(detector: Detector) -> dict[str, Any] | None:
-    """What decides the p-values and masks, as run.json keeps it."""
-    calibration, rate = detector.calibration, detector.false_positives
-    if calibration is None or rate is None:
-        return None
-    return {
-        "false_positives": rate,
-        "threshold": calibration.thresholds[rate],
-        "scans": calibration.scans,
-        "sha256": calibration.sha256,
-    }
 
 
 def _software() -> dict[str, Any]:
@@ -126,7 +114,7 @@ def detect_files(
         detector: the model and the method.
         scans: of `thorad.io.scans.find_scans`; also those of the other shards.
         results: where to, and which shard; what it has already isn't done again, unless its file was changed since.
-        indices: of the slices that volumes are looked at in; None: the model's own.
+        indices: of the slices of volumes to detect in; None: the model's own.
         keep_steps: keep the pictures of every step of the restorations.
         on_progress: see `Progress`.
         on_step: as `Detector.detect_batch` takes it.
@@ -140,44 +128,37 @@ def detect_files(
     if any(scan.series for scan in scans.values()):
         import_highdicom()  # before the work rather than after it
     asked, scans = scans.keys(), results.shard.of(scans)
-    done, verdicts = _done_before(scans, results, needs_steps=keep_steps and detector.network_calls > 0)
-    already_done = len(done)
-    run = _Run(detector, results, len(scans), done, verdicts, indices, keep_steps, on_progress, on_step)
+    summary = _done_before(scans, results, needs_steps=keep_steps and detector.network_calls > 0)
+    todo = [scan for name, scan in scans.items() if name not in summary.done]
+    run = _Run(detector, results, summary, len(scans), indices, keep_steps, on_progress, on_step)
     run.report()
-    run.detect([scan for name, scan in scans.items() if name not in done])
-    seconds = time.perf_counter() - began
-    results.close(seconds, asked)
-    highest_first = dict(sorted(run.done.items(), key=lambda item: -item[1]))
-    return RunSummary(highest_first, run.verdicts, run.failed, run.warned, already_done, seconds)
+    run.detect(todo)
+    summary.done = dict(sorted(summary.done.items(), key=lambda item: -item[1]))
+    summary.seconds = time.perf_counter() - began
+    results.close(summary.seconds, asked)
+    return summary
 
 
 @dataclass
 class _Run:
-    """Detects in scans, writes their cases and keeps how they ended; see `detect_files` and `RunSummary`."""
+    """Detects in scans and writes their cases; see `detect_files`."""
 
     detector: Detector
     results: ResultWriter
+    summary: RunSummary
     total: int
-    done: dict[str, float]
-    verdicts: dict[str, Verdict]
     indices: Sequence[int] | None
     keep_steps: bool
     on_progress: Progress | None
     on_step: OnStep | None
-    failed: dict[str, str] = field(default_factory=dict)
-    warned: dict[str, str] = field(default_factory=dict)
 
     def report(self) -> None:
         """Say how many cases are done."""
         if self.on_progress is not None:
-            self.on_progress(len(self.done) + len(self.failed), self.total)
+            self.on_progress(len(self.summary.done) + len(self.summary.failed), self.total)
 
     def detect(self, scans: Sequence[Scan]) -> None:
-        """Detect in scans, the pictures first.
-
-        Raises:
-            ThoradError: see `detect_files`.
-        """
+        """Detect in scans, the pictures first."""
         pictures = [scan for scan in scans if not scan.is_volume]
         size = self.detector.batch_size
         try:
@@ -193,7 +174,6 @@ class _Run:
             ) from error
 
     def _detect_pictures(self, scans: Sequence[Scan]) -> None:
-        """Detect in one batch of pictures, without those that can't be read."""
         images: list[Image] = []
         by_name = {scan.name: scan for scan in scans}
         for scan in scans:
@@ -206,7 +186,6 @@ class _Run:
             self._write(scan, detection, _picture_warnings(scan, self.detector))
 
     def _detect_volume(self, scan: Scan) -> None:
-        """Detect in the slices of a volume."""
         try:
             volume = scan.read()
             if not isinstance(volume, Volume):
@@ -229,16 +208,15 @@ class _Run:
         else:
             warnings = self.results.write(result, series=scan.series, warnings=warnings)
         if warnings:
-            self.warned[scan.name] = " ".join(warnings)
-        self.done[scan.name] = float(result.score)
+            self.summary.warned[scan.name] = " ".join(warnings)
+        self.summary.done[scan.name] = float(result.score)
         if result.p_value is not None or result.findings is not None:
             count = None if result.findings is None else len(result.findings)
-            self.verdicts[scan.name] = Verdict(result.p_value, count)
+            self.summary.verdicts[scan.name] = Verdict(result.p_value, count)
         self.report()
 
     def _fail(self, scan: Scan, message: str) -> None:
-        """Record why a case can't be done."""
-        reason = self.failed[scan.name] = scan.redacted(message)
+        reason = self.summary.failed[scan.name] = scan.redacted(message)
         self.results.fail(scan.name, scan.source, reason)
         self.report()
 
@@ -252,30 +230,28 @@ def _picture_warnings(scan: Scan, detector: Detector) -> list[str]:
     return ["a single slice is detected in as it is: only a whole series can be registered to the template."]
 
 
-def _done_before(
-    scans: Mapping[str, Scan], results: ResultWriter, needs_steps: bool
-) -> tuple[dict[str, float], dict[str, Verdict]]:
-    """`RunSummary.done` and `verdicts` of the cases that need not be done again.
+def _done_before(scans: Mapping[str, Scan], results: ResultWriter, needs_steps: bool) -> RunSummary:
+    """The cases that need not be done again.
 
     Two folders may hold files of one name: the result of one must not pass for the other's.
     """
-    done: dict[str, float] = {}
-    verdicts: dict[str, Verdict] = {}
+    summary = RunSummary()
     others: list[str] = []
     for case in results.cases(scans):
         scan = scans.get(case.name)
         if scan is None:  # somebody gave the folder of another case this name
             continue
-        if case.status == "ok" and not scan.comes_from(case.source):
+        if case.done and not scan.comes_from(case.source):
             others.append(f"{case.name} (there {case.source}, now {scan.source})")
         elif case.score is None or (needs_steps and not any(file.endswith(STEPS) for file in case.sizes)):
             continue
         elif results.is_whole(case) and not results.is_stale(case.name, scan.files):
-            done[case.name] = case.score
+            summary.done[case.name] = case.score
             if case.p_value is not None or case.findings is not None:
-                verdicts[case.name] = Verdict(case.p_value, case.finding_count)
+                summary.verdicts[case.name] = Verdict(case.p_value, case.finding_count)
     if others:
         raise ThoradError(
             f"the folder holds results of other files under the same names: {listing(others)}. Choose another --out."
         )
-    return done, verdicts
+    summary.already_done = len(summary.done)
+    return summary

@@ -22,7 +22,7 @@ from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from thorad.detector import Detector
-from thorad.diffusion.engine import fast_precision
+from thorad.diffusion.engine import torch_engine
 from thorad.io.atomic import write_atomic
 from thorad.model import build_network, save_model
 from thorad.recipe import Recipe, load_recipe
@@ -65,11 +65,8 @@ class DetectionSpeed:
         return [
             f"{self.network}, {self.steps}" + ("" if self.estimated_from_calls is None else " *"),
             str(self.network_calls),
-            f"{self.seconds:.2f}",
-            f"{self.cpu_seconds:.2f}",
-            f"{saved:.1f}",
-            f"{by_fewer_calls:.1f}",
-            f"{saved / by_fewer_calls:.1f}",
+            *(f"{seconds:.2f}" for seconds in (self.seconds, self.cpu_seconds)),
+            *(f"{times:.1f}" for times in (saved, by_fewer_calls, saved / by_fewer_calls)),
         ]
 
 
@@ -88,14 +85,9 @@ class NetworkSpeed:
 
     def row(self) -> list[str]:
         """Its cells in the table."""
-        return [
-            self.network,
-            f"{self.parameters / 1e6:.1f}",
-            f"{self.gflop_a_call:.1f}",
-            f"{self.seconds_a_call:.3f}",
-            f"{self.gflops:.0f}",
-            f"{100 * self.share_of_peak:.0f} %",
-        ]
+        size = [f"{self.parameters / 1e6:.1f}", f"{self.gflop_a_call:.1f}"]
+        speed = [f"{self.seconds_a_call:.3f}", f"{self.gflops:.0f}", f"{100 * self.share_of_peak:.0f} %"]
+        return [self.network, *size, *speed]
 
 
 @dataclass(frozen=True)
@@ -118,16 +110,14 @@ class Speed:
     def tables(self) -> list[Table]:
         """One slice, one call of the network, and the machine."""
         low, high = PUBLISHED_CPU_SECONDS
+        published = f"The published code takes {low:.0f} to {high:.0f} CPU-seconds and {PUBLISHED_CALLS} calls."
+        saved = f"Saved: {low:.0f} / CPU s here, by fewer calls times by cheaper calls."
         peaks = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in self.matrix_product_gflops.items())
         return [
             Table(
                 ["network, steps", "calls", "s", "CPU s", "saved", "by fewer", "by cheaper"],
                 [speed.row() for speed in self.detecting],
-                notes=[
-                    f"The published code takes {low:.0f} to {high:.0f} CPU-seconds and {PUBLISHED_CALLS} calls.",
-                    f"Saved: {low:.0f} / CPU s here, by fewer calls times by cheaper calls. "
-                    f"* estimated from {PAPER_CALLS} calls",
-                ],
+                notes=[published, f"{saved} * estimated from {PAPER_CALLS} calls"],
                 title="One slice by THOR",
             ),
             Table(
@@ -148,11 +138,7 @@ class Speed:
         ]
 
     def write(self, path: Path) -> None:
-        """Write the figures as JSON.
-
-        Raises:
-            ThoradError: the file can't be written.
-        """
+        """Write the figures as JSON."""
         published = {"cpu_seconds": PUBLISHED_CPU_SECONDS, "network_calls": PUBLISHED_CALLS}
         write_atomic(path, (json.dumps({**asdict(self), "published": published}, indent=2) + "\n").encode())
 
@@ -160,12 +146,7 @@ class Speed:
 def measure_speed(
     model: str | Path = COMPACT_RECIPE, *, device: str = "auto", on_progress: Progress | None = None
 ) -> Speed:
-    """Measure this machine; about 2 minutes on 2 cores.
-
-    Args:
-        model: name or folder of the compact model.
-        device: as `Detector` takes it.
-        on_progress: see `Progress`.
+    """Measure this machine with a compact model (name or folder); about 2 minutes on 2 cores.
 
     Raises:
         ThoradError: the model or the device can't be used.
@@ -283,16 +264,14 @@ def training_rate(recipe: Recipe, accelerator: str, steps: int = TRAINING_STEPS)
 
 
 def _network_speed(name: str, detector: Detector, peaks: Mapping[str, float]) -> NetworkSpeed:
-    gflop = flops(detector.model.network, detector.model_size) / 1e9
-    seconds = _fastest(_network_call(detector))
-    return NetworkSpeed(
-        network=name,
-        parameters=detector.model.parameters,
-        gflop_a_call=gflop,
-        seconds_a_call=seconds,
-        gflops=gflop / seconds,
-        share_of_peak=gflop / seconds / peaks[detector.precision],
-    )
+    network, size, device = detector.model.network, detector.model_size, detector.device
+    engine = torch_engine(network, size=size, device=device, full_precision=False)
+    x, t = torch.zeros(1, 1, size, size, device=device), torch.full((1,), 100, device=device)
+    gflop = flops(network, size) / 1e9
+    with torch.inference_mode():
+        seconds = _fastest(lambda: engine(x, t, torch.zeros_like(t)))
+    speed, peak = gflop / seconds, peaks[engine.precision]
+    return NetworkSpeed(name, detector.model.parameters, gflop, seconds, speed, speed / peak)
 
 
 def _detection_speed(name: str, detector: Detector, slices: int) -> DetectionSpeed:
@@ -301,22 +280,6 @@ def _detection_speed(name: str, detector: Detector, slices: int) -> DetectionSpe
     seconds, cpu_seconds = timed(lambda: detector.model_maps(images, [str(index) for index in range(slices)]))
     steps = "all" if detector.steps == "all" else "default"
     return DetectionSpeed(name, steps, detector.network_calls, seconds / slices, cpu_seconds / slices, None)
-
-
-def _network_call(detector: Detector) -> Callable[[], None]:
-    """A call of a detector's network on one slice, in the precision that is fast on its device."""
-    device, network = detector.device, detector.model.network
-    x = torch.zeros(1, 1, detector.model_size, detector.model_size, device=device)
-    t = torch.full((1,), 100, device=device)
-    kind = torch.zeros(1, dtype=torch.long, device=device)
-    precision = fast_precision(device)
-
-    @torch.inference_mode()
-    def call() -> None:
-        with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-            network(x, t, kind)
-
-    return call
 
 
 def _peak_memory_gb() -> float:

@@ -9,6 +9,9 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,7 +20,6 @@ from thorad.io.images import SUFFIXES
 from thorad.io.scans import DICOM_SUFFIXES, Scan, find_scans
 from thorad.io.volumes import VOLUME_SUFFIXES
 from thorad.viewer.order import Order, Settings
-from thorad.viewer.process import WorkerProcess
 
 LARGEST_TOGETHER: Final = 2**30
 """bytes of all files that wait or are being detected in."""
@@ -42,6 +44,10 @@ LONGEST_PAUSE: Final = 60.0
 DETACHED_HEADERS: Final = (".nhdr", ".mhd")
 """Files that name another file, which isn't found under its number."""
 
+WORKER_ENDED: Final = (
+    "The process that detects has ended before it was done: it was killed, or the memory was too small. A new one has "
+    "been started for the other scans."
+)
 STOPPED_COMING: Final = "Its files stopped coming. Drop them again."
 
 State = Literal["receiving", "queued", "running", "done", "failed", "cancelled"]
@@ -143,10 +149,9 @@ class Jobs:
         self._count = 0
         self._closing = False
         self._cancelled: Job | None = None
-        self._worker: WorkerProcess | None = None
+        self._worker: SpawnProcess | None = None
         self.offers: list[dict[str, Any]] = []
         """Models and methods; empty until the worker is ready."""
-        self._method_titles: dict[str, str] = {}
         self.detected = 0
         """Scans that are done."""
         self.trouble = ""
@@ -164,7 +169,9 @@ class Jobs:
                 offered.
         """
         _check_files(files)
-        self._check_offered(settings)
+        offered = [(each["model"], each["method"], each["noise"]) for each in self._offered_methods()]
+        if (settings.model, settings.method, settings.noise) not in offered:
+            raise ThoradError("this model with this method is not offered here.")
         with self._changed:
             self._give_up_on_stalled()
             self._check_room(sum(size for _, size in files))
@@ -210,30 +217,36 @@ class Jobs:
                 raise ThoradError(f"{len(job.received)} of {len(job.names)} files have come. Drop them again.")
             scans, titles = _scans_in(job)
         except ThoradError as error:
-            self._end(job, "failed", str(error))
+            self.end(job, "failed", str(error))
             raise
         with self._changed:
             job.scans, job.titles, job.state = scans, titles, "queued"
             self._changed.notify_all()
 
-    def fail(self, job: Job, message: str) -> None:
-        """Give up on a job whose files didn't come."""
-        if not job.over:
-            self._end(job, "failed", message)
+    def end(self, job: Job, state: State, message: str) -> None:
+        """End a job that isn't over; only the results of one that is done stay."""
+        if job.over:
+            return
+        shutil.rmtree(job.files, ignore_errors=True)
+        if state != "done":
+            shutil.rmtree(job.out, ignore_errors=True)
+        with self._changed:
+            job.message, job.ended, job.state = message, time.monotonic(), state
+            if state != "done":
+                job.events = []
 
     def remove(self, job: Job) -> None:
         """Cancel a job that isn't over, at once; forget one that is, with its results."""
         with self._changed:
             if job.state == "running":
                 self._cancelled = job
-                if self._worker is not None:
-                    self._worker.kill()
+                self._kill_worker()
                 return
             if job.over:
                 del self._jobs[job.number]
                 shutil.rmtree(job.out, ignore_errors=True)
                 return
-        self._end(job, "cancelled", "Cancelled.")
+        self.end(job, "cancelled", "Cancelled.")
 
     def get(self, number: int) -> Job | None:
         """The job of this number."""
@@ -251,24 +264,20 @@ class Jobs:
             return self._about(job)
 
     def method_title(self, method: str) -> str:
-        """What a method is called; its plain name until the worker is ready."""
-        return self._method_titles.get(method, method)
+        """What an offered method is called; its plain name until the worker is ready."""
+        titles: dict[str, str] = {each["method"]: each["method_title"] for each in self._offered_methods()}
+        return titles.get(method, method)
 
     def close(self) -> None:
         """End the worker, whatever it does, and the thread."""
         with self._changed:
             self._closing = True
-            if self._worker is not None:
-                self._worker.kill()
+            self._kill_worker()
             self._changed.notify_all()
         self._thread.join(10)
 
-    def _check_offered(self, settings: Settings) -> None:
-        offered = {
-            (offer["model"], method["method"], method["noise"]) for offer in self.offers for method in offer["methods"]
-        }
-        if (settings.model, settings.method, settings.noise) not in offered:
-            raise ThoradError("this model with this method is not offered here.")
+    def _offered_methods(self) -> list[dict[str, Any]]:
+        return [{**method, "model": offer["model"]} for offer in self.offers for method in offer["methods"]]
 
     def _check_room(self, size: int) -> None:
         waiting = [job for job in self._jobs.values() if not job.over]
@@ -292,7 +301,7 @@ class Jobs:
         now = time.monotonic()
         for job in self._jobs.values():
             if job.state == "receiving" and now - job.touched > LONGEST_PAUSE:
-                self._end(job, "failed", STOPPED_COMING)
+                self.end(job, "failed", STOPPED_COMING)
 
     # ------------------------------------------------------------------------------------------- the thread
 
@@ -300,74 +309,61 @@ class Jobs:
         while not self._closing:
             try:
                 self._run_worker()
-            except EOFError:
+            except (EOFError, OSError):  # the worker has ended
                 # Before its first message: the next one would end the same way.
                 if not self.offers and not self._closing:
                     self.trouble = self.trouble or "The process that detects can't be started; the terminal says why."
                     return
             finally:
-                if self._worker is not None:
-                    self._worker.kill()
+                self._kill_worker()
+
+    def _kill_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker.join()
 
     def _run_worker(self) -> None:
-        """Start a worker and give it jobs until it ends.
-
-        Raises:
-            EOFError: it has ended.
-        """
+        """Start a worker and give it jobs until it ends."""
         with self._changed:
             if self._closing:
                 return
-            worker = self._worker = WorkerProcess(self._models)
-        match worker.receive():
-            case ("offers", offers, titles):
-                self.offers, self._method_titles = offers, titles
+            self._worker, connection = _start_worker(self._models)
+        match connection.recv():
+            case ("offers", offers):
+                self.offers = offers
             case ("failed", why):
                 self.trouble = why
                 raise EOFError
-        while True:
-            self._run_job(worker, self._next_job(worker))
+        while job := self._next_job(self._worker):
+            self._run_job(connection, job)
 
-    def _next_job(self, worker: WorkerProcess) -> Job:
-        """Wait for a job that is queued; it is running now.
-
-        Raises:
-            EOFError: the worker has ended, as it may while it waits, or the session ends.
-        """
+    def _next_job(self, worker: SpawnProcess) -> Job | None:
+        """Wait for a job, which is running then; None where the worker has ended, as it may while it waits."""
         with self._changed:
-            while not self._closing and worker.alive:
+            while not self._closing and worker.is_alive():
                 for job in self._jobs.values():
                     if job.state == "queued":
                         job.state, job.began = "running", time.monotonic()
                         return job
                 self._changed.wait(0.5)
-        raise EOFError
+        return None
 
-    def _run_job(self, worker: WorkerProcess, job: Job) -> None:
-        """See one job to its end.
-
-        Raises:
-            EOFError: the worker has ended.
-        """
+    def _run_job(self, connection: Connection, job: Job) -> None:
+        """See one job to its end."""
         taken = False
         try:
-            worker.send(Order(job.scans, job.settings, job.out))
-            worker.receive()
+            connection.send(Order(job.scans, job.settings, job.out))
+            connection.recv()
             taken = True
             while not job.over:
-                self._handle(job, worker.receive())
-        except EOFError:
+                self._handle(job, connection.recv())
+        except (EOFError, OSError):
             if self._cancelled is job:
-                self._end(job, "cancelled", "Cancelled.")
+                self.end(job, "cancelled", "Cancelled.")
             elif not taken:  # the worker died while it waited, which is not the job's fault
                 job.state, job.began = "queued", None
             elif not self._closing:
-                self._end(
-                    job,
-                    "failed",
-                    "The process that detects has ended before it was done: it was killed, or the memory was too "
-                    "small. A new one has been started for the other scans.",
-                )
+                self.end(job, "failed", WORKER_ENDED)
             raise
 
     def _handle(self, job: Job, message: tuple[Any, ...]) -> None:
@@ -384,11 +380,11 @@ class Jobs:
                 job.done, job.failures = done, failures
                 self.detected += done
                 if done:
-                    self._end(job, "done", self._copy_results(job))
+                    self.end(job, "done", self._copy_results(job))
                 else:
-                    self._end(job, "failed", "No usable scan.")
+                    self.end(job, "failed", "No usable scan.")
             case ("failed", why):
-                self._end(job, "failed", why)
+                self.end(job, "failed", why)
 
     def _copy_results(self, job: Job) -> str:
         """Copy the results to the user's folder; returns why not, where that fails."""
@@ -404,15 +400,20 @@ class Jobs:
             return f"Not copied to the folder of --out: {error.strerror}. Save it from here."
         return ""
 
-    def _end(self, job: Job, state: State, message: str) -> None:
-        """End a job; only the results of one that is done stay."""
-        shutil.rmtree(job.files, ignore_errors=True)
-        if state != "done":
-            shutil.rmtree(job.out, ignore_errors=True)
-        with self._changed:
-            job.message, job.ended, job.state = message, time.monotonic(), state
-            if state != "done":
-                job.events = []
+
+def _start_worker(models: Sequence[str]) -> tuple[SpawnProcess, Connection]:
+    context = get_context("spawn")  # a fork of a process with threads may hang
+    connection, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, list(models)), daemon=True)
+    process.start()
+    theirs.close()  # so that its end is the end of the connection
+    return process, connection
+
+
+def _work(connection: Connection, models: Sequence[str]) -> None:
+    from thorad.viewer.worker import work  # only that process imports torch
+
+    work(connection, models)
 
 
 def _check_files(files: Sequence[tuple[str, int]]) -> None:

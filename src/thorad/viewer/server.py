@@ -24,12 +24,9 @@ import threading
 import time
 import webbrowser
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any, Final
 
 import uvicorn
@@ -37,14 +34,13 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from thorad import __version__
 from thorad.errors import ThoradError
 from thorad.records import parse_indices
-from thorad.results.page import render
+from thorad.results.page import asset_bytes, render
 from thorad.results.report import write_report
 from thorad.viewer.guard import Guard
 from thorad.viewer.jobs import LARGEST_TOGETHER, MOST_FILES, STOPPED_COMING, Job, Jobs
@@ -56,12 +52,15 @@ LARGEST_ANNOUNCEMENT: Final = 2**21
 """bytes: the names of all files of a job."""
 
 STATIC: Final = {
-    **{name: ("viewer", name) for name in ("viewer.css", "shell.js", "start.js", "job.js", "result.js")},
-    **{name: ("report", name) for name in ("report.css", "gallery.js")},
+    **{name: f"viewer/{name}" for name in ("viewer.css", "shell.js", "start.js", "job.js", "result.js")},
+    **{name: f"report/{name}" for name in ("report.css", "gallery.js")},
 }
-"""The only files that are served by name, and the folder of assets that each is in."""
+"""The only files that are served by name, and their paths in thorad/assets."""
 
-TYPES: Final = {".css": "text/css", ".js": "text/javascript"}
+GALLERY_NOTE: Final = (
+    "Pictures are as large as the results, 1024 px at most; maps have 8 bits here, fine near 0 and coarse near a map's "
+    "peak. Above the threshold the map lies over the scan, stronger with its value; below it the scan is as it is."
+)
 
 
 def serve(
@@ -102,71 +101,40 @@ def serve(
     port = listening.getsockname()[1]
     token = secrets.token_urlsafe(32)
     address = f"http://127.0.0.1:{port}/?token={token}"
-
-    def ready() -> None:
-        on_ready(address)
-        if browser:
-            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _exit)  # otherwise these end the process before the folder is removed
+    for number in (signal.SIGTERM, signal.SIGHUP):  # otherwise these end the process before the folder is removed
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     with listening, private_folder() as folder:
         jobs = Jobs(folder, [str(Path(model).resolve()) for model in models], keep)
+        app = viewer_app(jobs, folders, folder, token, port)
+        options = uvicorn.Config(
+            app, log_level="critical", server_header=False, timeout_graceful_shutdown=1, lifespan="off"
+        )
         try:
-            server = _Server(viewer_app(jobs, folders, folder, token, port), ready)
             with suppress(KeyboardInterrupt):  # the usual way to end it
-                server.run(sockets=[listening])
+                on_ready(address)
+                if browser:
+                    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+                uvicorn.Server(options).run(sockets=[listening])
         finally:
             jobs.close()
     return jobs.detected
 
 
 def _listen(port: int) -> socket.socket:
+    """A socket whose connections wait until the server takes them."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
+        listening.listen()
     except OSError as error:
         listening.close()
         raise ThoradError(f"port {port} can't be used ({error.strerror}). Leave --port out for a free one.") from error
     return listening
 
 
-def _exit(number: int, frame: object) -> None:
-    sys.exit(128 + number)
-
-
-class _Server(uvicorn.Server):
-    """Logs nothing, and calls `ready` once it listens."""
-
-    def __init__(self, app: ASGIApp, ready: Callable[[], None]) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_level="critical",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=1,
-                lifespan="off",
-            )
-        )
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
-
-
 def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, port: int) -> ASGIApp:
-    """The application behind its guard.
-
-    Args:
-        jobs: the queue.
-        folders: result folders to browse.
-        folder: the private folder, for files to be sent.
-        token: of the session.
-        port: of 127.0.0.1, where it listens.
-    """
+    """The application behind its guard; `folders` are results to browse, `folder` is the private one."""
     pages = _Pages(jobs, folders, folder)
     routes = [
         Route("/", pages.start),
@@ -186,10 +154,8 @@ def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, po
         Route("/api/jobs/{number:int}/start", pages.begin, methods=["POST"]),
         Route("/static/{name}", pages.static),
     ]
-    app = Starlette(
-        routes=routes,
-        exception_handlers={ThoradError: _error, HTTPException: _http_error, Exception: _unexpected_error},
-    )
+    handlers = {ThoradError: _error, HTTPException: _http_error, Exception: _unexpected_error}
+    app = Starlette(routes=routes, exception_handlers=handlers)
     return Guard(app, token, port)
 
 
@@ -200,48 +166,37 @@ class _Pages:
         self._jobs, self._folder = jobs, folder
         self._folders = {f"folder-{number}": path for number, path in enumerate(folders, start=1)}
         self._results = {name: Results(path) for name, path in self._folders.items()}
-        note = (
-            "Pictures are as large as the results, 1024 px at most; maps have 8 bits here, fine near 0 and coarse near "
-            "a map's peak. Above the threshold the map lies over the scan, stronger with its value; below it the scan "
-            "is as it is."
-        )
-        self._gallery = render("report/gallery.html", note=note)
 
     # ------------------------------------------------------------------------------------------- pages
 
     def start(self, request: Request) -> Response:
-        return self._page("start.html")
+        return HTMLResponse(render("viewer/start.html"))
 
     def job(self, request: Request) -> Response:
         self._job(request)
-        return self._page("job.html")
+        return HTMLResponse(render("viewer/job.html"))
 
     def result(self, request: Request) -> Response:
         self._result(request)
-        return self._page("result.html", gallery=self._gallery)
+        return HTMLResponse(render("viewer/result.html", note=GALLERY_NOTE))
 
     def static(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in STATIC:
             raise HTTPException(404, "No such file.")
-        folder, file = STATIC[name]
-        return Response((_assets(folder) / file).read_bytes(), media_type=TYPES[Path(file).suffix])
-
-    def _page(self, name: str, **parts: str) -> Response:
-        template = Template((_assets("viewer") / name).read_text(encoding="utf-8"))
-        return Response(template.substitute(version=escape(__version__), **parts), media_type="text/html")
+        kind = "text/css" if name.endswith(".css") else "text/javascript"
+        return Response(asset_bytes(STATIC[name]), media_type=kind)
 
     # ------------------------------------------------------------------------------------------- results
 
     def index(self, request: Request) -> Response:
         results = self._result(request)
+        about: dict[str, Any] = {"title": results.path.resolve().name, "job": None, "seconds": None, "said": ""}
+        if job := self._job_of(request):
+            seconds = self._jobs.about(job)["seconds"]
+            about = {"title": job.title, "job": job.number, "seconds": seconds, "said": job.message}
         index = results.index()
-        index["run"] = self._with_title(index["run"])
-        job = self._job_of(request)
-        title = results.path.resolve().name if job is None else job.title
-        seconds = None if job is None else self._jobs.about(job)["seconds"]
-        message = "" if job is None else job.message
-        return _Json({**index, "title": title, "job": job and job.number, "seconds": seconds, "said": message})
+        return _Json({**index, **about, "run": self._with_title(index["run"])})
 
     def pictures(self, request: Request) -> Response:
         return _Json(self._result(request).pictures(request.path_params["name"]))
@@ -254,39 +209,27 @@ class _Pages:
 
     def save(self, request: Request) -> Response:
         """All files of the results in one ZIP."""
-        results = self._result(request)
+        results, top = self._result(request), f"thorad-{request.path_params['id']}"
         packed = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - has no name; gone as soon as it is sent
-        top = f"thorad-{request.path_params['id']}"
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for file in sorted(results.path.rglob("*")):
                 if file.is_file() and not file.name.startswith("."):
                     archive.write(file, Path(top) / file.relative_to(results.path))
         headers = {"Content-Length": str(packed.tell()), **_attached(f"{top}-{time.strftime('%Y-%m-%d')}.zip")}
         packed.seek(0)
-
-        def pieces() -> Iterator[bytes]:
-            with packed:
-                while piece := packed.read(2**20):
-                    yield piece
-
-        return StreamingResponse(pieces(), media_type="application/zip", headers=headers)
+        return StreamingResponse(iter(lambda: packed.read(2**20), b""), media_type="application/zip", headers=headers)
 
     def report(self, request: Request) -> Response:
-        """The results as one HTML file that can be kept."""
-        results = self._result(request)
-        path = self._folder / f"{secrets.token_hex(8)}.html"
-        try:
-            write_report(results.path, path)
-            content = path.read_bytes()
-        finally:
-            path.unlink(missing_ok=True)
+        """The results as one HTML file."""
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            content = write_report(self._result(request).path, Path(folder) / "report.html").path.read_bytes()
         name = f"thorad-{request.path_params['id']}-{time.strftime('%Y-%m-%d')}.html"
-        return Response(content, media_type="text/html", headers=_attached(name))
+        return HTMLResponse(content, headers=_attached(name))
 
     def planes(self, request: Request) -> Response:
-        """A volume in three linked planes, as one HTML file that can be kept."""
+        """A volume in three linked planes, as one HTML file."""
         content = self._result(request).planes(request.path_params["name"], self._folder)
-        return Response(content, media_type="text/html", headers=_attached("thorad-three-planes.html"))
+        return HTMLResponse(content, headers=_attached("thorad-three-planes.html"))
 
     # ------------------------------------------------------------------------------------------- jobs
 
@@ -298,11 +241,8 @@ class _Pages:
 
     def watch(self, request: Request) -> Response:
         job = self._job(request)
-        try:
-            after = max(0, int(request.query_params.get("after", "0")))
-        except ValueError:
-            after = 0
-        events, seen = job.events_after(after)
+        after = request.query_params.get("after", "")
+        events, seen = job.events_after(int(after) if re.fullmatch(r"[0-9]{1,9}", after) else 0)
         return _Json({**self._jobs.about(job), "events": events, "seen": seen})
 
     async def announce(self, request: Request) -> Response:
@@ -330,13 +270,13 @@ class _Pages:
                     if job.over:
                         raise HTTPException(409, job.message)
         except ClientDisconnect as error:
-            self._jobs.fail(job, STOPPED_COMING)
+            self._jobs.end(job, "failed", STOPPED_COMING)
             raise HTTPException(400, job.message) from error
         except OSError as error:
-            self._jobs.fail(job, f"The files can't be kept ({error.strerror}).")
+            self._jobs.end(job, "failed", f"The files can't be kept ({error.strerror}).")
             raise HTTPException(507, job.message) from error
         if length != job.sizes[index]:
-            self._jobs.fail(job, "A file came with another size than was announced. Drop it again.")
+            self._jobs.end(job, "failed", "A file came with another size than was announced. Drop it again.")
             raise HTTPException(413 if length > job.sizes[index] else 400, job.message)
         return _Json({})
 
@@ -378,10 +318,6 @@ class _Json(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False).encode("ascii")
-
-
-def _assets(folder: str) -> Any:
-    return resources.files("thorad") / "assets" / folder
 
 
 def _attached(name: str) -> dict[str, str]:

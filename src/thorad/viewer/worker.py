@@ -2,7 +2,7 @@
 
 It takes `Order`s from its connection and answers with tuples whose first entry says what they are:
 
-    ("offers", [...], {...})                    once, when it is ready; see `offers` and `titles`
+    ("offers", [...])                           once, when it is ready; see `offers`
     ("taken",)                                  first of an order
     ("scan", case, picture)                     a restoration begins: its image, on the model's grid
     ("step", case, timestep, clean, overlay)    the clean estimate, and the map over the image or None
@@ -21,7 +21,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +41,7 @@ from thorad.pictures import overlay, png_text
 from thorad.records import StepPictures
 from thorad.results.volume_page import write_volume_page
 from thorad.selection import methods_for
-from thorad.viewer.order import Order, Settings
+from thorad.viewer.order import Order
 from thorad.viewer.pages import PLANES
 
 Send = Callable[[tuple[Any, ...]], None]
@@ -59,16 +59,15 @@ def work(connection: Connection, models: Sequence[str]) -> None:
             connection.send(message)
 
     try:
-        send(("offers", offers(models), titles()))
+        send(("offers", offers(models)))
     except ThoradError as error:
         send(("failed", str(error)))
         return
-    worker = _Worker(send)
     while True:
         order = orders.get()
         send(("taken",))
         try:
-            worker.detect(order)
+            _detect(order, send)
         except ThoradError as error:
             send(("failed", str(error)))
         except Exception as error:  # whatever it is, the next order may succeed
@@ -86,7 +85,7 @@ def offers(models: Sequence[str]) -> list[dict[str, Any]]:
         recipe = load_recipe_of(model)
         possible = [(METHODS[name], noise) for name, noise in methods_for(model)]
         methods = [
-            {"method": method.name, "noise": noise, "method_title": method.title, "blurb": _sentence(method.blurb)}
+            {"method": method.name, "noise": noise, "method_title": method.title, "blurb": method.blurb}
             for method, noise in possible
             if not method.published
         ]
@@ -97,23 +96,8 @@ def offers(models: Sequence[str]) -> list[dict[str, Any]]:
     return offered
 
 
-def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
-
-
-def titles() -> dict[str, str]:
-    """What every method is called, offered or not: {name: title}."""
-    found = {}
-    for name in METHODS:
-        try:
-            found[name] = METHODS[name].title
-        except ThoradError:  # of another package, and it can't be loaded
-            continue
-    return found
-
-
 class _Watcher:
-    """Sends the restorations of one order as they go on; several threads may call it."""
+    """Sends the restorations of an order, step by step; several threads may call it."""
 
     def __init__(self, send: Send, detector: Detector) -> None:
         self._send = send
@@ -124,7 +108,7 @@ class _Watcher:
         self._lock = threading.Lock()
 
     def __call__(self, case: str, pictures: StepPictures) -> None:
-        """Send the pictures of one step of a case."""
+        """Send one step."""
         self._begin(case, pictures.image)
         over = None
         if pictures.anomaly_map is not None:
@@ -150,35 +134,31 @@ class _Watcher:
             self._send(("scan", case, _grey(image)))
 
 
-class _Worker:
-    """Keeps the last detector, so that the next scan needn't wait for it."""
+@lru_cache(maxsize=1)
+def _detector(model: str, method: str, noise: str | None) -> Detector:
+    """The last one is kept, so that the next scan needn't wait for it."""
+    return Detector(model, method=method, noise=noise)
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._loaded: Settings | None = None
-        self._detector: Detector | None = None
 
-    def detect(self, order: Order) -> None:
-        """Detect in the order's scans and write its result folder."""
-        settings = order.settings
-        if self._detector is None or replace(settings, indices=None) != self._loaded:
-            self._detector = Detector(settings.model, method=settings.method, noise=settings.noise)
-            self._loaded = replace(settings, indices=None)
-        watcher = _Watcher(self._send, self._detector)
-        summary = detect_files(
-            self._detector,
-            order.scans,
-            open_results(self._detector, order.out, indices=settings.indices),
-            indices=settings.indices,
-            keep_steps=True,
-            on_progress=lambda done, total: self._send(("progress", done, total)),
-            on_step=watcher,
-        )
-        watcher.end()
-        for name in summary.done:
-            _write_planes(order.scans[name], order.out)
-        failures = {name: order.scans[name].redacted(message) for name, message in summary.failed.items()}
-        self._send(("done", len(summary.done), failures))
+def _detect(order: Order, send: Send) -> None:
+    """Detect in the order's scans and write its result folder."""
+    settings = order.settings
+    detector = _detector(settings.model, settings.method, settings.noise)
+    watcher = _Watcher(send, detector)
+    summary = detect_files(
+        detector,
+        order.scans,
+        open_results(detector, order.out, indices=settings.indices),
+        indices=settings.indices,
+        keep_steps=True,
+        on_progress=lambda done, total: send(("progress", done, total)),
+        on_step=watcher,
+    )
+    watcher.end()
+    for name in summary.done:
+        _write_planes(order.scans[name], order.out)
+    failures = {name: order.scans[name].redacted(message) for name, message in summary.failed.items()}
+    send(("done", len(summary.done), failures))
 
 
 def _write_planes(scan: Scan, out: Path) -> None:

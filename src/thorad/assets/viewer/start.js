@@ -87,7 +87,8 @@ function showModel() {
 }
 
 function showMethod() {
-  element("about-method").textContent = chosenMethod().blurb;
+  const { blurb } = chosenMethod();
+  element("about-method").textContent = `${blurb[0].toUpperCase()}${blurb.slice(1)}.`;
 }
 
 element("model").addEventListener("input", showModel);
