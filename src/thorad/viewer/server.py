@@ -101,36 +101,48 @@ def serve(
     port = listening.getsockname()[1]
     token = secrets.token_urlsafe(32)
     address = f"http://127.0.0.1:{port}/?token={token}"
+
+    def ready() -> None:
+        on_ready(address)
+        if browser:
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
     for number in (signal.SIGTERM, signal.SIGHUP):  # otherwise these end the process before the folder is removed
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     with listening, private_folder() as folder:
         jobs = Jobs(folder, [str(Path(model).resolve()) for model in models], keep)
         app = viewer_app(jobs, folders, folder, token, port)
-        options = uvicorn.Config(
-            app, log_level="critical", server_header=False, timeout_graceful_shutdown=1, lifespan="off"
+        server = _Server(
+            uvicorn.Config(app, log_level="critical", server_header=False, timeout_graceful_shutdown=1, lifespan="off")
         )
+        server.ready = ready
         try:
             with suppress(KeyboardInterrupt):  # the usual way to end it
-                on_ready(address)
-                if browser:
-                    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-                uvicorn.Server(options).run(sockets=[listening])
+                server.run(sockets=[listening])
         finally:
             jobs.close()
     return jobs.detected
 
 
 def _listen(port: int) -> socket.socket:
-    """A socket whose connections wait until the server takes them."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
-        listening.listen()
     except OSError as error:
         listening.close()
         raise ThoradError(f"port {port} can't be used ({error.strerror}). Leave --port out for a free one.") from error
     return listening
+
+
+class _Server(uvicorn.Server):
+    """Calls `ready` once it listens."""
+
+    ready: Callable[[], None]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready()
 
 
 def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, port: int) -> ASGIApp:
