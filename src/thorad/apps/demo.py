@@ -69,16 +69,10 @@ def run_demo(
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[DemoCase]:
-    """Make the demonstration's folder.
-
-    Args:
-        out: the folder, made if need be.
-        model: name of a bundled model, or a model folder.
-        device: as `Detector` takes it.
-        on_progress: called with (detections done, detections in all).
+    """Make the demonstration's folder; `on_progress` gets (detections done, detections in all).
 
     Raises:
-        ThoradError: the model can't be used, or the folder can't be written.
+        ThoradError: the model (bundled name or folder) can't be used, or the folder can't be written.
     """
     detectors = [Detector(model, method=method, device=device) for method in METHODS]
     truths = _make_inputs(out, detectors[0])
@@ -89,16 +83,9 @@ def run_demo(
         for detection, folder in _detect(detector, images, out / "results" / detector.method):
             detections[detector.method, detection.name] = detection
             truth = truths[detection.name]
-            cases.append(
-                DemoCase(
-                    name=detection.name,
-                    method=detector.method,
-                    score=detection.score,
-                    peak_in_lesion=bool(truth.flat[detection.anomaly_map.argmax()]) if truth.any() else None,
-                    overlay=folder / OVERLAY,
-                    seconds=detection.seconds,
-                )
-            )
+            peak_in_lesion = bool(truth.flat[detection.anomaly_map.argmax()]) if truth.any() else None
+            found = (detection.name, detector.method, detection.score, peak_in_lesion)
+            cases.append(DemoCase(*found, overlay=folder / OVERLAY, seconds=detection.seconds))
             if on_progress:
                 on_progress(len(cases), len(METHODS) * len(images))
     rows = []

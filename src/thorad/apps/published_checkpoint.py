@@ -43,7 +43,7 @@ class ImportReport:
     dropped: tuple[str, ...]
     """Names of the checkpoint's tensors that the model folder doesn't hold."""
     head_channels_assumed: bool
-    """Whether nobody said how wide the attention heads are: no checkpoint does."""
+    """Whether the width of the attention heads was not given: no checkpoint says it."""
 
 
 def import_checkpoint(
@@ -80,37 +80,26 @@ def import_checkpoint(
     load_region(region, size)
     content, state, epoch = _read(checkpoint)
     unet = {key.removeprefix("unet."): tensor for key, tensor in state.items() if key.startswith("unet.")}
-    recipe = _recipe(unet, checkpoint, name, noise, input_range, size, head_channels, region, epoch)
-    section = recipe.network
-    assert isinstance(section, UNetSection), "_recipe makes no other kind"
-    network = build_network(recipe)
+    image = {"size": size, "region": region, "input_range": input_range}
+    recipe, network = _recipe(unet, checkpoint, name, noise, image, head_channels, epoch)
     taken = {f"unet.{monai_name(key)}": tensor for key, tensor in unet.items() if ".proj_attn." not in key}
-    wanted = network.state_dict()
+    wanted = build_network(recipe).state_dict()
     # The published attention has a last layer, proj_attn, which it never calls; MONAI's calls it: so, the identity.
     identities = {key: wanted[key] for key in wanted if ".attn.out_proj." in key}
     identities = {k: torch.eye(len(v)) if v.ndim == 2 else torch.zeros_like(v) for k, v in identities.items()}
     _check_fit(taken | identities, wanted, checkpoint)
     perceptual = _perceptual(state, checkpoint)
+    card = _card(recipe, network.head_channels, checkpoint.name, hashlib.sha256(content).hexdigest())
+    save_model(out, recipe, taken | identities, None, None, card, dtype=torch.float32, perceptual=perceptual)
     kept = {f"unet.{key}" for key in unet if ".proj_attn." not in key} | {key for key in state if perceptual_name(key)}
-    digest = hashlib.sha256(content).hexdigest()
-    save_model(
-        out,
-        recipe,
-        taken | identities,
-        None,
-        None,
-        _card(recipe, section.head_channels, checkpoint.name, digest),
-        dtype=torch.float32,
-        perceptual=perceptual,
-    )
     return ImportReport(
         folder=out,
         recipe=recipe,
-        network=section,
+        network=network,
         parameters=sum(tensor.numel() for tensor in taken.values()),
         perceptual=perceptual is not None,
         dropped=tuple(key for key in state if key not in kept),
-        head_channels_assumed=head_channels is None and any(section.attention),
+        head_channels_assumed=head_channels is None and any(network.attention),
     )
 
 
@@ -164,49 +153,44 @@ def _recipe(
     source: Path,
     name: str,
     noise: NoiseKind,
-    input_range: InputRange,
-    size: int,
+    image: Mapping[str, Any],
     head_channels: int | None,
-    region: str,
     epoch: int | None,
-) -> Recipe:
-    """The recipe of a network with tensors of these shapes."""
-    first = [re.fullmatch(r"down_blocks\.(\d+)\.resnets\.(\d+)\.conv1\.conv\.weight", key) for key in unet]
-    blocks = sorted((int(match[1]), int(match[2])) for match in first if match)  # (level, block) of each residual block
-    levels = {level for level, _ in blocks}
-    count = max((block + 1 for _, block in blocks), default=0)
-    if not blocks or blocks != [(level, block) for level in range(len(levels)) for block in range(count)]:
-        raise ThoradError(
-            f"{source}: no U-Net with the same number of residual blocks on each level in it: found {len(unet)} "
-            f"tensors under unet., {len(blocks)} residual blocks on the way down. {ADVICE}"
-        )
-    channels = tuple(len(unet[f"down_blocks.{level}.resnets.0.conv1.conv.weight"]) for level in sorted(levels))
-    attention = tuple(f"down_blocks.{level}.attentions.0.to_q.weight" in unet for level in sorted(levels))
+) -> tuple[Recipe, UNetSection]:
+    """The recipe of a network with tensors of these shapes, and its network."""
+    channels, attention, residual_blocks = _shape(unet, source)
     if head_channels is None:
         widths = [width for width, attends in zip(channels, attention, strict=True) if attends]
         divides = all(width % PUBLISHED_HEAD_CHANNELS == 0 for width in widths)
         head_channels = PUBLISHED_HEAD_CHANNELS if divides else SMALLEST_HEAD_CHANNELS
     trained = f", {epoch} epochs" if epoch is not None else ""
+    description = f"Imported from {source.name}, a checkpoint of the published implementation{trained}."
     try:
-        return Recipe.model_validate(
-            {
-                "name": name,
-                "description": f"Imported from {source.name}, a checkpoint of the published implementation{trained}.",
-                "image": {"size": size, "region": region, "input_range": input_range},
-                "network": {
-                    "channels": channels,
-                    "attention": attention,
-                    "residual_blocks": count,
-                    "head_channels": head_channels,
-                },
-                "noise": {"kinds": (noise,)},
-            }
+        network = UNetSection(
+            channels=channels, attention=attention, residual_blocks=residual_blocks, head_channels=head_channels
         )
+        content = {"name": name, "description": description, "image": image, "noise": {"kinds": (noise,)}}
+        return Recipe.model_validate({**content, "network": network}), network
     except ValidationError as error:
         problems = "; ".join(str(problem["msg"]) for problem in error.errors())
         raise ThoradError(
-            f"{source}: no model can be made of a U-Net with channels {channels} at {size} px: {problems}."
+            f"{source}: no model can be made of a U-Net with channels {channels} at {image['size']} px: {problems}."
         ) from error
+
+
+def _shape(unet: Mapping[str, Tensor], source: Path) -> tuple[tuple[int, ...], tuple[bool, ...], int]:
+    """Channels and attention of each level, and the number of residual blocks on each."""
+    first = [re.fullmatch(r"down_blocks\.(\d+)\.resnets\.(\d+)\.conv1\.conv\.weight", key) for key in unet]
+    blocks = sorted((int(match[1]), int(match[2])) for match in first if match)  # (level, block) of each residual block
+    levels = range(len({level for level, _ in blocks}))
+    count = max((block + 1 for _, block in blocks), default=0)
+    if not blocks or blocks != [(level, block) for level in levels for block in range(count)]:
+        raise ThoradError(
+            f"{source}: no U-Net with the same number of residual blocks on each level in it: found {len(unet)} "
+            f"tensors under unet., {len(blocks)} residual blocks on the way down. {ADVICE}"
+        )
+    channels = tuple(len(unet[f"down_blocks.{level}.resnets.0.conv1.conv.weight"]) for level in levels)
+    return channels, tuple(f"down_blocks.{level}.attentions.0.to_q.weight" in unet for level in levels), count
 
 
 def _check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: Path) -> None:
