@@ -40,7 +40,7 @@ from starlette.types import ASGIApp
 
 from thorad.errors import ThoradError
 from thorad.records import parse_indices
-from thorad.results.page import asset_bytes, render
+from thorad.results.page import asset, render
 from thorad.results.report import write_report
 from thorad.viewer.guard import Guard
 from thorad.viewer.jobs import LARGEST_TOGETHER, MOST_FILES, STOPPED_COMING, Job, Jobs
@@ -197,7 +197,7 @@ class _Pages:
         if name not in STATIC:
             raise HTTPException(404, "No such file.")
         kind = "text/css" if name.endswith(".css") else "text/javascript"
-        return Response(asset_bytes(STATIC[name]), media_type=kind)
+        return Response(asset(STATIC[name]), media_type=kind)
 
     # ------------------------------------------------------------------------------------------- results
 
