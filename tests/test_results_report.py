@@ -192,6 +192,14 @@ def test_older_folder_shows_its_overlay(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decoded(picture["overlay"]), overlay)
 
 
+def test_folder_of_failures_only(tmp_path: Path) -> None:
+    make_results(tmp_path / "results", 0, failed=["broken"])
+    page = Page(write_report(tmp_path / "results").path)
+    assert "No case was done." in page.text
+    assert "0 done, 1 failed" in page.text
+    assert [case["pictures"] for case in page.index["cases"]] == [False]
+
+
 def test_steps_and_slices_are_all_there(tmp_path: Path) -> None:
     make_results(tmp_path / "results", 1, steps=3, slices=2)
     page = Page(write_report(tmp_path / "results").path)

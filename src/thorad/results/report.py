@@ -151,7 +151,9 @@ class _PackedGallery:
         self.scans = True
         self.blocks: list[str] = []
         self._peaks: dict[str, list[float]] = {}  # highest map value of each picture, by case, as in `blocks`
-        self._pack(largest)
+        self._side = SIDES[0]
+        if self._done:
+            self._pack(largest)
 
     @property
     def index(self) -> dict[str, Any]:
@@ -184,7 +186,7 @@ class _PackedGallery:
     def _pack(self, largest: int) -> None:
         """Fill the blocks, with pictures of the largest side with which all fit."""
         sample = [(case, read_pictures(case)) for case in self._done[:: max(1, len(self._done) // SAMPLE)]]
-        longest = max((max(picture.shape) for _, pictures in sample for picture in pictures), default=0)
+        longest = max((max(picture.shape) for _, pictures in sample for picture in pictures))
         sides = [side for side in SIDES if side < longest]
         for side in (longest, *sides) if longest <= SIDES[0] else sides:
             if side != SIDES[-1]:
