@@ -27,7 +27,7 @@ from thorad.io.scans import find_scans
 from thorad.recipe import ImageSection, Recipe
 from thorad.training.data import open_images
 
-SHAPE = (4, 5, 6)
+SHAPE = (8, 9, 10)
 TENTHS = (0.8, 0.1, 0.1)
 
 
@@ -454,10 +454,10 @@ def cut(path: Path, keep: float) -> None:
         (
             "a.nii.gz",
             lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:400])),
-            "cut short: 400 bytes, its header asks for 592",
+            "cut short: 400 bytes, its header asks for 1792",
         ),
-        ("a.nii", lambda path: cut(path, 0.9), r"cut short: 532 bytes, its header asks for 592"),
-        ("a.nii", lambda path: volume(path, 0, (4, 5, 6, 2)), "4 x 5 x 6 x 2 voxels, expected three dimensions"),
+        ("a.nii", lambda path: cut(path, 0.9), r"cut short: 1612 bytes, its header asks for 1792"),
+        ("a.nii", lambda path: volume(path, 0, (8, 9, 10, 2)), r"several volumes in one file .8 x 9 x 10 x 2"),
         ("a.png", lambda path: cut(path, 0.9), "cut short"),
         ("a.jpg", lambda path: cut(path, 0.9), "cut short"),
         ("a.png", lambda path: path.write_bytes(b"no"), "not an image"),

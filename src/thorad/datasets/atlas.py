@@ -24,7 +24,7 @@ from thorad.errors import ThoradError
 from thorad.io.images import write_png8, write_png16
 from thorad.io.tables import listing, write_table
 from thorad.io.template import MNI_2009A, Grid
-from thorad.io.volume_header import import_nibabel, times
+from thorad.io.volumes import import_nibabel, times
 
 EXPECTED: Final = "**/sub-*/ses-*/anat/*_T1w.nii.gz, each with its *_mask.nii.gz beside it"
 

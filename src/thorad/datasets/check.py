@@ -23,7 +23,7 @@ from thorad.datasets.plain import PARTS, part_of, split_tables
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.shapes import shape_of
-from thorad.io.volume_header import import_nibabel, times
+from thorad.io.volumes import import_nibabel, times
 
 
 @dataclass(frozen=True)

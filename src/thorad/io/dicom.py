@@ -40,8 +40,7 @@ from thorad.io.dicom_file import (
 )
 from thorad.io.dicom_file import is_dicom as is_dicom
 from thorad.io.images import Image
-from thorad.io.volume_header import LARGEST_VOLUME
-from thorad.io.volumes import Volume
+from thorad.io.volumes import LARGEST_VOLUME, Volume
 
 MANUFACTURER: Final = "thorad"
 """Of every object that `thorad.results.dicom` writes; such objects are never read as scans."""

@@ -22,7 +22,7 @@ from thorad.errors import ThoradError
 from thorad.io.decode import check_sides
 from thorad.io.images import LARGEST_FILE
 from thorad.io.reading import COPY_AGAIN, one_error
-from thorad.io.volume_header import LARGEST_VOLUME
+from thorad.io.volumes import LARGEST_VOLUME
 
 UNWINDOWED: Final = {"MR", "PT", "NM"}
 """Modalities whose single slices are read without their window, as volumes are: it was set for a reader's eye, and cuts

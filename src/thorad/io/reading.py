@@ -1,12 +1,27 @@
-"""One error for whatever a library makes of a damaged file."""
+"""What is checked of every file before it is read, and one error for whatever a library makes of a damaged one."""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from thorad.errors import ThoradError
 
 COPY_AGAIN = "Copy it again from where it came from."
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no file with something in it; call it within `one_error`.
+
+    Raises:
+        ThoradError: missing, not a file, empty.
+    """
+    if not path.exists():
+        raise ThoradError(f"{path}: no such file. Check the path.")
+    if not path.is_file():
+        raise ThoradError(f"{path}: not a file. Name the file of an image or volume.")
+    if path.stat().st_size == 0:
+        raise ThoradError(f"{path}: the file is empty. {COPY_AGAIN}")
 
 
 @contextmanager

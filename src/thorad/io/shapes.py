@@ -3,11 +3,9 @@
 import gzip
 import math
 import os
-import struct
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 import PIL.Image
 
@@ -15,20 +13,12 @@ from thorad.errors import ThoradError
 from thorad.io.decode import check_sides, kind_of, npy_header
 from thorad.io.images import SUFFIXES
 from thorad.io.reading import COPY_AGAIN, one_error
-from thorad.io.volume_header import HEADER_BYTES, nifti_fields, text_header
-
-_CHUNK: Final = 2**20
-"""bytes inflated at once."""
+from thorad.io.volumes import Stored, read_header
 
 _PICTURE_ENDS: Final = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
-"""What stands in the last bytes of a picture that is whole."""
-
-_END_BYTES: Final = 4096
-"""How much of a picture is searched for its end; some programs write more behind it."""
+"""What stands in the last 4096 bytes of a picture that is whole; some programs write more behind it."""
 
 _EXIF_ORIENTATION: Final = 0x0112
-_LYING: Final = (5, 6, 7, 8)
-"""Orientations in which height and width are exchanged."""
 
 
 def shape_of(path: Path, file: IO[bytes] | None = None) -> tuple[int, ...]:
@@ -39,89 +29,66 @@ def shape_of(path: Path, file: IO[bytes] | None = None) -> tuple[int, ...]:
         file: its content, seekable, where it lies in an archive.
 
     Raises:
-        ThoradError: missing, unreadable, empty, damaged, neither picture nor volume, several volumes, sides of a
-            picture out of bounds, cut short as far as that can be seen without decoding; nibabel is not installed.
+        ThoradError: missing, unreadable, empty, damaged, neither picture nor volume, sides of a picture out of bounds,
+            a volume that `read_volume` refuses for its header, cut short as far as that can be seen without decoding.
     """
     with one_error(path, "file"), path.open("rb") if file is None else nullcontext(file) as opened:
-        return _shape(path, opened)
-
-
-def _shape(path: Path, file: IO[bytes]) -> tuple[int, ...]:
-    start = file.read(HEADER_BYTES)
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if not start:
-        raise ThoradError(f"{path}: the file is empty. {COPY_AGAIN}")
-    kind = kind_of(start)
-    if kind is not None:
-        shape = _PICTURES[kind](path, file, size)
+        start = opened.read(16)
+        opened.seek(0)
+        if not start:
+            raise ThoradError(f"{path}: the file is empty. {COPY_AGAIN}")
+        kind = kind_of(start)
+        if kind is None:
+            if path.name.lower().endswith(SUFFIXES):
+                raise ThoradError(f"{path}: not an image. Expected PNG, JPEG, TIFF or NPY; convert it to one of these.")
+            stored = read_header(path, opened)
+            _check_voxels(path, opened, stored)
+            return stored.shape
+        shape = _picture_shape(path, opened, kind)
         check_sides(*shape, str(path))
         return shape
-    if path.name.lower().endswith(SUFFIXES):
-        raise ThoradError(f"{path}: not an image. Expected PNG, JPEG, TIFF or NPY; convert it to one of these.")
-    if stored := text_header(start, path):
-        if not stored.packing:
-            found = size if stored.data == path else stored.data.stat().st_size
-            _check_length(stored.data, found, stored.offset + stored.n_bytes)
-        return stored.shape
-    return _nifti_shape(path, file, size, packed=start.startswith(b"\x1f\x8b"))
 
 
-def _picture_shape(path: Path, file: IO[bytes], size: int) -> tuple[int, int]:
+def _picture_shape(path: Path, file: IO[bytes], kind: str) -> tuple[int, int]:
+    if kind == "NPY":
+        shape, dtype = npy_header(file, str(path))
+        _check_length(path, _size(file), file.tell() + math.prod(shape) * dtype.itemsize)
+        return shape[0], shape[1]
+    if kind == "TIFF":
+        import tifffile
+
+        with tifffile.TiffFile(file) as tiff:
+            height, width = tiff.pages.first.shape[:2]
+        return height, width
     with PIL.Image.open(file, formats=("PNG", "JPEG")) as picture:
         width, height = picture.size
-        lying = picture.getexif().get(_EXIF_ORIENTATION) in _LYING
-        end = _PICTURE_ENDS[picture.format or "PNG"]
-        file.seek(max(0, size - _END_BYTES))
-        if end not in file.read():
+        lying = picture.getexif().get(_EXIF_ORIENTATION, 1) >= 5  # height and width are exchanged
+        file.seek(max(0, _size(file) - 4096))
+        if _PICTURE_ENDS[kind] not in file.read():
             raise EOFError
     return (width, height) if lying else (height, width)
 
 
-def _tiff_shape(path: Path, file: IO[bytes], size: int) -> tuple[int, int]:
-    import tifffile
-
-    with tifffile.TiffFile(file) as tiff:
-        height, width = tiff.pages.first.shape[:2]
-    return height, width
-
-
-def _npy_shape(path: Path, file: IO[bytes], size: int) -> tuple[int, int]:
-    shape, dtype = npy_header(file, str(path))
-    _check_length(path, size, file.tell() + math.prod(shape) * dtype.itemsize)
-    return shape[0], shape[1]
-
-
-_PICTURES: Final[dict[str, Callable[[Path, IO[bytes], int], tuple[int, int]]]] = {
-    "PNG": _picture_shape,
-    "JPEG": _picture_shape,
-    "TIFF": _tiff_shape,
-    "NPY": _npy_shape,
-}
+def _check_voxels(path: Path, file: IO[bytes], stored: Stored) -> None:
+    """Of packed voxels only those of NIfTI, whose last bytes are the size, unless the file is packed in blocks."""
+    if not stored.packing:
+        size = _size(file) if stored.data == path else stored.data.stat().st_size
+        _check_length(stored.data, size, stored.offset + stored.n_bytes)
+    elif stored.header is not None:
+        expected = stored.packed_offset + stored.n_bytes
+        file.seek(-4, os.SEEK_END)
+        if int.from_bytes(file.read(4), "little") != expected % 2**32:
+            file.seek(0)
+            stream = gzip.GzipFile(fileobj=file)
+            _check_length(path, sum(len(chunk) for chunk in iter(lambda: stream.read(2**20), b"")), expected)
 
 
-def _nifti_shape(path: Path, file: IO[bytes], size: int, *, packed: bool) -> tuple[int, ...]:
-    header: Any = nifti_fields((gzip.GzipFile(fileobj=file) if packed else file).read(540), path)
-    shape = tuple(int(side) for side in header.get_data_shape())
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3 or min(shape) < 1:
-        raise ThoradError(f"{path}: {' x '.join(map(str, shape))} voxels, expected three dimensions. Save one volume.")
-    first = int(header["vox_offset"]) or int(header.single_vox_offset)
-    expected = first + math.prod(shape) * int(header.get_data_dtype().itemsize)
-    _check_length(path, _unpacked_size(file, expected) if packed else size, expected)
-    return shape
-
-
-def _unpacked_size(file: IO[bytes], expected: int) -> int:
-    file.seek(-4, os.SEEK_END)
-    (size,) = struct.unpack("<I", file.read(4))
-    if size == expected % 2**32:
-        return expected
-    # The last bytes are the size, unless the file is cut short or packed in blocks.
-    file.seek(0)
-    stream = gzip.GzipFile(fileobj=file)
-    return sum(len(chunk) for chunk in iter(lambda: stream.read(_CHUNK), b""))
+def _size(file: IO[bytes]) -> int:
+    """Bytes of the file, which is left where it was."""
+    at = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(at)
+    return size
 
 
 def _check_length(path: Path, size: int, expected: int) -> None:

@@ -1,16 +1,22 @@
 """Volumes in, volumes out: NIfTI, NRRD and MetaImage (MHA) in, NIfTI out.
 
-Voxels stay in the order of the file, on its own grid; `template` brings them to the model's slices and back. Whatever
-can't be read is a ThoradError that names the file.
+Voxels stay in the order of the file, on its own grid; `template` brings them to the model's slices and back. Headers
+are checked before any voxel is read. Those of NRRD and MetaImage are read here and not by SimpleITK, whose MetaImage
+reader hands damaged voxels on as if they were whole, and writes beyond its own memory where a header lies.
 """
 
 import gzip
+import importlib
 import io
+import logging
+import math
+import os
+import re
 import zlib
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from pathlib import Path, PurePath
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +24,31 @@ from numpy.typing import NDArray
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names
-from thorad.io.reading import COPY_AGAIN, one_error
-from thorad.io.volume_header import HEADER_BYTES, Stored, import_nibabel, nifti_header, text_header
+from thorad.io.reading import COPY_AGAIN, check_file, one_error
 
 VOLUME_SUFFIXES: Final = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 """What a folder is searched for. A file given by itself is recognised by its content, whatever its suffix."""
+
+SMALLEST_SIDE, LARGEST_SIDE = 8, 1024
+"""voxels along each axis."""
+
+LARGEST_VOLUME: Final = 2**28
+"""voxels, 1 GiB as float32: 1024 slices of 512 x 512. Checked before anything is decompressed."""
+
+SMALLEST_SPACING, LARGEST_SPACING = 0.05, 25.0
+"""mm; what lies outside is in another unit, or damaged."""
+
+FARTHEST: Final = 10_000.0
+"""mm from the origin of space to the first voxel."""
+
+FLATTEST: Final = 0.2
+"""Volume of a voxel over the product of its edges: 1 for right angles, 0 where the axes lie in one plane."""
+
+HEADER_BYTES: Final = 2**16
+"""How much of a file is searched for its header."""
+
+LARGEST_EXTENSIONS: Final = 2**26
+"""bytes between a NIfTI file's header and its voxels."""
 
 PACKING: Final = 4
 """zlib's level for maps: the higher ones take several times as long for some per cent less."""
@@ -42,6 +68,33 @@ _GEOMETRY: Final = (
 _NO_EXTENSIONS: Final = bytes(4)
 """What follows a NIfTI header without extensions."""
 
+CONVERT_AGAIN: Final = "Convert it again from DICOM, or correct its header."
+
+_AXES_TO_RAS: Final = {
+    **dict.fromkeys(("left-posterior-superior", "lps"), (-1.0, -1.0, 1.0)),
+    **dict.fromkeys(("left-anterior-superior", "las"), (-1.0, 1.0, 1.0)),
+    **dict.fromkeys(("right-anterior-superior", "ras"), (1.0, 1.0, 1.0)),
+}
+"""Values of an NRRD file's `space` that tell left from right."""
+
+_NRRD_TYPES: Final = {
+    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "int64", "int64_t"), "i8"),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
+    **{"float": "f4", "double": "f8"},
+}
+
+_META_TYPES: Final = {
+    **{"met_char": "i1", "met_short": "i2", "met_int": "i4", "met_long": "i4", "met_long_long": "i8"},
+    **{"met_uchar": "u1", "met_ushort": "u2", "met_uint": "u4", "met_ulong": "u4", "met_ulong_long": "u8"},
+    **{"met_float": "f4", "met_double": "f8"},
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -49,16 +102,12 @@ class Volume:
 
     voxels: NDArray[np.float32]
     """(I, J, K), in the order of the file, finite, any range, not constant."""
-
     affine: NDArray[np.float64]
     """(4, 4): voxel index to mm, where x is to the right, y anterior, z superior (RAS+)."""
-
     source: str
     """The file it came from, as the user named it."""
-
     name: str
     """Case id: unique in a run, safe as a file name."""
-
     header: Any = None
     """The NIfTI header it came with, which may name the patient; None for other kinds."""
 
@@ -67,6 +116,34 @@ class Volume:
         """Distance of neighbouring voxels along each axis, mm."""
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(i), float(j), float(k)
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """How a file stores a volume, within bounds. A voxel is `slope * stored + intercept`."""
+
+    shape: tuple[int, int, int]
+    """(I, J, K); the first index changes fastest."""
+    dtype: np.dtype[Any]
+    affine: NDArray[np.float64]
+    """(4, 4): voxel index to RAS mm."""
+    data: Path
+    """The file of the voxels: beside the header's where it is not the same."""
+    offset: int
+    """Bytes in `data` before the voxels, or before what is packed."""
+    packing: str = ""
+    """`gzip` or `zlib`."""
+    packed_offset: int = 0
+    """Unpacked bytes before the voxels, for NIfTI packs its header too."""
+    slope: float = 1.0
+    intercept: float = 0.0
+    header: Any = None
+    """Of NIfTI."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all voxels, unpacked."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_volume(path: Path, name: str | None = None) -> Volume:
@@ -84,25 +161,34 @@ def read_volume(path: Path, name: str | None = None) -> Volume:
             numbers, infinity, constant, no orientation, an impossible affine; nibabel is not installed.
     """
     with one_error(path, "volume"):
-        if not path.exists():
-            raise ThoradError(f"{path}: no such file. Check the path.")
-        if not path.is_file():
-            raise ThoradError(f"{path}: not a file. Name the file of a volume.")
+        check_file(path)
         with path.open("rb") as file:
-            start = file.read(HEADER_BYTES)
-            file.seek(0)
-            if not start:
-                raise ThoradError(f"{path}: the file is empty. {COPY_AGAIN}")
-            if behind_text := text_header(start, path):
-                stored, voxels = behind_text, _read_behind_text(behind_text)
-            else:
-                packed = start.startswith(b"\x1f\x8b")
-                with gzip.GzipFile(fileobj=file) if packed else nullcontext(file) as unpacked:
-                    stored = nifti_header(unpacked.read(540), path)
-                    unpacked.seek(stored.offset)
-                    left = path.stat().st_size - (0 if packed else stored.offset)
-                    voxels = _read_voxels(unpacked, stored, left, packed)
+            stored = read_header(path, file)
+        voxels = _read_voxels(stored)
     return Volume(voxels, stored.affine, str(path), name or case_names([path], [path.parent])[0], stored.header)
+
+
+def read_header(path: Path, file: IO[bytes]) -> Stored:
+    """What a NIfTI, NRRD or MetaImage file says of its voxels; call it within `one_error`.
+
+    Args:
+        path: the file's name, for errors and the voxels beside it.
+        file: its content, at its start.
+
+    Raises:
+        ThoradError: not one grey volume within bounds, no orientation, voxels in several files or elsewhere; nibabel is
+            not installed. Whatever else is raised means a damaged header.
+    """
+    start = file.read(HEADER_BYTES)
+    if start.startswith(b"NRRD000"):
+        return _nrrd_header(start, path)
+    if re.match(rb"[A-Za-z]+ *= ", start) and re.search(rb"^NDims *=", start, re.MULTILINE):
+        return _metaimage_header(start, path)
+    packed = start.startswith(b"\x1f\x8b")
+    if packed:
+        file.seek(0)
+        start = gzip.GzipFile(fileobj=file).read(540)
+    return _nifti_header(start, path, packed)
 
 
 def write_nifti(path: Path, voxels: NDArray[Any], like: Volume, description: str) -> None:
@@ -137,75 +223,258 @@ def write_nifti(path: Path, voxels: NDArray[Any], like: Volume, description: str
     write_atomic(path, buffer.getvalue())
 
 
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
+def import_nibabel() -> Any:
+    """The module nibabel.
 
-
-class _Inflated:
-    """A zlib stream in a file, inflated only as far as it is read."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._stream = zlib.decompressobj()
-
-    def read(self, size: int, /) -> bytes:
-        """`size` bytes, fewer only where the stream ends, its checksum compared."""
-        parts: list[bytes] = []
-        while size > 0 and not self._stream.eof:
-            packed = self._stream.unconsumed_tail or self._file.read(2**16)
-            if not packed:
-                raise EOFError("the packed voxels end too early")
-            parts.append(self._stream.decompress(packed, size))
-            size -= len(parts[-1])
-        return b"".join(parts)
-
-
-def _read_behind_text(stored: Stored) -> NDArray[np.float32]:
-    """The voxels of an NRRD or MetaImage file, which alone are packed, behind the header or in a file beside it."""
-    with stored.data.open("rb") as file:
-        file.seek(stored.offset)
-        source: _Readable = file
-        if stored.packing == "gzip":
-            source = gzip.GzipFile(fileobj=file)
-        elif stored.packing == "zlib":
-            source = _Inflated(file)
-        left = stored.data.stat().st_size - stored.offset
-        return _read_voxels(source, stored, left, packed=bool(stored.packing))
-
-
-def _read_voxels(file: _Readable, stored: Stored, left: int, packed: bool) -> NDArray[np.float32]:
-    """(I, J, K), finite and not constant, in bounded memory.
-
-    Args:
-        file: open where the voxels begin.
-        stored: how they are stored there.
-        left: bytes in the file, as they lie on the disk.
-        packed: whether they can become more.
+    Raises:
+        ThoradError: it is not installed.
     """
-    path = stored.data
-    if stored.n_bytes > left * (_LARGEST_DEFLATION if packed else 1):
-        raise ThoradError(f"{path}: incomplete: {left} bytes of voxels, {stored.n_bytes} expected. {COPY_AGAIN}")
-    width, height, depth = stored.shape
-    planes = np.empty((depth, height, width), dtype=np.float32)
-    for plane in planes:
-        content = file.read(width * height * stored.dtype.itemsize)
-        values = np.frombuffer(content, stored.dtype).reshape(height, width)
-        if (stored.slope, stored.intercept) != (1, 0):
-            values = values * np.float64(stored.slope) + np.float64(stored.intercept)
-        plane[:] = values
-        plane[np.isnan(plane)] = 0
-        if np.isinf(plane).any():
+    try:
+        nibabel = importlib.import_module("nibabel")
+    except ImportError as error:
+        raise ThoradError(
+            "NIfTI volumes need nibabel, which is not installed. pip install 'thorad[volumes]'"
+        ) from error
+    # It logs what it finds odd in a header; the user gets one ThoradError instead.
+    nibabel.imageglobals.logger.setLevel(logging.CRITICAL)
+    return nibabel
+
+
+def _nifti_header(start: bytes, path: Path, packed: bool) -> Stored:
+    little = start[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0")
+    size = int.from_bytes(start[:4], "little" if little else "big")
+    is_first = size == 348 and start[344:348] == b"n+1\0"
+    if not is_first and not (size == 540 and start[4:12] == b"n+2\0\r\n\x1a\n"):
+        if size in (348, 540):
             raise ThoradError(
-                f"{path}: voxels that are infinite or too large for float32. Replace them, for example by 0."
+                f"{path}: the header of a pair of files (.hdr and .img), or of Analyze 7.5. Save it as one NIfTI file, "
+                ".nii or .nii.gz."
             )
-    # The checksum stands at the end, and is compared when that is reached.
-    if packed and len(file.read(_MOST_PADDING)) == _MOST_PADDING:
-        raise ThoradError(f"{path}: holds far more voxels than its header says. Convert it again from DICOM.")
+        raise ThoradError(
+            f"{path}: not a volume. Expected NIfTI, NRRD or MetaImage; convert it to one of these. "
+            "A DICOM series is given as its folder."
+        )
+    nibabel = import_nibabel()
+    kind = nibabel.Nifti1Header if is_first else nibabel.Nifti2Header
+    header = kind(start[:size], endianness="<" if little else ">", check=False)
+    if int(header["sform_code"]) <= 0:
+        if int(header["qform_code"]) <= 0:
+            raise _without_orientation("qform and sform code are 0", path)
+        if not (header["pixdim"][1:4] > 0).all():  # nibabel would take 1 mm for it
+            raise ThoradError(f"{path}: voxels of {times(header['pixdim'][1:4])} mm. {CONVERT_AGAIN}")
+    header.check_fix()
+    rank, *sides = (int(side) for side in header["dim"])
+    offset = float(header["vox_offset"])
+    if not 1 <= rank <= 7 or not header.sizeof_hdr <= offset <= LARGEST_EXTENSIONS:
+        raise ThoradError(f"{path}: a damaged header: {rank} dimensions, voxels from byte {offset:g} on. {COPY_AGAIN}")
+    shape = _checked_shape(sides[:rank], path)
+    dtype: np.dtype[Any] = header.get_data_dtype()
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise ThoradError(
+            f"{path}: voxels of {header.get_value_label('datatype')}; expected integers or floats of 64 bits at most. "
+            "Save one grey volume, of complex numbers the magnitude."
+        )
+    slope, intercept = header.get_slope_inter()
+    return Stored(
+        shape=shape,
+        dtype=dtype,
+        affine=_checked_affine(np.asarray(header.get_best_affine(), dtype=np.float64), path),
+        data=path,
+        offset=0 if packed else int(offset),
+        packing="gzip" if packed else "",
+        packed_offset=int(offset),
+        slope=1.0 if slope is None else slope,
+        intercept=0.0 if intercept is None else intercept,
+        header=header,
+    )
+
+
+def _nrrd_header(start: bytes, path: Path) -> Stored:
+    end = re.search(rb"\r?\n\r?\n", start)
+    fields = _fields(start[: end.start()] if end else start, ":")
+    detached = fields.get("data file") or fields.get("datafile")
+    if end is None and detached is None:
+        raise ThoradError(f"{path}: incomplete: its header has no end. {COPY_AGAIN}")
+    shape = _checked_shape([int(side) for side in _required(fields, "sizes", path).split()], path)
+    directions = fields.get("space directions", "")
+    axes = _AXES_TO_RAS.get(fields.get("space", "").lower())
+    if axes is None or not directions:
+        raise _without_orientation("no `space` of the body, or no `space directions`", path)
+    vectors = re.findall(r"\(([^)]*)\)", directions)
+    if len(vectors) != 3:
+        raise ThoradError(f"{path}: {len(vectors)} axes in space, expected 3. Save one grey volume.")
+    affine = np.eye(4)
+    affine[:3, :3] = np.transpose([_numbers(vector) for vector in vectors])
+    affine[:3, 3] = _numbers(fields.get("space origin", "0 0 0"))
+    encoding = _required(fields, "encoding", path).lower()
+    if encoding not in ("raw", "gzip", "gz") or any(
+        fields.get(key, "0") != "0" for key in ("byte skip", "byteskip", "line skip", "lineskip")
+    ):
+        raise ThoradError(
+            f"{path}: NRRD with encoding {encoding}, or bytes to skip; expected raw or gzip and none. Save it so."
+        )
+    return Stored(
+        shape=shape,
+        dtype=_dtype(_NRRD_TYPES, _required(fields, "type", path), fields.get("endian", "").lower(), path),
+        affine=_checked_affine(np.diag([*axes, 1.0]) @ affine, path),
+        offset=end.end() if end and detached is None else 0,
+        data=path if detached is None else _beside(path, detached),
+        packing="" if encoding == "raw" else "gzip",
+    )
+
+
+def _metaimage_header(start: bytes, path: Path) -> Stored:
+    end = re.search(rb"^ElementDataFile *=.*?(\r?\n|$)", start, re.MULTILINE)
+    if end is None:
+        raise ThoradError(f"{path}: incomplete: its header has no end. {COPY_AGAIN}")
+    fields = _fields(start[: end.end()], "=")
+    shape = _checked_shape([int(side) for side in _required(fields, "dimsize", path).split()], path)
+    channels = fields.get("elementnumberofchannels", "1")
+    if channels != "1":
+        raise ThoradError(f"{path}: {channels} numbers in each voxel; expected one. Save one grey volume.")
+    matrix = fields.get("transformmatrix") or fields.get("rotation") or fields.get("orientation")
+    if matrix is None:
+        raise _without_orientation("no `TransformMatrix`", path)
+    spacing = _numbers(fields.get("elementspacing") or _required(fields, "elementsize", path))
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(_numbers(matrix), (3, 3)).T * spacing
+    affine[:3, 3] = _numbers(fields.get("offset") or fields.get("position") or fields.get("origin") or "0 0 0")
+    if fields.get("binarydata", "true").lower() != "true" or fields.get("headersize", "0") != "0":
+        raise ThoradError(f"{path}: MetaImage as text, or with a HeaderSize; expected binary voxels. Save it so.")
+    big = fields.get("binarydatabyteordermsb") or fields.get("elementbyteordermsb") or "false"
+    data = fields["elementdatafile"]
+    return Stored(
+        shape=shape,
+        dtype=_dtype(
+            _META_TYPES, _required(fields, "elementtype", path), "big" if big.lower() == "true" else "little", path
+        ),
+        affine=_checked_affine(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, path),
+        offset=end.end() if data.upper() == "LOCAL" else 0,
+        data=path if data.upper() == "LOCAL" else _beside(path, data),
+        packing="zlib" if fields.get("compresseddata", "false").lower() == "true" else "",
+    )
+
+
+def times(values: Any) -> str:
+    """`10 x 12 x 14`."""
+    return " x ".join(f"{value:g}" for value in values)
+
+
+def _fields(text: bytes, separator: str) -> dict[str, str]:
+    """Of lines `Key = value`; keys in small letters."""
+    lines = text.decode("latin-1").splitlines()
+    parts = (line.partition(separator) for line in lines if separator in line and not line.startswith("#"))
+    return {key.strip().lower(): value.strip() for key, _, value in parts}
+
+
+def _required(fields: dict[str, str], key: str, path: Path) -> str:
+    if key not in fields:
+        raise ThoradError(f"{path}: its header has no `{key}`. {COPY_AGAIN}")
+    return fields[key]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in re.split(r"[\s,]+", text.strip("() "))]
+
+
+def _dtype(types: dict[str, str], name: str, endian: str, path: Path) -> np.dtype[Any]:
+    if name.lower() not in types:
+        raise ThoradError(f"{path}: voxels of type {name}; expected integers or floats. Save one grey volume.")
+    dtype = np.dtype(types[name.lower()])
+    if dtype.itemsize > 1 and endian not in ("little", "big"):
+        raise ThoradError(f"{path}: its header doesn't say whether `endian` is little or big. Save it again.")
+    return dtype.newbyteorder("<" if endian != "big" else ">")
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The file of the voxels. A header could name any file of this machine: only one in the same folder is opened."""
+    name = name.removeprefix("./")
+    if PurePath(name).name != name or not (path.parent / name).is_file():
+        raise ThoradError(
+            f"{path}: its voxels are in {name!r}; expected one file in the same folder. Copy it there, or save header "
+            "and voxels in one file (.nrrd or .mha)."
+        )
+    return path.parent / name
+
+
+def _without_orientation(why: str, path: Path) -> ThoradError:
+    return ThoradError(
+        f"{path}: its header doesn't say how it lies in the scanner ({why}), so that left and right could be "
+        "exchanged. Convert it again from DICOM, or set its orientation if you know it."
+    )
+
+
+def _checked_shape(sides: list[int], path: Path) -> tuple[int, int, int]:
+    """(I, J, K) without further axes of length 1."""
+    if any(side != 1 for side in sides[3:]):
+        raise ThoradError(f"{path}: several volumes in one file ({times(sides)}); expected one. Save each by itself.")
+    if len(sides) < 3 or min(sides[:3]) == 1:
+        raise ThoradError(f"{path}: one slice ({times(sides)}). Give the whole volume, or save the slice as PNG.")
+    i, j, k = sides[:3]
+    if min(i, j, k) < SMALLEST_SIDE or max(i, j, k) > LARGEST_SIDE or i * j * k > LARGEST_VOLUME:
+        raise ThoradError(
+            f"{path}: {times((i, j, k))} voxels; expected {SMALLEST_SIDE} to {LARGEST_SIDE} along each axis and "
+            f"{LARGEST_VOLUME} in all at most. Crop or resample it."
+        )
+    return i, j, k
+
+
+def _checked_affine(affine: NDArray[np.float64], path: Path) -> NDArray[np.float64]:
+    axes, origin = affine[:3, :3], affine[:3, 3]
+    spacing = np.linalg.norm(axes, axis=0)
+    in_range = spacing.min() >= SMALLEST_SPACING and spacing.max() <= LARGEST_SPACING and abs(origin).max() <= FARTHEST
+    if not in_range or not abs(np.linalg.det(axes / spacing)) >= FLATTEST:
+        raise ThoradError(
+            f"{path}: an impossible affine: voxels of {times(spacing)} mm, the first at {times(origin)} mm; expected "
+            f"{SMALLEST_SPACING:g} to {LARGEST_SPACING:g} mm, at most {FARTHEST:g} mm away, and axes that aren't in "
+            f"one plane. Is its unit mm? {CONVERT_AGAIN}"
+        )
+    return affine
+
+
+def _read_voxels(stored: Stored) -> NDArray[np.float32]:
+    """(I, J, K), finite and not constant; never more is unpacked than the header says."""
+    path = stored.data
+    with path.open("rb") as file:
+        left = file.seek(0, os.SEEK_END) - stored.offset
+        if stored.n_bytes > left * (_LARGEST_DEFLATION if stored.packing else 1):
+            raise ThoradError(f"{path}: incomplete: {left} bytes of voxels, {stored.n_bytes} expected. {COPY_AGAIN}")
+        file.seek(stored.offset)
+        unpacked = _unpacked(file, stored)
+        width, height, depth = stored.shape
+        planes = np.empty((depth, height, width), dtype=np.float32)
+        for plane in planes:
+            values = np.frombuffer(unpacked.read(plane.size * stored.dtype.itemsize), stored.dtype)
+            if (stored.slope, stored.intercept) != (1, 0):
+                values = values * np.float64(stored.slope) + np.float64(stored.intercept)
+            plane[:] = values.reshape(plane.shape)
+            plane[np.isnan(plane)] = 0
+            if np.isinf(plane).any():
+                raise ThoradError(
+                    f"{path}: voxels that are infinite or too large for float32. Replace them, for example by 0."
+                )
+        # The checksum stands at the end, and is compared when that is reached.
+        if stored.packing and len(unpacked.read(_MOST_PADDING)) == _MOST_PADDING:
+            raise ThoradError(f"{path}: holds far more voxels than its header says. {CONVERT_AGAIN}")
     if planes.min() == planes.max():
         raise ThoradError(
             f"{path}: every voxel is {planes[0, 0, 0]:g}. A constant volume shows nothing; check how it was exported."
         )
     return planes.transpose(2, 1, 0)
+
+
+def _unpacked(file: IO[bytes], stored: Stored) -> IO[bytes] | gzip.GzipFile:
+    if stored.packing == "gzip":
+        stream = gzip.GzipFile(fileobj=file)
+        stream.seek(stored.packed_offset)
+        return stream
+    if stored.packing == "zlib":
+        inflating = zlib.decompressobj()
+        content = inflating.decompress(file.read(), stored.n_bytes + _MOST_PADDING)
+        if not inflating.eof and not inflating.unconsumed_tail:
+            raise EOFError
+        return io.BytesIO(content)
+    return file
 
 
 def _header_like(like: Volume, dtype: np.dtype[Any], description: str) -> bytes:

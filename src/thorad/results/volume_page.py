@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import listing
-from thorad.io.volume_header import import_nibabel, times
-from thorad.io.volumes import PACKING, read_volume
+from thorad.io.volumes import PACKING, import_nibabel, read_volume, times
 from thorad.pictures import COLOURS
 from thorad.results.layout import CASE, VOLUME_MAP, VOLUME_MASK, VOLUME_PSEUDO_HEALTHY, CaseRecord
 from thorad.results.page import LARGEST_PAGE, asset, render
