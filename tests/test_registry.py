@@ -63,7 +63,6 @@ def test_every_method_says_all_of_itself() -> None:
     for name, method in METHODS.items():
         assert method.name == name
         assert method.title
-        assert method.paper
         assert method.blurb == method.blurb.strip()
         assert "\n" not in method.blurb
         assert set(method.default_steps) <= set(method.noises) <= set(NOISES)

@@ -163,7 +163,7 @@ def methods() -> None:
         except ThoradError as error:  # another package's method
             print_warning(str(error))
             continue
-        text = f"{method.title}: {method.blurb}. Reference: {method.paper}."
+        text = f"{method.title}: {method.blurb}." + (f" Reference: {method.paper}." if method.paper else "")
         rows.append((name, ", ".join(method.noises) or "-", calls, text))
     print_table(
         Table(("method", "noise", "calls", "what it is"), rows, text_columns=frozenset({"noise", "what it is"}))

@@ -116,7 +116,7 @@ class Method:
     blurb: str
     """One line for people who choose a method."""
     paper: str
-    """Authors, venue and year, or where else it comes from."""
+    """Authors, venue and year, or where else it comes from; empty where nobody claims it."""
     restore: Callable[..., Restoration]
     """The method itself; see the module's head."""
     options: Callable[[Request], Options]

@@ -63,7 +63,7 @@ ZSCORE = Method(
     name="zscore",
     title="z-score",
     blurb="how much darker than the healthy mean, in standard deviations; needs no network: the honest floor",
-    paper="none",
+    paper="",
     restore=zscore,
     options=_options(two_sided=False),
     overlay_maximum=5.0,
