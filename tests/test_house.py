@@ -2,6 +2,8 @@
 
 import ast
 import hashlib
+import importlib
+import inspect
 import re
 import resource
 import subprocess
@@ -141,6 +143,43 @@ def test_no_room_stands_on_itself() -> None:
         ground = {room for room, below in standing.items() if not below & standing.keys()}
         assert ground, f"these rooms stand on each other: {sorted(standing)}"
         standing = {room: below for room, below in standing.items() if room not in ground}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Also not inside functions: a circle there is one that somebody has noticed and hidden."""
+    below = {module_name(path): set(own_imports(path)) - {"__init__", module_name(path)} for path in MODULES}
+    while below:
+        ground = {name for name, imported in below.items() if not imported & below.keys()}
+        assert ground, f"these modules import each other: {sorted(below)}"
+        below = {name: imported for name, imported in below.items() if name not in ground}
+
+
+def test_no_room_overrides_what_is_private_to_another() -> None:
+    found = []
+    for path in MODULES:
+        module = importlib.import_module(f"thorad.{module_name(path)}")
+        for name, kind in inspect.getmembers(module, inspect.isclass):
+            room = kind.__module__.split(".")[1:2]
+            for base in kind.__mro__[1:]:
+                if base.__module__.startswith("thorad.") and base.__module__.split(".")[1:2] != room:
+                    private = {
+                        n for n in vars(kind) if n.startswith("_") and not n.startswith("__") and n != "_abc_impl"
+                    }
+                    found += [f"{name}.{n} overrides {base.__name__}.{n}" for n in private & vars(base).keys()]
+    assert not found, "\n".join(found)
+
+
+def test_functions_are_short() -> None:
+    """None above 80 lines with its signature and docstring, few above 40."""
+    lengths = {
+        f"{module_name(path)}.{node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    long = {name: length for name, length in lengths.items() if length > 40}
+    assert len(long) <= 15, long
+    assert max(long.values(), default=0) <= 80, long
 
 
 def run_python(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
