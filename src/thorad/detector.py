@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thorad import __version__
-from thorad.calibration import Calibration, matching_calibration, read_calibrations
+from thorad.calibration import matching_calibration, read_calibrations
 from thorad.diffusion import ENGINES, NOISES
 from thorad.diffusion.engine import Engine
 from thorad.diffusion.noise import case_generator
@@ -104,8 +104,8 @@ class Detector:
         self.method, self.seed, self.finish, self.noise_level = method, seed, finish, noise_level
         self.perceptual_weights = perceptual_weights
         self.device = _device(device)
-        self._together = batch_size if self.device.type != "cpu" else 1
-        self.batch_size = batch_size if self.device.type != "cpu" else torch.get_num_threads()
+        on_cpu = self.device.type == "cpu"
+        self._together, self.batch_size = (1, torch.get_num_threads()) if on_cpu else (batch_size, batch_size)
         self.model: Model = load_model(model)
         _refuse_input_range(self.model.recipe)
         self.noise = self._checked_noise(noise)
@@ -116,9 +116,7 @@ class Detector:
         self._lpips_weights, self._compare = self._comparison(perceptual_weights)
         self._region = torch.from_numpy(self.model.region).to(self.device)
         self.calibrations = read_calibrations(self.model.calibration, f"model {self.model_name!r}")
-        self.calibration: Calibration | None = matching_calibration(
-            self.calibrations, self.provenance(), false_positives
-        )
+        self.calibration = matching_calibration(self.calibrations, self.provenance(), false_positives)
         self.false_positives = self.calibration.checked_rate(false_positives) if self.calibration else None
         self.threshold = self._checked_threshold(threshold)
 

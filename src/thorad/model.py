@@ -141,20 +141,11 @@ def load_model(name_or_path: str | Path) -> Model:
         raise ThoradError(f"{folder / WEIGHTS}: not a safetensors file ({error}).") from error
     network = build_network(recipe)
     _fill(network, tensors, folder / WEIGHTS)
-    size = recipe.image.size
-    statistics: dict[str, Tensor | None] = {"mean": None, "standard_deviation": None}
-    for name in statistics if any(name.startswith("statistics.") for name in tensors) else ():
-        tensor = tensors.get(f"statistics.{name}")
-        if tensor is None or tensor.shape != (1, size, size):
-            found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-            raise ThoradError(f"{folder / WEIGHTS}: statistics.{name} is {found}, expected {(1, size, size)}.")
-        statistics[name] = tensor.float()
-    region = load_region(recipe.image.region, size)
     return Model(
         recipe,
         network.eval(),
-        **statistics,
-        region=region,
+        **_statistics(tensors, recipe.image.size, folder / WEIGHTS),
+        region=load_region(recipe.image.region, recipe.image.size),
         sha256=sha256,
         calibration=calibration,
         perceptual_weights=_perceptual_weights(folder, calibration),
@@ -280,6 +271,18 @@ def _perceptual_weights(folder: Path, calibration: Mapping[str, Any]) -> Path | 
             "source again."
         )
     return folder / PERCEPTUAL
+
+
+def _statistics(tensors: Mapping[str, Tensor], size: int, source: Path) -> dict[str, Tensor | None]:
+    """The training images' mean and standard deviation among a model's tensors; None for both where it has neither."""
+    statistics: dict[str, Tensor | None] = {"mean": None, "standard_deviation": None}
+    for name in statistics if any(name.startswith("statistics.") for name in tensors) else ():
+        tensor = tensors.get(f"statistics.{name}")
+        if tensor is None or tensor.shape != (1, size, size):
+            found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+            raise ThoradError(f"{source}: statistics.{name} is {found}, expected {(1, size, size)}.")
+        statistics[name] = tensor.float()
+    return statistics
 
 
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:

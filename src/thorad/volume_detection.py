@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from os import PathLike
 
 import numpy as np
@@ -58,8 +57,8 @@ def detect_volume(
     slices = axial_images(registration.volume, registration.to_template, chosen)
     detections = tuple(detector.detect_batch(slices, on_step, keep_steps=keep_steps))
     anomaly_map = _pasted([one.anomaly_map for one in detections], chosen, volume, registration)
-    score = max(one.score for one in detections)
-    found = VolumeDetection(
+    mask = None if detector.threshold is None else np.nan_to_num(anomaly_map, nan=0.0) > detector.threshold
+    return VolumeDetection(
         name=volume.name,
         source=volume.source,
         volume=volume,
@@ -68,21 +67,13 @@ def detect_volume(
         slices=detections,
         anomaly_map=anomaly_map,
         pseudo_healthy=_pasted([one.pseudo_healthy for one in detections], chosen, volume, registration),
-        score=score,
+        score=max(one.score for one in detections),
         network_calls=sum(one.network_calls for one in detections),
         seconds=time.perf_counter() - began,
         warnings=_warnings(section, chosen, registration, detector.model_name),
-    )
-    threshold = detector.threshold
-    if threshold is None:
-        return found
-    mask = np.nan_to_num(anomaly_map, nan=0.0) > threshold
-    p_values = [one.p_value for one in detections if one.p_value is not None]
-    return replace(
-        found,
-        p_value=min(1.0, len(p_values) * min(p_values)) if p_values else None,
+        p_value=_bonferroni([one.p_value for one in detections]) if mask is not None else None,
         mask=mask,
-        findings=findings_in(anomaly_map, mask, volume.spacing),
+        findings=None if mask is None else findings_in(anomaly_map, mask, volume.spacing),
     )
 
 
@@ -105,6 +96,12 @@ def checked_indices(section: VolumeSection, indices: Sequence[int] | None, model
             f"slices {format_indices(chosen)}: expected indices from 0 to {depth - 1} of the template's grid."
         )
     return chosen
+
+
+def _bonferroni(p_values: Sequence[float | None]) -> float | None:
+    """The smallest p-value times their number, 1 at most; None without any."""
+    known = [p_value for p_value in p_values if p_value is not None]
+    return min(1.0, len(known) * min(known)) if known else None
 
 
 def _warnings(section: VolumeSection, chosen: Sequence[int], registration: Registration, model: str) -> tuple[str, ...]:
