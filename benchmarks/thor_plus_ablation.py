@@ -20,26 +20,26 @@ from thorad.datasets.cases import read_cases
 from thorad.detector import Detector
 from thorad.evaluation.metrics import average_precision, exact_best_dice
 from thorad.evaluation.sizes import paper_mix, size_group
-from thorad.io.images import read_image, read_mask
+from thorad.io.images import Image, read_image, read_mask
 from thorad.io.preprocess import mask_to_model_grid, to_model_input
 from thorad.maps.anomaly_map import gaussian_blur, harmonic_mean
-from thorad.methods.contract import Step
+from thorad.records import StepPictures
 
 Draws = tuple[list[Tensor], list[Tensor]]
 """Clean estimates and maps at the harmonised timesteps, (1, 1, S, S) each, draw after draw."""
 
 
-def draws_of(detector: Detector, x: Tensor, name: str) -> Draws:
-    """Run THOR+ on one image (1, 1, S, S) in [0, 1] and keep what its draws gave."""
+def draws_of(detector: Detector, image: Image) -> Draws:
+    """Run THOR+ on one image and keep what its draws gave."""
     estimates: list[Tensor] = []
     maps: list[Tensor] = []
 
-    def keep(step: Step) -> None:
+    def keep(name: str, step: StepPictures) -> None:
         if step.anomaly_map is not None:
-            estimates.append(step.clean)
-            maps.append(step.anomaly_map)
+            estimates.append(torch.from_numpy(step.clean)[None, None] * 2 - 1)
+            maps.append(torch.from_numpy(step.anomaly_map)[None, None])
 
-    detector._restore(x, [name], keep)
+    detector.detect(image, on_step=keep)
     return estimates, maps
 
 
@@ -112,11 +112,11 @@ def main() -> None:
     truth = []
     cases = [case for case in read_cases(arguments.cases) if case.mask is not None][:: arguments.every]
     for case in cases:
-        pixels = read_image(case.image).pixels
+        image = read_image(case.image, case.name)
         assert case.mask is not None
-        truth.append(mask_to_model_grid(read_mask(case.mask, pixels.shape), detector.model_size))
-        x = to_model_input(pixels, detector.model_size)[0][None]
-        for name, one in variants(detector, x, draws_of(detector, x, case.name)).items():
+        truth.append(mask_to_model_grid(read_mask(case.mask, image.pixels.shape), detector.model_size))
+        x = to_model_input(image.pixels, detector.model_size)[0][None]
+        for name, one in variants(detector, x, draws_of(detector, image)).items():
             found.setdefault(name, []).append(one.float().numpy())
     lines = ["| Map | Small | Medium | Large | Paper mix | AP |", "|---|---:|---:|---:|---:|---:|"]
     lines += [row(name, np.stack(maps), np.stack(truth), detector.region) for name, maps in found.items()]
