@@ -31,7 +31,7 @@ from pydicom.uid import (
 )
 
 from thorad.errors import ThoradError
-from thorad.io import dicom_file
+from thorad.io import dicom
 from thorad.io.dicom import (
     Series,
     as_frames,
@@ -489,7 +489,7 @@ def test_other_files_are_not_dicom(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x"
     path.write_bytes(content)
     assert not is_dicom(path)
-    with pytest.raises(ThoradError, match="not a DICOM file"):
+    with pytest.raises(ThoradError, match="not a DICOM file|the file is empty"):
         read_radiograph(path)
 
 
@@ -627,7 +627,7 @@ def test_lies_about_size_take_no_memory(tmp_path: Path, monkeypatch: pytest.Monk
         save(stream, tmp_path / "stream"),
         bomb,
     ]
-    monkeypatch.setattr(dicom_file, "LARGEST_FILE", 2**25)
+    monkeypatch.setattr(dicom, "LARGEST_FILE", 2**25)
     before = time.process_time()
     tracemalloc.start()
     try:

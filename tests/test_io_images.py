@@ -592,6 +592,7 @@ def someone_elses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = Path(name)
         folder.chmod(0o755)
         touch(folder, "locked/a.png", "a.png")
+        (folder / "a.png").write_bytes(b"not empty")
         (folder / "locked").chmod(0o000)
         (folder / "a.png").chmod(0o000)
         superuser = os.geteuid() == 0

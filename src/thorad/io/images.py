@@ -21,14 +21,11 @@ from numpy.typing import NDArray
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.decode import check_array, decode, to_grey
-from thorad.io.reading import COPY_AGAIN
+from thorad.io.reading import check_file, one_error
 from thorad.io.tables import files_in_column, read_table
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 """What a folder is searched for. A file given by itself is recognised by its content, whatever its suffix."""
-
-LARGEST_FILE = 2**30
-"""bytes; more than any image within `decode.LARGEST_SIDE` needs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +57,7 @@ def read_image(path: Path, name: str | None = None) -> Image:
     Raises:
         ThoradError: missing, unreadable, damaged, not an image, too small or large, many pages, colours, NaN, constant.
     """
-    pixels = _check_pixels(decode(_content(path), str(path)), str(path))
+    pixels = check_values(decode(_content(path), str(path)), str(path))
     return Image(pixels=pixels, source=str(path), name=name or _safe_name(PurePath(path.name)))
 
 
@@ -76,7 +73,7 @@ def image_from_array(array: NDArray[Any], name: str = "image") -> Image:
     """
     source = f"the array {name!r}"
     check_array(array.shape, array.dtype, source)
-    return Image(pixels=_check_pixels(to_grey(array, source), source), source=source, name=name)
+    return Image(pixels=check_values(np.array(to_grey(array, source)), source), source=source, name=name)
 
 
 def read_mask(path: Path, shape: tuple[int, int] | None = None) -> NDArray[np.bool_]:
@@ -236,33 +233,27 @@ def _safe_name(relative: PurePath) -> str:
 
 
 def _content(path: Path) -> bytes:
-    try:
-        if not path.exists():
-            raise ThoradError(f"{path}: no such file. Check the path.")
-        if not path.is_file():
-            raise ThoradError(f"{path}: not a file. Name an image file.")
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
-            raise ThoradError(f"{path}: {size / 2**30:.1f} GiB, more than an image can need. Crop or shrink it.")
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise ThoradError(f"{path}: can't be read ({error}). Check the path and its permissions.") from error
-    if not content:
-        raise ThoradError(f"{path}: the file is empty. {COPY_AGAIN}")
-    return content
+    with one_error(path, "image"):
+        check_file(path)
+        return path.read_bytes()
 
 
-def _check_pixels(pixels: NDArray[Any], source: str) -> NDArray[np.float32]:
-    """(H, W) float32, finite and not constant; else a ThoradError."""
+def check_values(values: NDArray[Any], source: str) -> NDArray[np.float32]:
+    """The pixels of an image or voxels of a volume as float32.
+
+    Raises:
+        ThoradError: they aren't finite, or constant.
+    """
+    what = "pixel" if values.ndim == 2 else "voxel"
     with np.errstate(over="ignore"):
-        checked = pixels.astype(np.float32)
+        checked = values.astype(np.float32, copy=False)
     bad = int(np.count_nonzero(~np.isfinite(checked)))
     if bad:
         raise ThoradError(
-            f"{source}: {bad} pixels are NaN, infinite or too large for float32. Replace them, for example by 0."
+            f"{source}: {bad} {what}s are NaN, infinite or too large for float32. Replace them, for example by 0."
         )
     if checked.min() == checked.max():
         raise ThoradError(
-            f"{source}: every pixel is {checked[0, 0]:g}. A constant image shows nothing; check how it was exported."
+            f"{source}: every {what} is {checked.flat[0]:g}. A constant image shows nothing; check how it was exported."
         )
     return checked

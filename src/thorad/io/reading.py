@@ -7,21 +7,27 @@ from pathlib import Path
 
 from thorad.errors import ThoradError
 
+LARGEST_FILE = 2**30
+"""bytes; more than any picture within `decode.LARGEST_SIDE` needs."""
+
 COPY_AGAIN = "Copy it again from where it came from."
 
 
-def check_file(path: Path) -> None:
-    """Refuse what is no file with something in it; call it within `one_error`.
+def check_file(path: Path, largest: float = LARGEST_FILE) -> None:
+    """Refuse what is no file with something in it, and of at most `largest` bytes; call it within `one_error`.
 
     Raises:
-        ThoradError: missing, not a file, empty.
+        ThoradError: missing, not a file, empty, too large.
     """
     if not path.exists():
         raise ThoradError(f"{path}: no such file. Check the path.")
     if not path.is_file():
         raise ThoradError(f"{path}: not a file. Name the file of an image or volume.")
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if size == 0:
         raise ThoradError(f"{path}: the file is empty. {COPY_AGAIN}")
+    if size > largest:
+        raise ThoradError(f"{path}: {size / 2**30:.1f} GiB; expected 1 GiB at most. Crop or shrink it.")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.io.images import case_names
+from thorad.io.images import case_names, check_values
 from thorad.io.reading import COPY_AGAIN, check_file, one_error
 
 VOLUME_SUFFIXES: Final = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -161,7 +161,7 @@ def read_volume(path: Path, name: str | None = None) -> Volume:
             numbers, infinity, constant, no orientation, an impossible affine; nibabel is not installed.
     """
     with one_error(path, "volume"):
-        check_file(path)
+        check_file(path, largest=math.inf)
         with path.open("rb") as file:
             stored = read_header(path, file)
         voxels = _read_voxels(stored)
@@ -449,18 +449,10 @@ def _read_voxels(stored: Stored) -> NDArray[np.float32]:
                 values = values * np.float64(stored.slope) + np.float64(stored.intercept)
             plane[:] = values.reshape(plane.shape)
             plane[np.isnan(plane)] = 0
-            if np.isinf(plane).any():
-                raise ThoradError(
-                    f"{path}: voxels that are infinite or too large for float32. Replace them, for example by 0."
-                )
         # The checksum stands at the end, and is compared when that is reached.
         if stored.packing and len(unpacked.read(_MOST_PADDING)) == _MOST_PADDING:
             raise ThoradError(f"{path}: holds far more voxels than its header says. {CONVERT_AGAIN}")
-    if planes.min() == planes.max():
-        raise ThoradError(
-            f"{path}: every voxel is {planes[0, 0, 0]:g}. A constant volume shows nothing; check how it was exported."
-        )
-    return planes.transpose(2, 1, 0)
+    return check_values(planes, str(path)).transpose(2, 1, 0)
 
 
 def _unpacked(file: IO[bytes], stored: Stored) -> IO[bytes] | gzip.GzipFile:

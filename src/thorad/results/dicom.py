@@ -25,14 +25,17 @@ from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.io.dicom import MANUFACTURER, Series, as_frames, slice_order
-from thorad.io.dicom_file import (
+from thorad.io.dicom import (
+    MANUFACTURER,
+    Series,
+    as_frames,
     frame_group,
     import_pydicom,
     number_of,
     read_dataset,
     reading,
     rows_and_columns,
+    slice_order,
     text_of,
 )
 from thorad.pictures import overlay
