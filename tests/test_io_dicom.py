@@ -489,7 +489,7 @@ def test_other_files_are_not_dicom(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x"
     path.write_bytes(content)
     assert not is_dicom(path)
-    with pytest.raises(ThoradError, match="not a DICOM file|the file is empty"):
+    with pytest.raises(ThoradError, match=r"not a DICOM file|the file is empty"):
         read_radiograph(path)
 
 
