@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from thorad.datasets.boxes import Box, boxes_to_model_grid, read_boxes
@@ -42,47 +42,30 @@ from thorad.io.images import read_mask
 from thorad.io.preprocess import mask_to_model_grid, to_model_input
 from thorad.io.scans import read_picture
 
-HEALTHY_SHARE: Final = 0.05
-"""Mean share of a healthy image's pixels that may exceed the threshold."""
-
-FOUND_SHARE: Final = 0.1
-"""A box is found if more than this share of its pixels exceeds the threshold."""
-
-MOST_FALSE_POSITIVES: Final = 10
-"""Of one annotation."""
-
-FALSE_POSITIVES_AN_IMAGE: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Where FROC reads the sensitivity."""
-
-SMALLEST_IOU: Final = 0.1
-"""Of the second hit rule."""
-
+HEALTHY_SHARE: Final = 0.05  # mean share of a healthy image's pixels that may exceed the threshold
+FOUND_SHARE: Final = 0.1  # a box is found if more than this share of its pixels exceeds the threshold
+MOST_FALSE_POSITIVES: Final = 10  # of one annotation
+FALSE_POSITIVES_AN_IMAGE: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # where FROC reads the sensitivity
+SMALLEST_IOU: Final = 0.1  # of the second hit rule
 ALL_KINDS: Final = "all"
-
-COMPARED: Final = ("recall", "f1")
-"""The figures, over all kinds, in which methods are compared."""
+COMPARED: Final = ("recall", "f1")  # the figures, over all kinds, in which methods are compared
 
 
 @dataclass(frozen=True)
 class BoxTruth:
     """What is known of one image, on the model's grid."""
 
-    boxes: list[Box]
-    """Empty: a healthy image."""
-    elsewhere: Bools | None
-    """(S, S) where what is found outside the boxes counts as false; None: everywhere."""
+    boxes: list[Box]  # none for a healthy image
+    elsewhere: Bools | None  # (S, S) where what is found outside the boxes counts as false; None: everywhere
 
 
 class Candidate(NamedTuple):
     """A connected component above the threshold; px of the model's grid."""
 
-    box: Box
-    """Around the component."""
-    row: float
-    """Of the centre of the pixel with the largest value."""
+    box: Box  # around the component
+    row: float  # of the centre of the pixel with the largest value
     column: float
-    peak: float
-    """The largest value: how sure the method is."""
+    peak: float  # the largest value: how sure the method is
 
 
 class BoxFigures(NamedTuple):
@@ -101,12 +84,10 @@ def read_box_case(case: Case, size: int) -> tuple[torch.Tensor, BoxTruth]:
         ThoradError: as `read_picture`, `read_boxes` and `read_mask`.
     """
     pixels = read_picture(case.image).pixels
-    height, width = pixels.shape
     image, placement = to_model_input(pixels, size)
-    elsewhere = None if case.elsewhere is None else mask_to_model_grid(read_mask(case.elsewhere, (height, width)), size)
-    if case.boxes is None:
-        return image, BoxTruth([], elsewhere)
-    return image, BoxTruth(boxes_to_model_grid(read_boxes(case.boxes, height, width), placement), elsewhere)
+    elsewhere = None if case.elsewhere is None else mask_to_model_grid(read_mask(case.elsewhere, pixels.shape), size)
+    boxes = [] if case.boxes is None else boxes_to_model_grid(read_boxes(case.boxes, *pixels.shape), placement)
+    return image, BoxTruth(boxes, elsewhere)
 
 
 def pixels_inside(box: Box, size: int) -> Bools:
@@ -128,7 +109,7 @@ def box_figures(map: ArrayLike, truth: BoxTruth, region: Bools, threshold: float
 
     Args:
         map: (S, S) anomaly map.
-        truth: A boxes, and where else.
+        truth: of the image.
         region: (S, S) outside which nothing counts as false.
         threshold: in map units, >= 0.
     """
@@ -189,14 +170,11 @@ def iou(first: Box, second: Box) -> float:
     return intersection / (areas - intersection) if areas > intersection else 0.0
 
 
-@dataclass(frozen=True)
-class Hits:
+class Hits(NamedTuple):
     """What FROC needs of N images."""
 
-    best: Floats
-    """(A,) the largest peak of a candidate that hits the box; -inf for none."""
-    false: Floats
-    """Peaks of the candidates that hit no box, of all images."""
+    best: Floats  # (A,) the largest peak of a candidate that hits the box; -inf for none
+    false: Floats  # peaks of the candidates that hit no box, of all images
     images: int
 
 
@@ -205,13 +183,7 @@ def match(
     marked: Sequence[Sequence[Box]],
     hits: Callable[[Candidate, Box], bool] = peak_inside,
 ) -> Hits:
-    """Match candidates with boxes, image by image. Several hits of one box count once; none of them is false.
-
-    Args:
-        proposed: N images' candidates.
-        marked: N images' boxes.
-        hits: the rule.
-    """
+    """Match candidates with boxes, image by image. Several hits of one box count once; none of them is false."""
     best: list[float] = []
     false: list[float] = []
     for of_image, boxes_of_image in zip(proposed, marked, strict=True):
@@ -226,12 +198,7 @@ def match(
 def sensitivities(hits: Hits, rates: ArrayLike = FALSE_POSITIVES_AN_IMAGE) -> Floats:
     """Sensitivity at given false positives an image: the largest that any cut-off on the peaks reaches with no more.
 
-    Args:
-        hits: of A boxes.
-        rates: false positives an image.
-
-    Returns:
-        One value in [0, 1] for each rate; NaN without boxes.
+    One value in [0, 1] for each rate; NaN without boxes.
     """
     allowed = np.floor(np.asarray(rates, np.float64) * hits.images + 1e-9).astype(np.int64)
     if not hits.best.size:
@@ -242,22 +209,25 @@ def sensitivities(hits: Hits, rates: ArrayLike = FALSE_POSITIVES_AN_IMAGE) -> Fl
     return np.asarray([np.mean(hits.best > value) for value in cut])
 
 
-@dataclass(frozen=True)
 class _Found:
-    """What one detector found in N images."""
+    """What one detector found in N images, with A boxes together."""
 
-    figures: list[BoxFigures]
-    """Of each image's boxes."""
-    of_box: dict[str, Floats]
-    """(A,) each of these figures, over the boxes of all images."""
-    image_of_box: NDArray[np.int64]
-    """(A,) index of each box's image."""
-    kinds: dict[str, Bools]
-    """(A,) the boxes of each kind, all of them first."""
-    proposed: list[list[Candidate]]
-    """Of each image, those that count."""
-    by_peak: Hits
-    by_overlap: Hits
+    def __init__(self, run: DetectorRun[BoxTruth], threshold: float) -> None:
+        images = list(zip(run.maps, run.truths, strict=True))
+        marked = [truth.boxes for truth in run.truths]
+        labels = np.asarray([box.label for boxes in marked for box in boxes])
+        self.figures = [box_figures(map, truth, run.region, threshold) for map, truth in images]
+        self.of_box = {
+            name: np.concatenate([getattr(one, name) for one in self.figures]) for name in BoxFigures._fields
+        }
+        self.image_of_box = np.repeat(np.arange(len(marked)), [len(boxes) for boxes in marked])  # (A,) indices
+        self.kinds = {ALL_KINDS: np.ones(labels.size, dtype=np.bool_)}  # (A,) the boxes of each kind
+        self.kinds |= {str(kind): labels == kind for kind in np.unique(labels)}
+        self.proposed = [
+            [candidate for candidate in candidates(map, run.region, threshold) if is_counted(candidate, truth)]
+            for map, truth in images
+        ]
+        self.by_peak, self.by_overlap = match(self.proposed, marked), match(self.proposed, marked, overlaps)
 
 
 def measure(run: DetectorRun[BoxTruth], resampling: Resampling) -> Measured[dict[str, Floats]]:
@@ -266,18 +236,11 @@ def measure(run: DetectorRun[BoxTruth], resampling: Resampling) -> Measured[dict
     Raises:
         ThoradError: no healthy image that can be used.
     """
-    cases = run.cases
-    diseased = np.asarray([case.has_finding for case in cases], dtype=np.bool_)
-    if diseased.all():
-        raise ThoradError(
-            "None of the images is healthy and can be used, but the protocol boxes takes its threshold from healthy "
-            "ones. Add rows with an empty column boxes, or a folder of healthy images."
-        )
-    # Every image has the same number of pixels, so the mean of the images' shares is the share of all pixels.
-    threshold = metrics.threshold_at_fpr(run.maps[~diseased][:, run.region], HEALTHY_SHARE)
-    found = _find(run, threshold)
-    subjects = [case.subject for case in cases]
-    weights = resampling.weights(subjects)
+    threshold = _threshold(run)
+    found = _Found(run, threshold)
+    diseased, weights = run.diseased, resampling.weights(run.subjects)
+    healthy = int((~diseased).sum())
+    source = f"{100 * HEALTHY_SHARE:g} % of the pixels of the {healthy} healthy images of this evaluation"
     compared = {name: found.of_box[name] for name in COMPARED}
     resampled = statistics.weighted_means(compared, weights[:, found.image_of_box])
     result: dict[str, Any] = {
@@ -290,30 +253,32 @@ def measure(run: DetectorRun[BoxTruth], resampling: Resampling) -> Measured[dict
             **{name: interval(values) for name, values in resampled.items()},
             "image_auroc": interval(metrics.resampled_image_auroc(run.scores, diseased, weights)),
         },
-        "thresholds": {
-            "boxes": threshold,
-            "boxes_source": f"{100 * HEALTHY_SHARE:g} % of the pixels of the {int((~diseased).sum())} healthy images "
-            "of this evaluation",
-        },
+        "thresholds": {"boxes": threshold, "boxes_source": source},
         "counts": {
             "images_with_boxes": int(diseased.sum()),
-            "healthy_images": int((~diseased).sum()),
+            "healthy_images": healthy,
             "boxes": found.image_of_box.size,
             "boxes_not_found": int((found.of_box["recall"] == 0).sum()),
             "candidates": sum(map(len, found.proposed)),
-            "subjects": len(set(subjects)),
+            "subjects": len(set(run.subjects)),
             "region_pixels": int(run.region.sum()),
             "bootstrap_resamples": resampling.bootstrap,
         },
         "failures": run.failures,
     }
-    return Measured(
-        result=result,
-        rows=_rows(run, found),
-        subjects=[subjects[image] for image in found.image_of_box],
-        sample=Sample(run.about, {name: float(values.mean()) for name, values in compared.items()}, resampled),
-        kept=compared,
-    )
+    sample = Sample(run.about, {name: float(values.mean()) for name, values in compared.items()}, resampled)
+    subjects = [run.subjects[image] for image in found.image_of_box]
+    return Measured(result, _rows(run, found), subjects, sample, kept=compared)
+
+
+def _threshold(run: DetectorRun[BoxTruth]) -> float:
+    if run.diseased.all():
+        raise ThoradError(
+            "None of the images is healthy and can be used, but the protocol boxes takes its threshold from healthy "
+            "ones. Add rows with an empty column boxes, or a folder of healthy images."
+        )
+    # Every image has the same number of pixels, so the mean of the images' shares is the share of all pixels.
+    return metrics.threshold_at_fpr(run.maps[~run.diseased][:, run.region], HEALTHY_SHARE)
 
 
 BOXES: Final = Protocol[BoxTruth, dict[str, Floats]](
@@ -324,30 +289,6 @@ BOXES: Final = Protocol[BoxTruth, dict[str, Floats]](
     headline=lambda result: percent(result["kinds"][ALL_KINDS]["f1"]),
     headline_name="F1",
 )
-
-
-def _find(run: DetectorRun[BoxTruth], threshold: float) -> _Found:
-    truths = run.truths
-    images = list(zip(run.maps, truths, strict=True))
-    figures = [box_figures(map, truth, run.region, threshold) for map, truth in images]
-    proposed = [
-        [candidate for candidate in candidates(map, run.region, threshold) if is_counted(candidate, truth)]
-        for map, truth in images
-    ]
-    marked = [truth.boxes for truth in truths]
-    labels = np.asarray([box.label for boxes in marked for box in boxes])
-    return _Found(
-        figures=figures,
-        of_box={name: np.concatenate([getattr(one, name) for one in figures]) for name in BoxFigures._fields},
-        image_of_box=np.repeat(np.arange(len(marked)), [len(boxes) for boxes in marked]),
-        kinds={
-            ALL_KINDS: np.ones(labels.size, dtype=np.bool_),
-            **{str(kind): labels == kind for kind in np.unique(labels)},
-        },
-        proposed=proposed,
-        by_peak=match(proposed, marked),
-        by_overlap=match(proposed, marked, overlaps),
-    )
 
 
 def _kind(found: _Found, members: Bools) -> dict[str, Any]:
@@ -361,28 +302,25 @@ def _kind(found: _Found, members: Bools) -> dict[str, Any]:
 
 
 def _froc(hits: Hits, members: Bools) -> dict[str, Any]:
-    read = sensitivities(Hits(hits.best[members], hits.false, hits.images))
+    read = sensitivities(hits._replace(best=hits.best[members]))
     at = {f"{rate:g}": float(value) for rate, value in zip(FALSE_POSITIVES_AN_IMAGE, read, strict=True)}
     return {"mean": float(read.mean()), "sensitivity_at": at}
 
 
 def _rows(run: DetectorRun[BoxTruth], found: _Found) -> Rows:
-    rows: Rows = []
-    for index, (case, figures) in enumerate(zip(run.cases, found.figures, strict=True)):
-        not_hit = np.isneginf(found.by_peak.best[found.image_of_box == index])
-        rows.append(
-            {
-                **run.about,
-                "name": case.name,
-                "subject": case.subject,
-                "kind": "boxes" if case.has_finding else "healthy",
-                "score": float(run.scores[index]),
-                "boxes": len(figures.recall),
-                "boxes_not_found": int((figures.recall == 0).sum()),
-                "recall": float(figures.recall.mean()) if case.has_finding else None,
-                "f1": float(figures.f1.mean()) if case.has_finding else None,
-                "candidates": len(found.proposed[index]),
-                "boxes_not_hit_by_peak": int(not_hit.sum()),
-            }
-        )
-    return rows
+    return [
+        {
+            **run.about,
+            "name": case.name,
+            "subject": case.subject,
+            "kind": "boxes" if case.has_finding else "healthy",
+            "score": float(run.scores[index]),
+            "boxes": len(figures.recall),
+            "boxes_not_found": int((figures.recall == 0).sum()),
+            "recall": float(figures.recall.mean()) if case.has_finding else None,
+            "f1": float(figures.f1.mean()) if case.has_finding else None,
+            "candidates": len(found.proposed[index]),
+            "boxes_not_hit_by_peak": int(np.isneginf(found.by_peak.best[found.image_of_box == index]).sum()),
+        }
+        for index, (case, figures) in enumerate(zip(run.cases, found.figures, strict=True))
+    ]

@@ -19,10 +19,8 @@ KeptType = TypeVar("KeptType")
 class Resampling(NamedTuple):
     """How uncertainty is estimated; the same resamples and permutations for all detectors."""
 
-    bootstrap: int
-    """Resamples over subjects for the intervals; 0 for none."""
-    permutations: int
-    """Of the test between methods; 0 for none."""
+    bootstrap: int  # resamples over subjects for the intervals; 0 for none
+    permutations: int  # of the test between methods; 0 for none
     seed: int
 
     def weights(self, subjects: Sequence[str]) -> Floats:
@@ -38,16 +36,11 @@ class Resampling(NamedTuple):
 class Measured(Generic[KeptType]):
     """One detector's figures, and what is needed to compare them with another's."""
 
-    result: dict[str, Any]
-    """As in metrics.json, without `versus`."""
-    rows: Rows
-    """Of cases.csv."""
-    subjects: list[str]
-    """Of the N cases (boxes, volumes) that the compared figures are over."""
-    sample: Sample
-    """The figures in which methods are compared."""
-    kept: KeptType
-    """What `Protocol.pair` makes these figures of."""
+    result: dict[str, Any]  # as in metrics.json, without `versus`
+    rows: Rows  # of cases.csv
+    subjects: list[str]  # of the N cases (boxes, volumes) that the compared figures are over
+    sample: Sample  # the figures in which methods are compared
+    kept: KeptType  # what `Protocol.pair` makes these figures of
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from thorad.evaluation.boxes import BOXES
 from thorad.evaluation.contract import Protocol, Resampling
 from thorad.evaluation.lesions import BRAIN_LESIONS
 from thorad.evaluation.runs import MapDetector, Progress
-from thorad.evaluation.statistics import PERMUTATIONS, title
+from thorad.evaluation.statistics import FLOOR, PERMUTATIONS, title
 from thorad.evaluation.tables import table_of
 from thorad.evaluation.volumes import BRAIN_VOLUMES
 from thorad.io.atomic import write_atomic
@@ -48,16 +48,16 @@ def evaluate(
     on_progress: Progress | None = None,
     keep_maps: bool = False,
 ) -> list[dict[str, Any]]:
-    """Measure detectors on labelled cases and write `metrics.json`, `cases.csv` and `table.md` into `out`.
+    """Measure detectors on labelled cases, write `metrics.json`, `cases.csv` and `table.md`, and return the results.
 
     A case that can't be used (unreadable, its mask has another size or more than two values, or one of the detectors
     gives it a map that is not finite) is left out for every detector, so that all are compared on the same cases, and
-    listed under `failures` of every result.
+    listed under `failures` of every result. See the module's head for the units.
 
     Args:
         cases: what `PROTOCOLS[protocol].read` gives: cases with a mask or boxes, and healthy ones without.
         healthy: more healthy images. One that is also among `cases` without a finding is taken once.
-        detectors: what to compare, of one model or several; all see the same cases and the same bootstrap resamples.
+        detectors: of one model or several; all see the same cases and the same bootstrap resamples.
         out: folder for the three files, made if absent. Each file is written whole or not at all.
         protocol: one of `PROTOCOLS`.
         validation: labelled cases of other subjects, on which `brain-volumes` chooses its threshold.
@@ -65,27 +65,13 @@ def evaluate(
         permutations: of the test between methods; 0 for no p-values.
         seed: of the bootstrap and the permutations.
         on_progress: see `runs.Progress`.
-        keep_maps: keep each image's map in `out`/maps, and take it from there if the same detector has seen the same
-            image before: an interrupted evaluation resumes, and a method more costs only itself.
-
-    Returns:
-        One result for each detector, as in `metrics.json`; see the module's head for the units.
+        keep_maps: keep maps in `out`/maps, and take those that are there, so that an interrupted evaluation resumes.
 
     Raises:
-        ThoradError: an unknown protocol, no case with a finding can be used, one is among `healthy`,
-            validation cases for a protocol that uses none, or `out` can't be written.
+        ThoradError: an unknown protocol, no case with a finding can be used, one is among `healthy`, validation cases
+            for a protocol that uses none, or `out` can't be written.
     """
-    if protocol not in PROTOCOLS:
-        raise ThoradError(f"Unknown protocol {protocol!r}. Known: {', '.join(PROTOCOLS)}.")
-    if not detectors:
-        raise ThoradError("No method to evaluate was given; name at least one.")
-    if validation and PROTOCOLS[protocol].check_validation is None:
-        raise ThoradError(
-            f"The protocol {protocol} chooses nothing on validation cases, but some were given. Leave them out."
-        )
-    probe = out / ".probe"  # fails now, not hours later, where the results can't be written
-    write_atomic(probe, b"")
-    probe.unlink()
+    _check_beforehand(protocol, detectors, validation, out)
     found, rows = PROTOCOLS[protocol].run(
         cases,
         healthy,
@@ -105,16 +91,11 @@ def evaluate(
 def baseline_warning(results: Sequence[Mapping[str, Any]]) -> str | None:
     """Say so when a z-score, which needs no network, does as well as a network method on the protocol's main figure.
 
-    Args:
-        results: what `evaluate` returned.
-
-    Returns:
-        One or more sentences for the user; None when every network method is above every z-score, or when one of the
-        two kinds is missing.
+    None when every network method is above every z-score, or when one of the two kinds is missing.
     """
     protocol = PROTOCOLS[results[0]["protocol"]]
     figures = [(result, figure) for result in results if (figure := protocol.headline(result)) is not None]
-    baselines = [pair for pair in figures if str(pair[0]["method"]).startswith("zscore")]
+    baselines = [pair for pair in figures if str(pair[0]["method"]).startswith(FLOOR)]
     if not baselines:
         return None
     baseline, reached = max(baselines, key=lambda pair: pair[1])
@@ -130,6 +111,20 @@ def baseline_warning(results: Sequence[Mapping[str, Any]]) -> str | None:
         f"{', '.join(beaten)}. On images like these such a method has not earned its cost: prefer the z-score, or "
         "train a model on more, or more similar, healthy images."
     )
+
+
+def _check_beforehand(protocol: str, detectors: Sequence[MapDetector], validation: Sequence[Case], out: Path) -> None:
+    """Fail before the work on what would fail after it."""
+    if protocol not in PROTOCOLS:
+        raise ThoradError(f"Unknown protocol {protocol!r}. Known: {', '.join(PROTOCOLS)}.")
+    if not detectors:
+        raise ThoradError("No method to evaluate was given; name at least one.")
+    if validation and PROTOCOLS[protocol].check_validation is None:
+        raise ThoradError(
+            f"The protocol {protocol} chooses nothing on validation cases, but some were given. Leave them out."
+        )
+    write_atomic(out / ".probe", b"")
+    (out / ".probe").unlink()
 
 
 def _without_nan(value: Any) -> Any:

@@ -7,8 +7,6 @@ Shapes: N cases, L of them with a lesion, P pixels of the region, S the grid's s
 permutations.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -34,56 +32,40 @@ COARSE: Final = (metrics.FINE_THRESHOLDS - 1) // (metrics.BEST_DICE_THRESHOLDS -
 class PooledCounts(NamedTuple):
     """What is left of a detector's maps of L lesion cases."""
 
-    counts: metrics.ThresholdCounts
-    """At the fine thresholds."""
-    groups: NDArray[np.str_]
-    """(L,) size group, empty for none."""
-    grid_pixels: int
-    """Pixels of the whole grid, S x S."""
+    counts: metrics.ThresholdCounts  # at the fine thresholds
+    groups: NDArray[np.str_]  # (L,) size group, empty for none
+    grid_pixels: int  # of the whole grid, S x S
 
 
-@dataclass(frozen=True)
 class _Maps:
     """A detector's maps and the truth, inside the region."""
 
-    values: NDArray[np.float32]
-    """(N, P)."""
-    truth: Bools
-    """(N, P)."""
-    missed: NDArray[np.int64]
-    """(N,) lesion pixels outside the region."""
-    diseased: Bools
-    """(N,)."""
-    lesion_pixels: NDArray[np.int64]
-    """(N,) inside and outside the region."""
-    groups: NDArray[np.str_]
-    """(N,) size group, empty for none."""
-
-    @cached_property
-    def fine(self) -> metrics.ThresholdCounts:
-        """Counts of all N cases at the fine thresholds.
-
-        These come from the lesion cases alone, so that healthy scans, given or not, never change the best Dice.
-        """
-        thresholds = metrics.tail_thresholds(self.values[self.diseased], metrics.FINE_THRESHOLDS)
-        return metrics.count_above(self.values, self.truth, thresholds, self.missed)
-
-    @cached_property
-    def pools(self) -> dict[str, Bools]:
-        """(N,) the cases of each size group, and all lesion cases together."""
+    def __init__(self, run: DetectorRun[Bools]) -> None:
+        lesions = np.stack(run.truths)  # (N, S, S)
+        self.values, self.truth = run.maps[:, run.region], lesions[:, run.region]  # (N, P)
+        self.missed = (lesions & ~run.region).sum(axis=(1, 2))  # (N,) lesion pixels outside the region
+        self.lesion_pixels = lesions.sum(axis=(1, 2))  # (N,) inside and outside
+        self.diseased = run.diseased
+        groups = [size_group(int(pixels), len(run.region)) or "" for pixels in self.lesion_pixels]
+        self.groups = np.asarray(groups)  # (N,) size group, empty for none
         members = {group: self.diseased & (self.groups == group) for group in SIZE_GROUPS}
-        return {**members, "pooled": self.diseased}
+        self.pools: dict[str, Bools] = {**members, "pooled": self.diseased}  # (N,) each
+        # From the lesion cases alone, so that healthy scans, given or not, never change the best Dice.
+        thresholds = metrics.tail_thresholds(self.values[self.diseased], metrics.FINE_THRESHOLDS)
+        self.fine = metrics.count_above(self.values, self.truth, thresholds, self.missed)
 
 
 def measure(run: DetectorRun[Bools], resampling: Resampling) -> Measured[PooledCounts]:
     """Turn one detector's maps into its result and its rows of `cases.csv`."""
-    maps, cases = _inside_region(run), run.cases
-    diseased = maps.diseased
-    subjects = [case.subject for case in cases]
-    weights = resampling.weights(subjects)
+    maps, diseased = _Maps(run), run.diseased
+    weights = resampling.weights(run.subjects)
     of_lesions = maps.fine.of(diseased)
     resampled = _resampled(of_lesions, maps.groups[diseased], weights[:, diseased])
     best = {name: metrics.best_of_counts(maps.fine.every(COARSE).of(pool)) for name, pool in maps.pools.items()}
+    exact = {
+        name: metrics.exact_best_dice(maps.values[pool], maps.truth[pool], int(maps.missed[pool].sum()))
+        for name, pool in maps.pools.items()
+    }
     best_dice = _percent_with_averages(best, maps)
     auprc = metrics.average_precision(maps.values[diseased], maps.truth[diseased])
     at_rate = {key: _at_rate(maps, rate, weights) for key, rate in FALSE_POSITIVE_RATES.items()}
@@ -92,34 +74,34 @@ def measure(run: DetectorRun[Bools], resampling: Resampling) -> Measured[PooledC
         "best_dice": best_dice,
         "auprc": auprc,
         "auroc": metrics.auroc(maps.values[diseased], maps.truth[diseased]),
-        "dice_at_fpr": {key: at.dice for key, at in at_rate.items()},
+        "dice_at_fpr": {key: at["dice"] for key, at in at_rate.items()},
         "image_auroc": metrics.auroc(run.scores, diseased),
         "network_calls": run.detector.network_calls,
         "cpu_seconds_per_case": run.cpu_seconds_per_case,
-        "mean_case_dice_at_fpr": {key: at.mean_case_dice for key, at in at_rate.items()},
-        "best_dice_exact": _percent_with_averages(_exact(maps), maps),
+        "mean_case_dice_at_fpr": {key: at["mean_case_dice"] for key, at in at_rate.items()},
+        "best_dice_exact": _percent_with_averages(exact, maps),
         "intervals": {
             "best_dice": {name: interval(resampled[name]) for name in best_dice},
             "auprc": interval(resampled["auprc"]),
             "auroc": interval(metrics.resampled_auroc(of_lesions, weights[:, diseased])),
-            "dice_at_fpr": {key: at.interval for key, at in at_rate.items()},
+            "dice_at_fpr": {key: at["interval"] for key, at in at_rate.items()},
             "image_auroc": interval(metrics.resampled_image_auroc(run.scores, diseased, weights)),
         },
         "thresholds": {
             "best_dice": {name: one.threshold for name, one in best.items()},
             "best_dice_source": "the test labels: an upper bound",
-            "dice_at_fpr": {key: at.threshold for key, at in at_rate.items()},
+            "dice_at_fpr": {key: at["threshold"] for key, at in at_rate.items()},
             "dice_at_fpr_source": f"the {int((~diseased).sum())} healthy scans of this evaluation",
         },
         "curves": metrics.threshold_curves(of_lesions.every(COARSE)),
-        "counts": {**_counts(maps, subjects), "bootstrap_resamples": resampling.bootstrap},
+        "counts": {**_counts(maps, run.subjects), "bootstrap_resamples": resampling.bootstrap},
         "failures": run.failures,
     }
     figures = {name: float({**best_dice, "auprc": auprc}[name]) for name in COMPARED}
     return Measured(
         result=result,
-        rows=_rows(run, maps, {key: at.case_dice for key, at in at_rate.items()}),
-        subjects=[case.subject for case in cases if case.has_finding],
+        rows=_rows(run, maps, {key: at["case_dice"] for key, at in at_rate.items()}),
+        subjects=[case.subject for case in run.cases if case.has_finding],
         sample=Sample(run.about, figures, {name: resampled[name] for name in COMPARED}),
         kept=PooledCounts(of_lesions, maps.groups[diseased], run.region.size),
     )
@@ -142,20 +124,6 @@ BRAIN_LESIONS: Final = Protocol[Bools, PooledCounts](
 )
 
 
-def _inside_region(run: DetectorRun[Bools]) -> _Maps:
-    region = run.region
-    lesions = np.stack(run.truths)  # (N, S, S)
-    lesion_pixels = lesions.sum(axis=(1, 2))
-    return _Maps(
-        values=run.maps[:, region],
-        truth=lesions[:, region],
-        missed=(lesions & ~region).sum(axis=(1, 2)),
-        diseased=np.asarray([case.has_finding for case in run.cases], dtype=np.bool_),
-        lesion_pixels=lesion_pixels,
-        groups=np.asarray([size_group(int(pixels), len(region)) or "" for pixels in lesion_pixels]),
-    )
-
-
 def _resampled(counts: metrics.ThresholdCounts, groups: NDArray[np.str_], weights: Floats) -> dict[str, Floats]:
     """Best Dice in percent (each group's, pooled and the averages) and AP for each row of weights (R, L)."""
     coarse = counts.every(COARSE)
@@ -169,46 +137,30 @@ def _resampled(counts: metrics.ThresholdCounts, groups: NDArray[np.str_], weight
     return {**_with_averages(best, lesions), "auprc": metrics.resampled_average_precision(counts, weights)}
 
 
-class _AtRate(NamedTuple):
+def _at_rate(maps: _Maps, rate: float, weights: Floats) -> dict[str, Any]:
     """Figures at the threshold that a share of the healthy scans' pixels exceeds; None without healthy scans."""
-
-    threshold: float | None = None
-    dice: float | None = None
-    mean_case_dice: float | None = None
-    case_dice: Floats | None = None  # (N,)
-    interval: list[float] | None = None
-
-
-def _at_rate(maps: _Maps, rate: float, weights: Floats) -> _AtRate:
     diseased, healthy = maps.diseased, ~maps.diseased
     if not healthy.any():
-        return _AtRate()
+        return dict.fromkeys(("threshold", "dice", "mean_case_dice", "case_dice", "interval"))
     threshold = metrics.threshold_at_fpr(maps.values[healthy], rate)
     above = metrics.count_above(maps.values, maps.truth, [threshold], maps.missed)
-    case_dice = metrics.case_dice(above)[:, 0]
+    case_dice = metrics.case_dice(above)[:, 0]  # (N,)
     defined = case_dice[diseased & np.isfinite(case_dice)]
     resampled = metrics.resampled_dice_at_fpr(
         maps.fine.of(diseased), maps.fine.of(healthy), rate, weights[:, diseased], weights[:, healthy]
     )
-    return _AtRate(
-        threshold=threshold,
-        dice=float(metrics.pooled_dice(above.of(diseased))[0, 0]),
-        mean_case_dice=float(defined.mean()) if defined.size else None,
-        case_dice=case_dice,
-        interval=interval(resampled),
-    )
-
-
-def _exact(maps: _Maps) -> dict[str, metrics.BestDice]:
     return {
-        name: metrics.exact_best_dice(maps.values[pool], maps.truth[pool], int(maps.missed[pool].sum()))
-        for name, pool in maps.pools.items()
+        "threshold": threshold,
+        "dice": float(metrics.pooled_dice(above.of(diseased))[0, 0]),
+        "mean_case_dice": float(defined.mean()) if defined.size else None,
+        "case_dice": case_dice,
+        "interval": interval(resampled),
     }
 
 
 def _percent_with_averages(best: dict[str, metrics.BestDice], maps: _Maps) -> dict[str, Any]:
-    lesions = np.asarray([maps.pools[group].sum() for group in SIZE_GROUPS], dtype=np.float64)  # (3,)
-    return _with_averages({name: 100 * one.dice for name, one in best.items()}, lesions)
+    counts = np.asarray([maps.pools[group].sum() for group in SIZE_GROUPS], dtype=np.float64)  # (3,)
+    return _with_averages({name: 100 * one.dice for name, one in best.items()}, counts)
 
 
 def _with_averages(values: dict[str, Any], lesion_counts: Floats) -> dict[str, Any]:
@@ -236,24 +188,21 @@ def _counts(maps: _Maps, subjects: list[str]) -> dict[str, int]:
 
 def _rows(run: DetectorRun[Bools], maps: _Maps, case_dice: dict[str, Floats | None]) -> Rows:
     best_of_case = np.nan_to_num(metrics.case_dice(maps.fine.every(COARSE))).max(axis=1)  # (N,)
-    rows: Rows = []
-    for index, case in enumerate(run.cases):
-        diseased = bool(maps.diseased[index])
-        rows.append(
-            {
-                **run.about,
-                "name": case.name,
-                "subject": case.subject,
-                "kind": "lesion" if diseased else "healthy",
-                "size_group": maps.groups[index] if diseased else None,
-                "lesion_pixels": int(maps.lesion_pixels[index]),
-                "score": float(run.scores[index]),
-                **{
-                    f"dice_at_{key}": float(dice[index]) if diseased and dice is not None else None
-                    for key, dice in case_dice.items()
-                },
-                "best_dice_percent": 100 * float(best_of_case[index]) if diseased else None,
-                "average_precision": metrics.average_precision(maps.values[index], maps.truth[index]),
-            }
-        )
-    return rows
+    return [
+        {
+            **run.about,
+            "name": case.name,
+            "subject": case.subject,
+            "kind": "lesion" if diseased else "healthy",
+            "size_group": maps.groups[index] if diseased else None,
+            "lesion_pixels": int(maps.lesion_pixels[index]),
+            "score": float(run.scores[index]),
+            **{
+                f"dice_at_{key}": float(dice[index]) if diseased and dice is not None else None
+                for key, dice in case_dice.items()
+            },
+            "best_dice_percent": 100 * float(best_of_case[index]) if diseased else None,
+            "average_precision": metrics.average_precision(maps.values[index], maps.truth[index]),
+        }
+        for index, (case, diseased) in enumerate(zip(run.cases, maps.diseased, strict=True))
+    ]

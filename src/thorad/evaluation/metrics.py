@@ -24,7 +24,9 @@ BEST_DICE_THRESHOLDS: Final = 101
 FINE_THRESHOLDS: Final = 2001
 """Thresholds of the bootstrap. Every 20th of them is one of the 101."""
 
-_SMALLEST_TAIL: Final = 1e-4
+
+BY_CASE: Final = ("predicted", "true_positive", "pixels", "lesion", "missed")
+"""Fields of `ThresholdCounts` whose first axis are the cases."""
 
 
 class BestDice(NamedTuple):
@@ -35,11 +37,7 @@ class BestDice(NamedTuple):
 
 
 def dice(prediction: ArrayLike, truth: ArrayLike) -> float:
-    """Dice = 2 |P and T| / (|P| + |T|) of two binary arrays of one shape; NaN when both are empty.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
+    """Dice = 2 |P and T| / (|P| + |T|) of two binary arrays of one shape, else ValueError; NaN when both are empty."""
     predicted, lesion = np.asarray(prediction, bool), np.asarray(truth, bool)
     if predicted.shape != lesion.shape:
         raise ValueError(f"prediction has the shape {predicted.shape}, truth {lesion.shape}")
@@ -48,36 +46,21 @@ def dice(prediction: ArrayLike, truth: ArrayLike) -> float:
 
 
 def threshold_at_fpr(healthy_values: ArrayLike, false_positive_rate: float) -> float:
-    """Find the smallest threshold that at most this share of the pooled healthy pixels exceeds.
-
-    Args:
-        healthy_values: map values of healthy scans' pixels, any shape, not empty.
-        false_positive_rate: share of pixels, in [0, 1).
-
-    Returns:
-        The threshold in map units.
-    """
+    """The smallest threshold, in map units, that at most this share (in [0, 1)) of the healthy pixels exceeds."""
     return float(_exceeded_by(healthy_values, np.asarray([false_positive_rate]))[0])
 
 
 def tail_thresholds(values: ArrayLike, count: int = BEST_DICE_THRESHOLDS) -> Floats:
-    """Choose thresholds by the share of pixels above them: `count` shares from 1e-4 to 1, evenly spaced in log.
+    """Falling thresholds (count,) by the share of pixels above them: from 1e-4 to 1, evenly spaced in log.
 
     The field's 0, 0.01, ..., 1 assumes maps in [0, 1]; raw maps have a long tail and no upper limit. Shares do not
     change under any increasing function of the map, so methods with different units are treated alike, and
     neighbouring thresholds predict areas that differ by a tenth. Against the best of *all* thresholds, over seven
     sets of maps of real slices and each size group, these lost 0.26 Dice points at most and 0.06 on average; equal
     steps from 0 to the maximum lost 0.6 at most, but 23 once the maps were raised to the fourth power; plain quantiles
-    lost up to 1.5.
-
-    Args:
-        values: map values of all pixels of the bench, any shape, not empty.
-        count: number of thresholds.
-
-    Returns:
-        (count,) thresholds in map units, falling; repeated where many pixels share a value.
+    lost up to 1.5. Thresholds repeat where many pixels share a value.
     """
-    return _exceeded_by(values, np.geomspace(_SMALLEST_TAIL, 1.0, count))
+    return _exceeded_by(values, np.geomspace(1e-4, 1.0, count))
 
 
 def _exceeded_by(values: ArrayLike, shares: Floats) -> Floats:
@@ -92,29 +75,16 @@ def _exceeded_by(values: ArrayLike, shares: Floats) -> Floats:
 class ThresholdCounts:
     """Pixel counts of every case above every threshold: all that pooled metrics and their resamples need."""
 
-    thresholds: Floats
-    """(K,) falling, in map units."""
-    predicted: Floats
-    """(N, K) pixels above the threshold."""
-    true_positive: Floats
-    """(N, K) lesion pixels above the threshold."""
-    pixels: Floats
-    """(N,) pixels of the region."""
-    lesion: Floats
-    """(N,) lesion pixels inside the region."""
-    missed: Floats
-    """(N,) lesion pixels outside the region, which no threshold can find: Dice counts them as missed."""
+    thresholds: Floats  # (K,) falling, in map units
+    predicted: Floats  # (N, K) pixels above the threshold
+    true_positive: Floats  # (N, K) lesion pixels above the threshold
+    pixels: Floats  # (N,) pixels of the region
+    lesion: Floats  # (N,) lesion pixels inside the region
+    missed: Floats  # (N,) lesion pixels outside the region, which no threshold can find
 
     def of(self, cases: Bools) -> "ThresholdCounts":
         """Keep the cases where the (N,) mask is True."""
-        return replace(
-            self,
-            predicted=self.predicted[cases],
-            true_positive=self.true_positive[cases],
-            pixels=self.pixels[cases],
-            lesion=self.lesion[cases],
-            missed=self.missed[cases],
-        )
+        return replace(self, **{name: getattr(self, name)[cases] for name in BY_CASE})
 
     def every(self, step: int) -> "ThresholdCounts":
         """Keep every `step`-th threshold, the first one included."""
@@ -132,12 +102,11 @@ def count_above(
     thresholds: ArrayLike,
     missed: ArrayLike | None = None,
 ) -> ThresholdCounts:
-    """Count each case's pixels above each threshold.
+    """Count each case's pixels above each of the falling thresholds (K,).
 
     Args:
         values: N times (P,) map values inside the region; P may differ between cases.
         truth: N times (P,) lesion pixels.
-        thresholds: (K,) falling.
         missed: (N,) lesion pixels outside the region; none by default.
     """
     falling = np.asarray(thresholds, np.float64)
@@ -157,14 +126,9 @@ def count_above(
 
 
 def pooled_dice(counts: ThresholdCounts, weights: ArrayLike | None = None) -> Floats:
-    """Dice over all pixels of all cases together, at each threshold.
+    """Dice over all pixels of all cases together: (R, K), NaN where there is neither a prediction nor a lesion.
 
-    Args:
-        counts: N cases, K thresholds.
-        weights: (R, N) how often each case counts in each resample; every case once by default (R = 1).
-
-    Returns:
-        (R, K) Dice in [0, 1]; NaN where there is neither a prediction nor a lesion.
+    `weights` (R, N) say how often each case counts in each resample; every case once by default (R = 1).
     """
     times = _weights(counts, weights)
     total = times @ counts.predicted + (times @ (counts.lesion + counts.missed))[:, None]
@@ -187,10 +151,7 @@ def best_of_counts(counts: ThresholdCounts) -> BestDice:
 
 
 def threshold_curves(counts: ThresholdCounts) -> dict[str, list[float]]:
-    """Share of pixels predicted, Dice, precision and recall of these cases, pooled, at each falling threshold.
-
-    Precision is 0 where nothing is predicted.
-    """
+    """Share of pixels predicted, Dice, precision (0 where nothing is predicted) and recall, pooled, by threshold."""
     predicted, right = counts.predicted.sum(axis=0), counts.true_positive.sum(axis=0)
     return {
         "predicted_share": (predicted / counts.pixels.sum()).tolist(),
@@ -201,15 +162,9 @@ def threshold_curves(counts: ThresholdCounts) -> dict[str, list[float]]:
 
 
 def exact_best_dice(values: ArrayLike, truth: ArrayLike, missed: int = 0) -> BestDice:
-    """Find the best pooled Dice over *all* thresholds, by sorting.
+    """Find the best pooled Dice over *all* thresholds, by sorting; NaN without a lesion.
 
-    Args:
-        values: map values inside the region, any shape.
-        truth: lesion pixels, same shape.
-        missed: lesion pixels outside the region.
-
-    Returns:
-        The Dice and its threshold (one of the values, exceeded by what is predicted); NaN for both without a lesion.
+    `missed` are lesion pixels outside the region. The threshold is one of the values.
     """
     maps, lesions = np.asarray(values).ravel(), np.asarray(truth, bool).ravel()
     lesion_pixels = int(lesions.sum()) + missed
@@ -242,13 +197,7 @@ def auroc(values: ArrayLike, truth: ArrayLike) -> float:
 def subject_resamples(subjects: Sequence[str], resamples: int, generator: np.random.Generator) -> Floats:
     """Draw as many subjects as there are, with replacement; all cases of a subject come and go together.
 
-    Args:
-        subjects: the subject of each of the N cases.
-        resamples: R.
-        generator: the only source of randomness.
-
-    Returns:
-        (R, N) how often each case counts in each resample.
+    Returns (R, N): how often each of the N cases counts in each resample.
     """
     unique, subject_of_case = np.unique(np.asarray(subjects), return_inverse=True)
     drawn = generator.multinomial(unique.size, np.full(unique.size, 1 / unique.size), size=resamples)
@@ -302,12 +251,8 @@ def resampled_dice_at_fpr(
 ) -> Floats:
     """Pooled Dice of each resample at the threshold that the resample's own healthy scans give: (R,).
 
-    Args:
-        diseased: N lesion cases, K thresholds.
-        healthy: M healthy scans, the same K thresholds.
-        false_positive_rate: share of healthy pixels that may exceed the threshold.
-        diseased_weights: (R, N).
-        healthy_weights: (R, M) of the same resamples.
+    The counts of N lesion cases and M healthy scans have the same thresholds, their weights (R, N) and (R, M) the same
+    resamples.
     """
     times = _weights(healthy, healthy_weights)
     pixels = times @ healthy.pixels
@@ -319,13 +264,7 @@ def resampled_dice_at_fpr(
 
 
 def resampled_image_auroc(scores: ArrayLike, diseased: ArrayLike, weights: ArrayLike) -> Floats:
-    """Image-level AUROC of each resample: (R,), NaN where a resample lacks a class.
-
-    Args:
-        scores: (N,) image scores.
-        diseased: (N,) True for lesion cases.
-        weights: (R, N).
-    """
+    """Image-level AUROC of each resample, of (N,) scores and (N,) labels: (R,), NaN where a resample lacks a class."""
     score, positive, times = np.asarray(scores, np.float64), np.asarray(diseased, bool), np.asarray(weights, np.float64)
     difference = score[positive][:, None] - score[~positive][None, :]
     ordered = (difference > 0) + 0.5 * (difference == 0)  # (diseased, healthy): a tie counts half

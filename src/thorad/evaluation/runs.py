@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from thorad.datasets.cases import Case, subject_of
 from thorad.errors import ThoradError
+from thorad.evaluation.metrics import Bools, Floats
 from thorad.evaluation.statistics import ABOUT, title
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, read_mask
@@ -26,8 +27,6 @@ from thorad.io.preprocess import mask_to_model_grid, to_model_input
 from thorad.io.scans import read_picture
 from thorad.io.tables import listing
 
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 Failure = dict[str, str]
 """`name`, `image` and `reason` of a case that can't be used."""
 
@@ -38,37 +37,23 @@ Progress = Callable[[int, int, str], None]
 class MapDetector(Protocol):
     """What the evaluation needs of a detector, such as `thorad.Detector`; S is the side of its model's grid."""
 
+    method: str
+    noise: str | None  # None for a method that draws none
+    steps: int | Literal["all"] | None  # of the reverse process; None for a method that has none
+    network_calls: int  # for one image
+    batch_size: int  # images in one call of `model_maps`
+
     @property
     def model_name(self) -> str:
         """Name of the model."""
-
-    @property
-    def method(self) -> str:
-        """Name of the method, such as `thor` or `zscore`."""
-
-    @property
-    def noise(self) -> str | None:
-        """`gaussian`, `simplex`, or None for a method that draws none."""
-
-    @property
-    def steps(self) -> int | str | None:
-        """Steps of the reverse process, `"all"`, or None for a method that has none."""
-
-    @property
-    def network_calls(self) -> int:
-        """Network calls for one image."""
-
-    @property
-    def region(self) -> Bools:
-        """(S, S) pixels in which the model looks for anomalies."""
 
     @property
     def model_size(self) -> int:
         """S, px."""
 
     @property
-    def batch_size(self) -> int:
-        """Images in one call of `model_maps`."""
+    def region(self) -> Bools:
+        """(S, S) pixels in which the model looks for anomalies."""
 
     def model_maps(self, x: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
         """Turn (B, 1, S, S) images in [0, 1] into (B, 1, S, S) anomaly maps."""
@@ -91,20 +76,14 @@ class DetectorRun(Generic[TruthType]):
     """What one detector made of the N cases that every detector could use."""
 
     detector: MapDetector
-    region: Bools
-    """(S, S), not empty."""
+    region: Bools  # (S, S), not empty
     cases: list[Case]
-    truths: list[TruthType]
-    """Of each case, on the model's grid."""
-    maps: NDArray[np.float32]
-    """(N, S, S)."""
-    scores: Floats
-    """(N,)."""
+    truths: list[TruthType]  # of each case, on the model's grid
+    maps: NDArray[np.float32]  # (N, S, S)
+    scores: Floats  # (N,)
     cpu_seconds_per_case: float
-    failures: list[Failure]
-    """The cases that are left out."""
-    validation: Set[str]
-    """Names of the cases that are there to choose a threshold only."""
+    failures: list[Failure]  # the cases that are left out
+    validation: Set[str]  # names of the cases that are there to choose a threshold only
 
     @property
     def about(self) -> dict[str, Any]:
@@ -115,6 +94,23 @@ class DetectorRun(Generic[TruthType]):
     def diseased(self) -> Bools:
         """(N,) the cases with a finding."""
         return np.asarray([case.has_finding for case in self.cases], dtype=np.bool_)
+
+    @property
+    def subjects(self) -> list[str]:
+        """Of the N cases."""
+        return [case.subject for case in self.cases]
+
+
+class _CachedMap(NamedTuple):
+    """What a detector made of one image, as it is kept."""
+
+    map: NDArray[np.float32]  # (S, S)
+    score: Floats  # ()
+    cpu_seconds: Floats  # ()
+
+
+Inputs = dict[tuple[str, int], tuple[torch.Tensor, TruthType]]
+"""(case name, S) -> what `Read` gave."""
 
 
 def run_detectors(
@@ -127,63 +123,32 @@ def run_detectors(
     on_progress: Progress | None = None,
     keep: Path | None = None,
 ) -> list[DetectorRun[TruthType]]:
-    """Run the detectors over the cases, and over those of a validation set.
+    """Run the detectors, whose models may have different grids, over the cases and over those of a validation set.
 
     A case that can't be read, or for which any detector gives a map that is not finite, is left out for every
-    detector, so that all are compared on the same cases in the same order.
-
-    Args:
-        cases: of which each has a name of its own.
-        detectors: their models may have different grids and regions.
-        read: reads a case onto a model's grid.
-        truth_column: the column of the user's table that holds the truth, for errors.
-        validation: cases that only choose a threshold; one with the name of another case gets a prefix.
-        on_progress: see `Progress`.
-        keep: folder where maps are kept, and taken from if the same detector has seen the same images before.
+    detector, so that all are compared on the same cases in the same order. A validation
+    case with the name of another case gets a prefix. `truth_column` is the one of the user's table, for errors; the
+    other arguments are those of `evaluate`.
 
     Raises:
         ThoradError: no case with a finding is left outside the validation set; a region is empty.
     """
-    for detector in detectors:
-        if not np.asarray(detector.region).any():
-            raise ThoradError(f"{detector.method}: the model's region is empty, so there is nothing to measure in.")
     names = free_names([case.name for case in validation], {case.name for case in cases}, "validation")
     everything = [*cases, *(replace(case, name=name) for case, name in zip(validation, names, strict=True))]
     needed = {case.name for case in cases if case.has_finding}
-    failures: dict[str, Failure] = {}
-    inputs: dict[tuple[str, int], tuple[torch.Tensor, TruthType]] = {}
-    for size in dict.fromkeys(detector.model_size for detector in detectors):
-        for case in everything:
-            try:
-                inputs[case.name, size] = read(case, size)
-            except (ThoradError, OSError) as error:
-                failures[case.name] = _failure(case, str(error))
+    inputs, failures = _read_all(everything, detectors, read, needed, truth_column)
     usable = [case for case in everything if case.name not in failures]
-    if needed <= failures.keys():
-        reasons = "".join(f"\n  {name}: {failure['reason']}" for name, failure in failures.items())
-        raise ThoradError(
-            f"None of the {len(everything)} cases has anything in the column {truth_column} that can be used, so there "
-            f"is nothing to measure. Give a CSV with the columns image and {truth_column}.{reasons}"
-        )
-    made: list[list[_CachedMap]] = []
-    for number, detector in enumerate(detectors):
-        made.append([])
-        for start in range(0, len(usable), detector.batch_size):
-            batch = usable[start : start + detector.batch_size]
-            images = torch.stack([inputs[case.name, detector.model_size][0] for case in batch])
-            made[-1] += _maps_of_batch(detector, images, [case.name for case in batch], keep)
-            if on_progress is not None:
-                on_progress(number * len(usable) + len(made[-1]), len(detectors) * len(usable), detector.method)
+    made = _make_maps(usable, detectors, inputs, on_progress, keep)
     failures |= _not_finite(usable, detectors, made, needed)
-    kept = [index for index, case in enumerate(usable) if case.name not in failures]
+    kept = [(index, case) for index, case in enumerate(usable) if case.name not in failures]
     return [
         DetectorRun(
             detector=detector,
             region=np.asarray(detector.region, dtype=np.bool_),
-            cases=[usable[index] for index in kept],
-            truths=[inputs[usable[index].name, detector.model_size][1] for index in kept],
-            maps=np.stack([maps[index].map for index in kept]),
-            scores=np.stack([maps[index].score for index in kept]),
+            cases=[case for _, case in kept],
+            truths=[inputs[case.name, detector.model_size][1] for _, case in kept],
+            maps=np.stack([maps[index].map for index, _ in kept]),
+            scores=np.stack([maps[index].score for index, _ in kept]),
             cpu_seconds_per_case=float(np.mean([one.cpu_seconds for one in maps])),
             failures=list(failures.values()),
             validation=frozenset(names),
@@ -232,25 +197,64 @@ def read_masked(case: Case, size: int) -> tuple[torch.Tensor, Bools]:
     image, _ = to_model_input(pixels, size)
     if case.mask is None:
         return image, np.zeros((size, size), dtype=np.bool_)
-    height, width = pixels.shape
-    mask = read_mask(case.mask, (height, width))
+    mask = read_mask(case.mask, pixels.shape)
     if not mask.any():
         raise ThoradError(f"{case.mask}: the mask marks no pixel. Leave the mask column empty for a healthy case.")
     return image, mask_to_model_grid(mask, size)
 
 
-class _CachedMap(NamedTuple):
-    """What a detector made of one image, as it is kept."""
+def _read_all(
+    cases: Sequence[Case],
+    detectors: Sequence[MapDetector],
+    read: Read[TruthType],
+    needed: Set[str],
+    truth_column: str,
+) -> tuple[Inputs[TruthType], dict[str, Failure]]:
+    """Read the cases onto each model's grid; an error where a region is empty, or no needed case can be read."""
+    for detector in detectors:
+        if not np.asarray(detector.region).any():
+            raise ThoradError(f"{detector.method}: the model's region is empty, so there is nothing to measure in.")
+    inputs: Inputs[TruthType] = {}
+    failures: dict[str, Failure] = {}
+    for size in dict.fromkeys(detector.model_size for detector in detectors):
+        for case in cases:
+            try:
+                inputs[case.name, size] = read(case, size)
+            except (ThoradError, OSError) as error:
+                failures[case.name] = _failure(case, str(error))
+    if needed <= failures.keys():
+        reasons = "".join(f"\n  {name}: {failure['reason']}" for name, failure in failures.items())
+        raise ThoradError(
+            f"None of the {len(cases)} cases has anything in the column {truth_column} that can be used, so there is "
+            f"nothing to measure. Give a CSV with the columns image and {truth_column}.{reasons}"
+        )
+    return inputs, failures
 
-    map: NDArray[np.float32]  # (S, S)
-    score: Floats  # ()
-    cpu_seconds: Floats  # ()
+
+def _make_maps(
+    cases: Sequence[Case],
+    detectors: Sequence[MapDetector],
+    inputs: Inputs[TruthType],
+    on_progress: Progress | None,
+    keep: Path | None,
+) -> list[list[_CachedMap]]:
+    """The maps of each detector, of each case."""
+    made: list[list[_CachedMap]] = []
+    for number, detector in enumerate(detectors):
+        made.append([])
+        for start in range(0, len(cases), detector.batch_size):
+            batch = cases[start : start + detector.batch_size]
+            images = torch.stack([inputs[case.name, detector.model_size][0] for case in batch])
+            made[-1] += _maps_of_batch(detector, images, [case.name for case in batch], keep)
+            if on_progress is not None:
+                on_progress(number * len(cases) + len(made[-1]), len(detectors) * len(cases), detector.method)
+    return made
 
 
 def _maps_of_batch(
     detector: MapDetector, images: torch.Tensor, names: Sequence[str], keep: Path | None
 ) -> list[_CachedMap]:
-    """The maps of a batch: those that are kept, and the others made now, and kept.
+    """Take those of a batch's maps that are kept, and make and keep the others.
 
     A kept map's file is named by a digest of the detector, the case's name and the pixels.
     """
@@ -283,7 +287,8 @@ def _not_finite(
     cases: Sequence[Case], detectors: Sequence[MapDetector], made: Sequence[Sequence[_CachedMap]], needed: Set[str]
 ) -> dict[str, Failure]:
     """The cases for which a detector gave NaN or infinity; an error where that leaves none of the needed ones."""
-    broken: dict[str, str] = {}  # case -> detectors
+    broken: dict[str, Failure] = {}
+    blamed: dict[str, None] = {}  # methods, each once
     for case, maps in zip(cases, zip(*made, strict=True), strict=True):
         titles = [
             title(_about(detector))
@@ -291,21 +296,18 @@ def _not_finite(
             if not (np.isfinite(one.map).all() and np.isfinite(one.score))
         ]
         if titles:
-            broken[case.name] = ", ".join(titles)
+            broken[case.name] = _failure(
+                case,
+                f"{', '.join(titles)} gave a map or score with NaN or infinity, so it is left out for every method. "
+                "The model may be damaged or this image unlike those that it was trained on; look at both.",
+            )
+            blamed |= dict.fromkeys(titles)
     if needed & {case.name for case in cases} <= broken.keys():
         raise ThoradError(
-            f"{', '.join(dict.fromkeys(broken.values()))} gave a map or score with NaN or infinity, and no lesion case "
-            "is left without. The model is damaged or was trained with other settings; check the model folder."
+            f"{', '.join(blamed)} gave a map or score with NaN or infinity, and no lesion case is left without. The "
+            "model is damaged or was trained with other settings; check the model folder."
         )
-    return {
-        case.name: _failure(
-            case,
-            f"{broken[case.name]} gave a map or score with NaN or infinity, so it is left out for every method. The "
-            "model may be damaged or this image unlike those that it was trained on; look at both.",
-        )
-        for case in cases
-        if case.name in broken
-    }
+    return broken
 
 
 def _about(detector: MapDetector) -> dict[str, Any]:

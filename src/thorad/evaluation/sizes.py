@@ -43,12 +43,8 @@ def lesion_weighted_average(
 ) -> NDArray[np.float64]:
     """Average small, medium and large, each weighted with its number of lesion cases in this bench.
 
-    Args:
-        group_values: (..., 3) values in the order of `SIZE_GROUPS`; NaN where a group is absent.
-        lesion_counts: (..., 3) lesion cases of each group.
-
-    Returns:
-        (...) weighted means. Absent groups are left out; NaN if all are absent.
+    Values and counts are (..., 3), in the order of `SIZE_GROUPS`. Absent groups (NaN, or a count of 0) are left out;
+    NaN if all are absent.
     """
     present = np.isfinite(group_values) & (lesion_counts > 0)
     weights = np.where(present, lesion_counts, 0.0)
@@ -60,13 +56,8 @@ def lesion_weighted_average(
 def paper_mix(group_values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Average small, medium and large with the paper's own mix of sizes, `PAPER_MIX`.
 
-    Benches differ in their mix, and the average moves with it; this one compares with the published averages.
-
-    Args:
-        group_values: (..., 3) values in the order of `SIZE_GROUPS`; NaN where a group is absent.
-
-    Returns:
-        (...) weighted means; NaN where any group is absent.
+    Benches differ in their mix, and the average moves with it; this one compares with the published averages. Values
+    are (..., 3), in the order of `SIZE_GROUPS`; NaN where any group is absent.
     """
     weights = np.asarray(PAPER_MIX)
     return np.asarray(group_values @ (weights / weights.sum()))

@@ -17,13 +17,13 @@ the maps of a subject then change places. Ranks are taken once, before the swapp
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from thorad.evaluation.metrics import Floats, ThresholdCounts, percentile_interval
+from thorad.evaluation.metrics import BY_CASE, Floats, ThresholdCounts, percentile_interval
 
 PERMUTATIONS: Final = 2000
 """Of the test; all of them are enumerated where there are no more. The smallest p-value is about 1 / 2001."""
@@ -52,35 +52,23 @@ def title(result: Mapping[str, Any]) -> str:
 class Swaps(NamedTuple):
     """Who changes places in each permutation."""
 
-    swapped: Floats
-    """(M, N) 1 where the two methods' results of a case change places, else 0; equal for all cases of a subject."""
-    exact: bool
-    """Whether these are all there are, the one that swaps nothing among them."""
+    swapped: Floats  # (M, N) 1 where the two methods' results of a case change places, else 0
+    exact: bool  # whether these are all there are, the one that swaps nothing among them
 
 
 @dataclass(frozen=True)
 class Sample:
     """One method's figures, ready to be compared."""
 
-    about: dict[str, Any]
-    """Method, noise, steps, model."""
-    figures: dict[str, float]
-    """As reported; NaN where undefined."""
-    resampled: dict[str, Floats]
-    """(R,) of each figure, in the resamples that all methods share."""
+    about: dict[str, Any]  # method, noise, steps, model
+    figures: dict[str, float]  # as reported; NaN where undefined
+    resampled: dict[str, Floats]  # (R,) of each figure, in the resamples that all methods share
 
 
 def subject_swaps(subjects: Sequence[str], permutations: int, generator: np.random.Generator) -> Swaps:
-    """Draw which subjects' results change places, each with probability one half; enumerate if few are possible.
-
-    Args:
-        subjects: the subject of each of the N cases.
-        permutations: at most so many; 0 for none.
-        generator: the only source of randomness.
-    """
+    """Draw which subjects' results change places, each with probability one half; enumerate if few are possible."""
     unique, subject_of_case = np.unique(np.asarray(subjects), return_inverse=True)
     exact = 2**unique.size <= permutations
-    drawn: NDArray[np.int64]
     if exact:
         drawn = np.arange(2**unique.size)[:, None] >> np.arange(unique.size) & 1
     else:
@@ -91,14 +79,9 @@ def subject_swaps(subjects: Sequence[str], permutations: int, generator: np.rand
 def permutation_p_values(figures: Figures, swaps: Swaps) -> dict[str, float]:
     """Two-sided p-value of the difference between two methods, for each figure.
 
-    Args:
-        figures: of (R, 2N) weights.
-        swaps: of the N cases.
-
-    Returns:
-        The share of permutations whose difference is at least as large as the one without a swap, which counts as a
-        permutation itself: (1 + count) / (1 + M), or count / M where the swaps are all there are. NaN without
-        permutations, or where the figure is undefined.
+    It is the share of permutations whose difference is at least as large as the one without a swap, which counts as a
+    permutation itself: (1 + count) / (1 + M), or count / M where the swaps are all there are. NaN without permutations,
+    or where the figure is undefined.
     """
     none = np.zeros((1, swaps.swapped.shape[1]))
     swapped = np.vstack([none, swaps.swapped])
@@ -108,7 +91,7 @@ def permutation_p_values(figures: Figures, swaps: Swaps) -> dict[str, float]:
 
 
 def _p_value(differences: Floats, exact: bool) -> float:
-    """Take the p-value from the difference without a swap and, behind it, the M permuted ones."""
+    """Of the difference without a swap and, behind it, the M permuted ones."""
     observed, permuted = abs(differences[0]), np.abs(differences[1:])
     if not np.isfinite(observed) or not permuted.size:
         return float("nan")
@@ -126,31 +109,14 @@ def interval(resampled: ArrayLike) -> list[float] | None:
 def paired_counts(first: ThresholdCounts, second: ThresholdCounts, area_ratio: float = 1.0) -> ThresholdCounts:
     """Put two methods' counts of the same N cases one behind the other: 2N cases whose thresholds agree by index.
 
-    Args:
-        first: N cases, K thresholds by share.
-        second: the same cases and shares of another method.
-        area_ratio: area of the second one's pixels in the first one's, where their grids differ.
+    `area_ratio` is the area of the second one's pixels in the first one's, where their grids differ.
     """
-    return ThresholdCounts(
-        thresholds=first.thresholds,
-        predicted=np.vstack([first.predicted, area_ratio * second.predicted]),
-        true_positive=np.vstack([first.true_positive, area_ratio * second.true_positive]),
-        pixels=np.append(first.pixels, area_ratio * second.pixels),
-        lesion=np.append(first.lesion, area_ratio * second.lesion),
-        missed=np.append(first.missed, area_ratio * second.missed),
-    )
+    both = {name: np.concatenate([getattr(first, name), area_ratio * getattr(second, name)]) for name in BY_CASE}
+    return replace(first, **both)
 
 
 def weighted_means(values: Mapping[str, ArrayLike], weights: Floats) -> dict[str, Floats]:
-    """Mean of each figure over cases, in each row of weights.
-
-    Args:
-        values: (N,) of each figure, finite.
-        weights: (R, N).
-
-    Returns:
-        (R,) of each figure; NaN where a row has no weight.
-    """
+    """Mean of each figure, (N,) and finite, in each row of weights (R, N): (R,), NaN where a row has no weight."""
     total = weights.sum(axis=1)
     return {
         name: np.where(total > 0, weights @ np.asarray(of_case, np.float64) / np.maximum(total, _ROUNDING), np.nan)
@@ -185,19 +151,19 @@ def versus(samples: Sequence[Sample], pair: Callable[[int, int], Figures], swaps
     """
     compared: list[list[dict[str, Any]]] = [[] for _ in samples]
     for reference in references([sample.about for sample in samples]):
+        base = samples[reference]
         for index, sample in enumerate(samples):
             if index == reference:
                 continue
-            base = samples[reference]
             p_values = permutation_p_values(pair(index, reference), swaps)
-            for metric, value in sample.figures.items():
-                compared[index].append(
-                    {
-                        "reference": base.about,
-                        "metric": metric,
-                        "difference": value - base.figures[metric],
-                        "interval": interval(sample.resampled[metric] - base.resampled[metric]),
-                        "p_value": p_values[metric],
-                    }
-                )
+            compared[index] += [
+                {
+                    "reference": base.about,
+                    "metric": metric,
+                    "difference": value - base.figures[metric],
+                    "interval": interval(sample.resampled[metric] - base.resampled[metric]),
+                    "p_value": p_values[metric],
+                }
+                for metric, value in sample.figures.items()
+            ]
     return compared

@@ -41,8 +41,8 @@ SMALLEST_COMPONENT: Final = 7
 FALLBACK_RATE: Final = 0.01
 """Share of healthy voxels above the threshold where no validation set gives one."""
 
-COMPARED: Final = ("mean_dice", "mean_auprc")
-"""The figures in which methods are compared."""
+COMPARED: Final = {"mean_dice": "dice", "mean_auprc": "auprc"}
+"""The figures in which methods are compared, each the mean of a column of cases.csv."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,15 @@ class Volume:
 
     name: str
     subject: str
-    diseased: bool
-    """Whether a slice of it has a lesion mask; a lesion too small for the model's grid counts as not found."""
-    values: NDArray[np.float32]
-    """(D, S, S) map after the median filter, 0 outside the eroded mask."""
-    lesion: Bools
-    """(D, S, S)."""
+    diseased: bool  # whether a slice of it has a lesion mask, even if the lesion is too small for the model's grid
+    values: NDArray[np.float32]  # (D, S, S) map after the median filter, 0 outside the eroded mask
+    lesion: Bools  # (D, S, S)
 
 
 def post_process(maps: NDArray[np.float32], region: Bools) -> NDArray[np.float32]:
-    """Median-filter a volume's maps and cut them to the eroded brain mask.
+    """Median-filter a volume's maps (D, S, S), slices in order, and set them to 0 outside the eroded brain mask (S, S).
 
-    Args:
-        maps: (D, S, S), neighbouring slices in order.
-        region: (S, S) brain mask; what lies beyond the grid counts as outside.
-
-    Returns:
-        (D, S, S), 0 outside the eroded mask.
+    What lies beyond the grid counts as outside.
     """
     # With mirrored edges a single slice gives the same in depth 5 and 1, but slower.
     depth = 1 if len(maps) == 1 else MEDIAN
@@ -97,11 +89,7 @@ def volume_auprc(volume: Volume) -> float:
 
 
 def best_threshold(volumes: Sequence[Volume]) -> float:
-    """Find the threshold with the best mean Dice over volumes with lesions, among the field's 101.
-
-    Args:
-        volumes: of the validation set, at least one diseased.
-    """
+    """Find the threshold with the best mean Dice over the volumes with lesions (one or more), among the field's 101."""
     diseased = [volume for volume in volumes if volume.diseased]
     values = np.concatenate([volume.values.ravel() for volume in diseased])
     thresholds = np.unique(metrics.tail_thresholds(values))[::-1]
@@ -118,12 +106,11 @@ def measure(run: DetectorRun[Bools], resampling: Resampling) -> Measured[dict[st
     tested, validating = _volumes(run, validation=False), _volumes(run, validation=True)
     healthy = [volume for volume in tested if not volume.diseased]
     threshold, source = _threshold(validating, healthy, erode(run.region))
-    diseased = np.asarray([volume.diseased for volume in tested], dtype=np.bool_)
-    dice = np.asarray([volume_dice(volume, threshold) if volume.diseased else np.nan for volume in tested])
-    auprc = np.asarray([volume_auprc(volume) if volume.diseased else np.nan for volume in tested])
-    predicted = np.asarray([drop_small(volume.values > threshold).sum() for volume in tested])
-    of_volume = {"mean_dice": dice[diseased], "mean_auprc": auprc[diseased]}
-    subjects = [volume.subject for volume in tested if volume.diseased]
+    rows = [_row(run, volume, threshold) for volume in tested]
+    of_lesions = [row for row in rows if row["kind"] == "lesion"]
+    false_voxels = [row["predicted_voxels"] for row in rows if row["kind"] == "healthy"]
+    of_volume = {name: np.asarray([row[column] for row in of_lesions]) for name, column in COMPARED.items()}
+    subjects = [row["subject"] for row in of_lesions]
     resampled = statistics.weighted_means(of_volume, resampling.weights(subjects))
     figures = {name: float(values.mean()) for name, values in of_volume.items()}
     result: dict[str, Any] = {
@@ -140,26 +127,26 @@ def measure(run: DetectorRun[Bools], resampling: Resampling) -> Measured[dict[st
             "validation_volumes": len(validating),
             "slices": sum(len(volume.values) for volume in tested),
             "subjects": len({volume.subject for volume in tested}),
-            "mean_false_voxels_in_healthy": float(predicted[~diseased].mean()) if healthy else None,
+            "mean_false_voxels_in_healthy": float(np.mean(false_voxels)) if healthy else None,
             "bootstrap_resamples": resampling.bootstrap,
         },
         "failures": run.failures,
     }
-    rows = [
-        {
-            **run.about,
-            "name": volume.name,
-            "subject": volume.subject,
-            "kind": "lesion" if volume.diseased else "healthy",
-            "slices": len(volume.values),
-            "lesion_voxels": int(volume.lesion.sum()),
-            "predicted_voxels": int(predicted[index]),
-            "dice": float(dice[index]),
-            "auprc": float(auprc[index]),
-        }
-        for index, volume in enumerate(tested)
-    ]
     return Measured(result, rows, subjects, Sample(run.about, figures, resampled), kept=of_volume)
+
+
+def _row(run: DetectorRun[Bools], volume: Volume, threshold: float) -> dict[str, Any]:
+    return {
+        **run.about,
+        "name": volume.name,
+        "subject": volume.subject,
+        "kind": "lesion" if volume.diseased else "healthy",
+        "slices": len(volume.values),
+        "lesion_voxels": int(volume.lesion.sum()),
+        "predicted_voxels": int(drop_small(volume.values > threshold).sum()),
+        "dice": volume_dice(volume, threshold) if volume.diseased else None,
+        "auprc": volume_auprc(volume) if volume.diseased else None,
+    }
 
 
 def check_validation(cases: Sequence[Case], validation: Sequence[Case]) -> None:
@@ -212,21 +199,20 @@ def _volume_of(case: Case) -> tuple[bool, str]:
 
 def _volumes(run: DetectorRun[Bools], *, validation: bool) -> list[Volume]:
     """Put the slices of each volume together, in the order of their slice numbers, then of the table."""
-    cases, truths = run.cases, run.truths
     members: dict[tuple[bool, str], list[int]] = {}
-    for index, case in enumerate(cases):
+    for index, case in enumerate(run.cases):
         if (case.name in run.validation) == validation:
             members.setdefault(_volume_of(case), []).append(index)
     volumes: list[Volume] = []
     for (_, name), slices in members.items():
-        ordered = sorted(slices, key=lambda index: cases[index].slice_number or 0)
+        slices.sort(key=lambda index: run.cases[index].slice_number or 0)
         volumes.append(
             Volume(
                 name=name,
-                subject=cases[ordered[0]].subject,
-                diseased=any(cases[index].has_finding for index in ordered),
-                values=post_process(run.maps[ordered], run.region),
-                lesion=np.stack([truths[index] for index in ordered]),
+                subject=run.cases[slices[0]].subject,
+                diseased=any(run.cases[index].has_finding for index in slices),
+                values=post_process(run.maps[slices], run.region),
+                lesion=np.stack([run.truths[index] for index in slices]),
             )
         )
     return volumes
