@@ -61,11 +61,7 @@ def kind_of(start: bytes) -> str | None:
 
 
 def check_sides(height: int, width: int, source: str) -> None:
-    """Refuse an image that is too small or too large, from its header alone.
-
-    Raises:
-        ThoradError: a side is not within SMALLEST_SIDE...LARGEST_SIDE.
-    """
+    """Refuse an image with a side that is not within SMALLEST_SIDE...LARGEST_SIDE, from its header alone."""
     if min(height, width) < SMALLEST_SIDE or max(height, width) > LARGEST_SIDE:
         raise ThoradError(
             f"{source}: the image is {width} x {height} px; expected sides of {SMALLEST_SIDE} to {LARGEST_SIDE} px. "
@@ -74,11 +70,7 @@ def check_sides(height: int, width: int, source: str) -> None:
 
 
 def check_type(dtype: np.dtype[Any], source: str) -> None:
-    """Refuse pixels that are no real numbers, as the complex ones of a raw MR image.
-
-    Raises:
-        ThoradError: not bools, integers or floats.
-    """
+    """Refuse pixels that are no real numbers, as the complex ones of a raw MR image."""
     if dtype.kind not in "buif":
         raise ThoradError(
             f"{source}: pixels of {dtype}; expected bools, integers or floats. "
@@ -87,11 +79,7 @@ def check_type(dtype: np.dtype[Any], source: str) -> None:
 
 
 def check_array(shape: tuple[int, ...], dtype: np.dtype[Any], source: str) -> None:
-    """Refuse an array that can't be a grey image, from its shape and type alone.
-
-    Raises:
-        ThoradError: not bools, integers or floats; not (H, W) or (H, W, 3); sides out of bounds.
-    """
+    """Refuse an array that can't be a grey image, (H, W) or (H, W, 3), from its shape and type alone."""
     check_type(dtype, source)
     if len(shape) != 2 and not (len(shape) == 3 and shape[2] == 3):
         raise ThoradError(
@@ -161,11 +149,15 @@ def _decode_tiff(content: bytes, source: str) -> NDArray[Any]:
             raise ThoradError(f"{source}: a TIFF of {len(file.pages)} pages; expected one. Save each as its own image.")
         page = file.pages.first
         _check_tiff(page, source)
+        inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
         turned = "Orientation" in page.tags and page.tags["Orientation"].value not in (0, 1)
         stored_whole = page.compression == tifffile.COMPRESSION.NONE and page.bitspersample >= 8
-        inverted = page.photometric == _WHITE_IS_ZERO
         if page.photometric in _PLAIN_TIFF and stored_whole and not turned:
-            return to_grey(_stored_tiff(page, inverted), source)
+            pixels = page.asarray()
+            pixels = np.moveaxis(pixels, 0, -1) if page.axes.startswith("S") else pixels
+            if inverted and pixels.ndim == 2 and pixels.dtype.kind == "u":
+                pixels = np.iinfo(pixels.dtype).max - pixels
+            return to_grey(pixels, source)
         bits, samples, dtype = page.bitspersample, page.samplesperpixel, page.dtype
     # Compressed files go to Pillow: tifffile alone lacks LZW, and libtiff never inflates beyond what the header says.
     # What Pillow would shorten to 8 bits is refused.
@@ -180,9 +172,8 @@ def _decode_tiff(content: bytes, source: str) -> NDArray[Any]:
     return 65535 - pixels if inverted and bits > 8 else pixels  # 8 bits Pillow has inverted already
 
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
-_PLAIN_TIFF = (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
-"""Values of the tag PhotometricInterpretation with which tifffile alone reads a page."""
+_PLAIN_TIFF = (0, 1, 2)
+"""Values of the tag PhotometricInterpretation with which tifffile alone reads a page: white is 0, black is 0, RGB."""
 
 
 def _check_tiff(page: Any, source: str) -> None:
@@ -190,30 +181,15 @@ def _check_tiff(page: Any, source: str) -> None:
     check_sides(page.imagelength, page.imagewidth, source)
     if page.dtype is not None:
         check_type(page.dtype, source)
-    in_colour = page.photometric == _RGB
-    planes = page.imagedepth * (1 if in_colour or page.extrasamples else page.samplesperpixel)
+    planes = page.imagedepth * (1 if page.photometric == 2 or page.extrasamples else page.samplesperpixel)
     if page.photometric in _PLAIN_TIFF and (planes > 1 or page.samplesperpixel > 4):
         raise ThoradError(f"{source}: a TIFF of several planes; expected one. Save each as its own image.")
     if page.is_tiled and max(page.tilewidth, page.tilelength) > LARGEST_SIDE:
         raise ThoradError(f"{source}: a TIFF with tiles above {LARGEST_SIDE} px. Save it without tiles.")
 
 
-def _stored_tiff(page: Any, inverted: bool) -> NDArray[Any]:
-    """(H, W) or (H, W, C) of an uncompressed page, 0 black."""
-    pixels: NDArray[Any] = page.asarray()
-    if page.axes.startswith("S"):
-        pixels = np.moveaxis(pixels, 0, -1)
-    if inverted and pixels.ndim == 2 and pixels.dtype.kind == "u":
-        pixels = np.iinfo(pixels.dtype).max - pixels
-    return pixels
-
-
 def npy_header(file: IO[bytes], source: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array in an NPY file, which is left where the array begins.
-
-    Raises:
-        ThoradError: an array that can't be a grey image. Whatever NumPy raises means a damaged header.
-    """
+    """Shape and type of the array in an NPY file, as `check_array` allows; the file is left where the array begins."""
     version = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = header(file)

@@ -34,21 +34,16 @@ class Image:
 
     pixels: NDArray[np.float32]
     """(H, W), finite, any range, not constant."""
-
     source: str
     """The file it came from, as the user named it."""
-
     name: str
     """Case id: unique in a run, safe as a file name. Seeds the image's own random numbers."""
-
     spacing: tuple[float, float] | None = None
     """Pixel height and width in mm, where known. None for the formats here: their resolution tags speak of printing."""
 
 
 def read_image(path: Path, name: str | None = None) -> Image:
-    """Read one image file.
-
-    Transparent pixels count as black. Orientation tags are followed, as viewers do.
+    """Read one image file, as `decode` does.
 
     Args:
         path: a PNG, JPEG, TIFF or NPY file, recognised by its content.
@@ -119,13 +114,10 @@ def files_of(given: Path, leave_out: Path | None = None) -> tuple[list[Path], Pa
     Raises:
         ThoradError: missing or unreadable, a CSV that names missing files, or as `files_below`.
     """
-    try:
+    with one_error(given, "path"):
         if not given.exists():
             raise ThoradError(f"{given}: no such file or folder. Check the path.")
-        is_folder = given.is_dir()
-    except (OSError, ValueError) as error:
-        raise ThoradError(f"{given}: can't be read ({error}). Check the path and its permissions.") from error
-    if is_folder:
+    if given.is_dir():
         return files_below(given, leave_out), given
     if given.suffix.lower() == ".csv":
         return files_in_column(given, read_table(given, ["image"]), "image"), given.parent
@@ -133,11 +125,7 @@ def files_of(given: Path, leave_out: Path | None = None) -> tuple[list[Path], Pa
 
 
 def files_below(folder: Path, leave_out: Path | None = None) -> list[Path]:
-    """All files in a folder and below, sorted, without hidden ones and without following linked folders.
-
-    Args:
-        folder: where to look.
-        leave_out: a folder below it that is passed over, such as that of the results.
+    """All files in a folder and below but those in `leave_out`, sorted, without hidden ones and linked folders.
 
     Raises:
         ThoradError: a folder can't be read, or `folder` is `leave_out` itself.
@@ -164,13 +152,12 @@ def case_names(paths: Sequence[Path], folders: Sequence[Path]) -> list[str]:
     """Name cases after their files: unique (whatever the case of letters) and safe as file names.
 
     Where several files would get one name, each of them gets a hash of its path behind it, so that no name depends on
-    the order.
-
-    Args:
-        paths: the files, all different.
-        folders: for each of them the folder that its name is relative to.
+    the order. `folders` are those that the names of `paths`, all different, are relative to.
     """
-    plain = [_safe_name(_below(path, folder)) for path, folder in zip(paths, folders, strict=True)]
+    plain = [
+        _safe_name(path.relative_to(folder) if path.is_relative_to(folder) else PurePath(path.name))
+        for path, folder in zip(paths, folders, strict=True)
+    ]
     counts = Counter(name.casefold() for name in plain)
     taken = {name for name, count in counts.items() if count == 1}
     names: list[str] = []
@@ -187,24 +174,20 @@ def case_names(paths: Sequence[Path], folders: Sequence[Path]) -> list[str]:
 
 
 def write_png8(path: Path, pixels: NDArray[Any]) -> None:
-    """Write an 8-bit PNG, whole or not at all.
-
-    Args:
-        path: the file.
-        pixels: (H, W) floats, where [0, 1] becomes 0...255 rounded and what lies outside is clipped; or uint8,
-            (H, W) or (H, W, 3).
-    """
+    """Write an 8-bit PNG of (H, W) floats, where [0, 1] becomes 0...255 rounded; or of uint8, (H, W) or (H, W, 3)."""
     if pixels.dtype != np.uint8:
         pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "PNG")
-    write_atomic(path, buffer.getvalue())
+    _write_png(path, pixels)
 
 
 def write_png16(path: Path, pixels: NDArray[np.floating[Any]]) -> None:
-    """Write a 16-bit grey PNG of (H, W) floats, where [0, 1] becomes 0...65535 rounded; whole or not at all."""
+    """Write a 16-bit grey PNG of (H, W) floats, where [0, 1] becomes 0...65535 rounded."""
+    _write_png(path, np.rint(np.clip(pixels, 0, 1) * 65535.0).astype(np.uint16))
+
+
+def _write_png(path: Path, pixels: NDArray[Any]) -> None:
     buffer = io.BytesIO()
-    PIL.Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 65535.0).astype(np.uint16)).save(buffer, "PNG")
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())
 
 
@@ -213,10 +196,6 @@ def write_npy(path: Path, array: NDArray[Any]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_atomic(path, buffer.getvalue())
-
-
-def _below(path: Path, folder: Path) -> PurePath:
-    return path.relative_to(folder) if path.is_relative_to(folder) else PurePath(path.name)
 
 
 def _safe_name(relative: PurePath) -> str:

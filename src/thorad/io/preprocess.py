@@ -22,13 +22,16 @@ class Placement:
     width: int
     side: int
     """Of the square, on the image's own pixel size: max(height, width)."""
-
     top: int
     left: int
     """Rows and columns of zeros before the image."""
-
     size: int
     """Side of the model's grid, that the square is resized to."""
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """The image's rows and columns in the square."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
 def place(height: int, width: int, size: int) -> Placement:
@@ -53,7 +56,7 @@ def to_model_input(pixels: NDArray[Any], size: int = 128) -> tuple[torch.Tensor,
     scaled = scale(pixels)
     placement = place(scaled.shape[0], scaled.shape[1], size)
     square = torch.zeros(1, 1, placement.side, placement.side)
-    square[..., _rows(placement), _columns(placement)] = torch.from_numpy(scaled)
+    square[0, 0][placement.inside] = torch.from_numpy(scaled)
     resized = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized[0].clamp(0, 1), placement
 
@@ -68,14 +71,12 @@ def to_input_grid(map: torch.Tensor | NDArray[Any], placement: Placement) -> NDA
     Returns:
         (H, W) float32.
     """
-    size = placement.size
     values = torch.as_tensor(map, dtype=torch.float32).detach().cpu()
-    if values.shape != (size, size):
-        raise ValueError(f"expected a map of shape ({size}, {size}), found {tuple(values.shape)}")
-    square = F.interpolate(
-        values[None, None], size=(placement.side, placement.side), mode="bilinear", antialias=True, align_corners=False
-    )
-    return np.ascontiguousarray(square[0, 0, _rows(placement), _columns(placement)].numpy())
+    if values.shape != (placement.size, placement.size):
+        raise ValueError(f"expected a map of shape {(placement.size, placement.size)}, found {tuple(values.shape)}")
+    side = (placement.side, placement.side)
+    square = F.interpolate(values[None, None], size=side, mode="bilinear", antialias=True, align_corners=False)
+    return np.ascontiguousarray(square[0, 0][placement.inside].numpy())
 
 
 def mask_to_model_grid(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
@@ -91,22 +92,11 @@ def mask_to_model_grid(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
         (S, S); may be empty for a lesion thinner than a pixel there.
     """
     placement = place(mask.shape[0], mask.shape[1], size)
-    overlap = _overlap(placement.side, size)  # (S, side)
-    covered = overlap[:, _rows(placement)] @ mask.astype(np.float64) @ overlap[:, _columns(placement)].T
-    return np.asarray(2 * covered > placement.side**2)
-
-
-def _overlap(side: int, size: int) -> NDArray[np.float64]:
-    """(size, side): length shared by output pixel i and input pixel j, in 1 / (side * size) of the whole."""
-    outputs = np.arange(size)[:, None] * side
-    inputs = np.arange(side)[None, :] * size
-    shared: NDArray[np.int64] = np.minimum(outputs + side, inputs + size) - np.maximum(outputs, inputs)
-    return np.maximum(shared, 0).astype(np.float64)
-
-
-def _rows(placement: Placement) -> slice:
-    return slice(placement.top, placement.top + placement.height)
-
-
-def _columns(placement: Placement) -> slice:
-    return slice(placement.left, placement.left + placement.width)
+    side = placement.side
+    rows, columns = placement.inside
+    # (S, side): length shared by output pixel i and input pixel j, in 1 / (side * S) of the whole.
+    outputs, inputs = np.arange(size)[:, None] * side, np.arange(side)[None, :] * size
+    shared = np.minimum(outputs + side, inputs + size) - np.maximum(outputs, inputs)
+    overlap = np.maximum(shared, 0).astype(np.float64)
+    covered = overlap[:, rows] @ mask.astype(np.float64) @ overlap[:, columns].T
+    return np.asarray(2 * covered > side**2)

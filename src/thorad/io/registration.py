@@ -9,14 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
+from scipy.spatial.transform import Rotation
 
 from thorad.errors import ThoradError
 from thorad.io.volumes import Volume
+
+sitk: Any
+try:
+    import SimpleITK as sitk  # noqa: N813
+except ImportError:
+    sitk = None
 
 TEMPLATE: Final = "mni152-2009a-t1-brain-2mm.nii.gz"
 
@@ -97,10 +104,9 @@ def register(volume: Volume, *, skull: bool = True) -> Registration:
     Raises:
         ThoradError: SimpleITK is not installed, or the volume holds nothing that could be registered.
     """
-    sitk = _simple_itk(volume.source)
+    template = _template()
     if not np.percentile(volume.voxels, 99) > 0:
         raise ThoradError(f"{volume.source}: nearly no voxel is above 0. Expected a T1w head on a dark ground.")
-    template = _template()
     try:
         with _one_thread():
             corrected = _correct_bias(to_simple_itk(volume))
@@ -113,27 +119,22 @@ def register(volume: Volume, *, skull: bool = True) -> Registration:
         brain = sitk.Cast(template > 0, sitk.sitkFloat32)
         inside = sitk.Resample(brain, corrected, transform.GetInverse(), sitk.sitkLinear, 0.0)
         corrected = sitk.Mask(corrected, inside > 0.5)
+    doubtful, warning = _judge(quality, skull)
+    to_native = np.eye(4)
+    to_native[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
+    to_native[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
     return Registration(
-        to_template=np.asarray(np.linalg.inv(_ras_matrix(transform)), dtype=np.float64),
+        to_template=np.asarray(_RAS @ np.linalg.inv(to_native) @ _RAS, dtype=np.float64),
         overlap=quality.overlap,
         similarity=quality.similarity,
-        warning=_warning(quality, skull),
-        doubtful=quality.is_doubtful,
+        warning=warning,
+        doubtful=doubtful,
         volume=replace(volume, voxels=np.ascontiguousarray(sitk.GetArrayViewFromImage(corrected).T)),
     )
 
 
-def _ras_matrix(transform: Any) -> NDArray[np.float64]:
-    """(4, 4) of an affine SimpleITK transform: the template's RAS mm to native ones."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
-    matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
-    return np.asarray(_RAS @ matrix @ _RAS)
-
-
 def template_brain() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """The template's T1w brain: (99, 117, 95) in [0, 255], 0 outside the brain; and its (4, 4) voxel to RAS mm."""
-    sitk = _simple_itk(TEMPLATE)
     template = sitk.DICOMOrient(_template(), "RAS")
     affine = np.diag([*template.GetSpacing(), 1.0])
     affine[:3, 3] = (_RAS @ [*template.GetOrigin(), 1.0])[:3]
@@ -142,7 +143,6 @@ def template_brain() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
 
 def to_simple_itk(volume: Volume) -> Any:
     """The volume as a float32 SimpleITK image, each voxel where the affine puts it, be that left-handed or sheared."""
-    sitk = _simple_itk(volume.source)
     affine = _RAS @ volume.affine
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.voxels.T, dtype=np.float32))
     image.SetSpacing(volume.spacing)
@@ -151,39 +151,28 @@ def to_simple_itk(volume: Volume) -> Any:
     return image
 
 
-def _simple_itk(source: str) -> Any:
-    try:
-        import SimpleITK
-    except ImportError as error:
-        raise ThoradError(
-            f"{source}: registration needs SimpleITK, which is not installed. pip install 'thorad[volumes]'."
-        ) from error
-    return SimpleITK
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Sums that several threads share depend on their number; filters inside filters follow the global one alone."""
-    process = _simple_itk(TEMPLATE).ProcessObject
-    before = process.GetGlobalDefaultNumberOfThreads()
-    process.SetGlobalDefaultNumberOfThreads(1)
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
         yield
     finally:
-        process.SetGlobalDefaultNumberOfThreads(before)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 @cache
 def _template() -> Any:
     """The template's brain, 2 mm, axes along LPS."""
-    sitk = _simple_itk(TEMPLATE)
+    if sitk is None:
+        raise ThoradError("registration needs SimpleITK, which is not installed. pip install 'thorad[volumes]'")
     with resources.as_file(resources.files("thorad") / "assets" / "templates" / TEMPLATE) as path:
         return sitk.DICOMOrient(sitk.ReadImage(str(path), sitk.sitkFloat32), "LPS")
 
 
 def _shrink(image: Any, millimetres: float) -> Any:
     """Means over blocks of about so many mm; axes that are coarser already stay."""
-    sitk = _simple_itk(TEMPLATE)
     # Halves go down whatever the last digit of the spacing, or a turned header would change the factor.
     factors = [max(1, round(millimetres / spacing - 1e-3)) for spacing in image.GetSpacing()]
     return sitk.Cast(sitk.BinShrink(image, factors), sitk.sitkFloat32)
@@ -191,7 +180,6 @@ def _shrink(image: Any, millimetres: float) -> Any:
 
 def _correct_bias(image: Any) -> Any:
     """N4 with a field that is estimated on a coarse copy, inside what is brighter than Otsu's threshold."""
-    sitk = _simple_itk(TEMPLATE)
     coarse = _shrink(image, BIAS_MM)
     bright = float(np.percentile(sitk.GetArrayViewFromImage(coarse), 99))
     coarse = sitk.Clamp(coarse, lowerBound=1e-3 * bright)  # N4 takes logarithms
@@ -202,18 +190,21 @@ def _correct_bias(image: Any) -> Any:
     return sitk.Cast(image / field, sitk.sitkFloat32)
 
 
+_Pose = tuple[float, NDArray[np.float64], NDArray[np.float64]]
+"""How the template may lie in the image: its correlation there, rotation and size (3, 3), and its centre, LPS mm."""
+
+
 def _start(image: Any, template: Any) -> Any:
     """The best pose, of a search over all places and some rotations and sizes, after similarity registration."""
-    sitk = _simple_itk(TEMPLATE)
     poses, centre = _search(image, template)
     fixed, moving = _shrink(template, FINE_MM[0][0]), _shrink(image, FINE_MM[0][0])
     mask = _near_brain(fixed)
     best, highest = None, -np.inf
-    for pose in poses[:MAX_STARTS]:
+    for _, matrix, place in poses[:MAX_STARTS]:
         transform = sitk.Similarity3DTransform()
         transform.SetCenter(centre.tolist())
-        transform.SetMatrix((pose.size * _rotation(*pose.angles)).ravel().tolist())
-        transform.SetTranslation((pose.place - centre).tolist())
+        transform.SetMatrix(matrix.ravel().tolist())
+        transform.SetTranslation((place - centre).tolist())
         similarity = _optimise(transform, fixed, mask, moving, (2.0, 1e-2), iterations=50)
         if similarity > highest:
             best, highest = transform, similarity
@@ -222,26 +213,12 @@ def _start(image: Any, template: Any) -> Any:
     return best
 
 
-@dataclass(frozen=True)
-class _Pose:
-    """How the template may lie in the image."""
-
-    correlation: float
-    """Of the image with the posed template, in its mask."""
-    angles: tuple[float, float, float]
-    """Pitch, roll and yaw, degrees."""
-    size: float
-    place: NDArray[np.float64]
-    """(3,) where the template's centre lies, LPS mm."""
-
-
 def _search(image: Any, template: Any) -> tuple[list[_Pose], NDArray[np.float64]]:
     """Masked correlation of the rotated and scaled template with the image at every place, by Fourier transforms.
 
     Returns:
         The poses, the most similar first, and the template's centre, LPS mm.
     """
-    sitk = _simple_itk(TEMPLATE)
     head = _axis_aligned(_shrink(image, SEARCH_MM), SEARCH_MM)
     origin = np.array(head.GetOrigin())
     small = _shrink(template, SEARCH_MM)
@@ -255,24 +232,22 @@ def _search(image: Any, template: Any) -> tuple[list[_Pose], NDArray[np.float64]
     side = 2 * int(np.ceil(reach)) + 1  # of a cube that holds the template in any pose
     best_place = _correlator(_tissue(head), side)
     poses = []
-    for size, *angles in itertools.product(SIZES, PITCH_DEG, ROLL_DEG, YAW_DEG):
-        inverse = (_rotation(*angles).T / size) * SEARCH_MM / spacing[:, None]
+    for size, pitch, roll, yaw in itertools.product(SIZES, PITCH_DEG, ROLL_DEG, YAW_DEG):
+        matrix = size * Rotation.from_euler("ZXY", [yaw, pitch, roll], degrees=True).as_matrix()
+        inverse = np.linalg.inv(matrix) * SEARCH_MM / spacing[:, None]
         offset = middle - inverse @ np.full(3, side // 2)
         mask = ndimage.affine_transform(near, inverse, offset, (side,) * 3, order=1) > 0.5
         posed = ndimage.affine_transform(brightness, inverse, offset, (side,) * 3, order=1)
         correlation, corner = best_place(posed, mask)
-        place = origin + SEARCH_MM * (corner + side // 2)
-        poses.append(_Pose(correlation, (angles[0], angles[1], angles[2]), size, place))
-    return sorted(poses, key=lambda pose: -pose.correlation), centre
+        poses.append((correlation, matrix, origin + SEARCH_MM * (corner + side // 2)))
+    return sorted(poses, key=lambda pose: -pose[0]), centre
 
 
 def _tissue(head: Any) -> NDArray[np.float32]:
     """The head's values, clipped: the brightest (fat, vessels, the bias field's peak) don't say where the brain is."""
-    sitk = _simple_itk(TEMPLATE)
     values = sitk.GetArrayFromImage(head).T
-    threshold = sitk.OtsuThresholdImageFilter()
-    threshold.Execute(head)
-    return np.asarray(np.clip(values, 0, np.percentile(values[values > threshold.GetThreshold()], 75)))
+    bright = sitk.GetArrayFromImage(sitk.OtsuThreshold(head, 0, 1)).T > 0
+    return np.asarray(np.clip(values, 0, np.percentile(values[bright], 75)))
 
 
 def _correlator(
@@ -302,7 +277,6 @@ def _correlator(
 
 def _axis_aligned(image: Any, millimetres: float) -> Any:
     """Resample the whole image on a grid along LPS."""
-    sitk = _simple_itk(TEMPLATE)
     ends = [(0, extent - 1) for extent in image.GetSize()]
     corners = np.array([image.TransformIndexToPhysicalPoint(corner) for corner in itertools.product(*ends)])
     first = corners.min(axis=0)
@@ -311,16 +285,7 @@ def _axis_aligned(image: Any, millimetres: float) -> Any:
     return sitk.Resample(image, extents.tolist(), *grid, np.eye(3).ravel().tolist())
 
 
-def _rotation(pitch: float, roll: float, yaw: float) -> NDArray[np.float64]:
-    """(3, 3), of degrees about the axes to the left, to the back and upwards."""
-    sitk = _simple_itk(TEMPLATE)
-    rotation = sitk.Euler3DTransform()
-    rotation.SetRotation(*np.deg2rad([pitch, roll, yaw]).tolist())
-    return np.reshape(rotation.GetMatrix(), (3, 3))
-
-
 def _register_affine(start: Any, image: Any, template: Any) -> Any:
-    sitk = _simple_itk(TEMPLATE)
     transform = sitk.AffineTransform(3)
     transform.SetCenter(start.GetCenter())
     transform.SetMatrix(start.GetMatrix())
@@ -332,7 +297,6 @@ def _register_affine(start: Any, image: Any, template: Any) -> Any:
 
 
 def _near_brain(template: Any) -> Any:
-    sitk = _simple_itk(TEMPLATE)
     return sitk.BinaryDilate(template > 0, [round(MARGIN_MM / spacing) for spacing in template.GetSpacing()])
 
 
@@ -342,7 +306,6 @@ def _optimise(transform: Any, fixed: Any, mask: Any, moving: Any, steps: tuple[f
     Args:
         steps: the first in mm, at most, and the last as a share of it.
     """
-    sitk = _simple_itk(TEMPLATE)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsCorrelation()
     method.SetMetricFixedMask(mask)
@@ -362,34 +325,27 @@ def _optimise(transform: Any, fixed: Any, mask: Any, moving: Any, steps: tuple[f
     return float(-method.GetMetricValue())
 
 
-@dataclass(frozen=True)
-class RegistrationQuality:
-    """What the registered image shows."""
+class _Quality(NamedTuple):
+    """What the registered image shows, as `Registration` has it."""
 
     overlap: float
     similarity: float
-    """Both as `Registration` has them."""
     coverage: float
     """Fraction of the template's brain that lies in the image."""
     has_skull: bool
 
-    @property
-    def is_doubtful(self) -> bool:
-        """Whether one of the figures is below what registered heads reach."""
-        return self.coverage < MIN_COVERAGE or self.similarity < MIN_SIMILARITY or self.overlap < MIN_OVERLAP
 
-
-def _measure_quality(image: Any, transform: Any, template: Any) -> RegistrationQuality:
-    sitk = _simple_itk(TEMPLATE)
+def _measure_quality(image: Any, transform: Any, template: Any) -> _Quality:
     expected = sitk.GetArrayFromImage(template)
     spacing = template.GetSpacing()[::-1]
     small = _shrink(image, template.GetSpacing()[0])
     found = sitk.GetArrayFromImage(sitk.Resample(small, template, transform, sitk.sitkLinear, 0.0))
     everywhere = sitk.GetArrayFromImage(sitk.Resample(small * 0 + 1, template, transform, sitk.sitkLinear, 0.0)) > 0.5
     brain = expected > 0
+    coverage = float(everywhere[brain].mean())
     in_both = brain & everywhere
     if not in_both.any() or found[in_both].std() == 0:
-        return RegistrationQuality(0.0, 0.0, float(everywhere[brain].mean()), False)
+        return _Quality(0.0, 0.0, coverage, False)
     similarity = np.corrcoef(found[in_both], expected[in_both])[0, 1]
     typical = float(np.median(found[in_both]))
     distance = ndimage.distance_transform_edt(~brain, sampling=spacing)
@@ -398,9 +354,7 @@ def _measure_quality(image: Any, transform: Any, template: Any) -> RegistrationQ
     z = template.GetOrigin()[2] + spacing[0] * np.arange(len(expected))
     shell = (distance > SHELL_MM[0]) & (distance < SHELL_MM[1]) & (z > SHELL_ABOVE_MM)[:, None, None] & everywhere
     bright = float((found[shell] > SHELL_BRIGHT * typical).mean()) if shell.any() else 0.0
-    return RegistrationQuality(
-        float(overlap), float(similarity), float(everywhere[brain].mean()), bright > MIN_BRIGHT_SHELL
-    )
+    return _Quality(float(overlap), float(similarity), coverage, bright > MIN_BRIGHT_SHELL)
 
 
 def _brain_by_brightness(bright: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -415,17 +369,20 @@ def _brain_by_brightness(bright: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(ndimage.binary_fill_holes(closed), dtype=np.bool_)
 
 
-def _warning(quality: RegistrationQuality, skull: bool) -> str | None:
-    doubts = []
-    if quality.coverage < MIN_COVERAGE:
-        doubts.append(f"only {100 * quality.coverage:.0f} % of the template's brain lies in the image")
-    if quality.similarity < MIN_SIMILARITY or quality.overlap < MIN_OVERLAP:
-        doubts.append(
+def _judge(quality: _Quality, skull: bool) -> tuple[bool, str | None]:
+    """Whether the registration is doubtful, and what to tell about it."""
+    covered = quality.coverage >= MIN_COVERAGE
+    fits = quality.similarity >= MIN_SIMILARITY and quality.overlap >= MIN_OVERLAP
+    warnings = []
+    if not covered:
+        warnings.append(f"only {100 * quality.coverage:.0f} % of the template's brain lies in the image")
+    if not fits:
+        warnings.append(
             f"the registration failed, or this is no T1w head (similarity {quality.similarity:.2f}, expected at least "
             f"{MIN_SIMILARITY}; overlap {quality.overlap:.2f}, expected at least {MIN_OVERLAP})"
         )
     elif skull and not quality.has_skull:
-        doubts.append("out of the model's domain: the image is skull stripped, the model knows heads with the skull")
+        warnings.append("out of the model's domain: the image is skull stripped, the model knows heads with the skull")
     elif not skull and quality.has_skull:
-        doubts.append("the skull was cut away with the template's brain, which is rough: give a skull-stripped image")
-    return "; ".join(doubts) or None
+        warnings.append("the skull was cut away with the template's brain, which is rough: give a skull-stripped image")
+    return not (covered and fits), "; ".join(warnings) or None

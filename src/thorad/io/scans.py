@@ -47,19 +47,21 @@ class Scan:
         """All its files."""
         return (self.path,) if self.series is None else self.series.files
 
-    def comes_from(self, source: str) -> bool:
-        """Whether a result's source is this scan; a path may be written in several ways."""
-        return source == self.source or os.path.realpath(source) == os.path.realpath(self.source)
-
     @property
     def subject(self) -> str:
         """Whom it shows: the BIDS entity `sub-XXXX` of its file or of a folder that it is in; else the case's name.
 
         Not the file's name alone: many patients' files are called T1.nii.gz.
         """
-        entities = (re.match(r"sub-[A-Za-z0-9]+", part) for part in reversed(self.path.parts))
-        found = next(filter(None, entities), None) if self.series is None and self.problem is None else None
-        return found[0] if found else self.name
+        if self.series is None and self.problem is None:
+            for part in reversed(self.path.parts):
+                if entity := re.match(r"sub-[A-Za-z0-9]+", part):
+                    return entity[0]
+        return self.name
+
+    def comes_from(self, source: str) -> bool:
+        """Whether a result's source is this scan; a path may be written in several ways."""
+        return source == self.source or os.path.realpath(source) == os.path.realpath(self.source)
 
     def redacted(self, message: str) -> str:
         """A message about it as results may keep it: without what may identify the patient, unless that is kept."""
@@ -73,8 +75,7 @@ class Scan:
         """Read it.
 
         Raises:
-            ThoradError: see `thorad.io.images.read_image`, `thorad.io.volumes.read_volume` and
-                `thorad.io.dicom`.
+            ThoradError: as `read_image`, `read_volume`, `read_series` or `read_radiograph`.
         """
         if self.problem is not None:
             raise ThoradError(self.problem)
@@ -111,7 +112,16 @@ def find_scans(
         ThoradError: an input is missing or unreadable, a folder holds nothing to look at or is `leave_out` itself, a
             CSV names missing files.
     """
-    plain, dicom = _sorted_files(inputs, leave_out)
+    plain: dict[Path, Path] = {}  # {file: the folder that its name is relative to}
+    dicom: dict[Path, Path] = {}
+    seen: set[str] = set()
+    for given in inputs:
+        files, folder = _scan_files(given, leave_out)
+        for path, as_dicom in files.items():
+            real = os.path.realpath(path)
+            if real not in seen:
+                seen.add(real)
+                (dicom if as_dicom else plain)[path] = folder
     names = case_names(list(plain), list(plain.values()))
     scans = [Scan(name, path, str(path)) for name, path in zip(names, plain, strict=True)]
     if dicom:
@@ -146,24 +156,9 @@ def read_picture(path: Path, name: str | None = None) -> Image:
     """Read one picture of any kind, as a table of cases names it: PNG, JPEG, TIFF, NPY or a DICOM file.
 
     Raises:
-        ThoradError: see `thorad.io.images.read_image` and `thorad.io.dicom.read_radiograph`.
+        ThoradError: as `read_image` or `read_radiograph`.
     """
     return read_radiograph(path, name) if _is_dicom_file(path) else read_image(path, name)
-
-
-def _sorted_files(inputs: Sequence[Path], leave_out: Path | None) -> tuple[dict[Path, Path], dict[Path, Path]]:
-    """Pictures and volumes, then DICOM files; {file: the folder that its name is relative to}, each file once."""
-    plain: dict[Path, Path] = {}
-    dicom: dict[Path, Path] = {}
-    seen: set[str] = set()
-    for given in inputs:
-        files, folder = _scan_files(given, leave_out)
-        for path, as_dicom in files.items():
-            real = os.path.realpath(path)
-            if real not in seen:
-                seen.add(real)
-                (dicom if as_dicom else plain)[path] = folder
-    return plain, dicom
 
 
 def _scan_files(given: Path, leave_out: Path | None) -> tuple[dict[Path, bool], Path]:
@@ -195,10 +190,10 @@ def _dicom_scans(files: Mapping[Path, Path], keep_identity: bool) -> list[Scan]:
     found = find_series(list(files))
     scans: list[Scan] = []
     for series in found.series:
-        first = series.files[0]
-        where = first if len(series.files) == 1 else first.parent
-        # A slice by itself is not the series that it is of.
-        hidden = f"DICOM series {series.name}, {len(series.files)} {'file' if len(series.files) == 1 else 'files'}"
+        first, count = series.files[0], len(series.files)
+        where = first if count == 1 else first.parent
+        # The number of files tells a slice by itself from the series that it is of.
+        hidden = f"DICOM series {series.name}, {count} {'file' if count == 1 else 'files'}"
         scans.append(Scan(series.name, first, str(where) if keep_identity else hidden, series))
     for path, problem in found.problems.items():
         relative = path.relative_to(files[path]) if path.is_relative_to(files[path]) else path

@@ -38,7 +38,8 @@ def images_of(scan: Scan, *, skull: bool, indices: Sequence[int]) -> list[Image]
         raise ThoradError(f"{scan.path}: a volume, but the model is for pictures. Choose a model for volumes.")
     found = scan.read()
     if isinstance(found, Image):
-        return [_scalable(found, str(scan.path))]
+        _check_scale(found, str(scan.path))
+        return [found]
     registration = register(found, skull=skull)
     if registration.doubtful:
         raise ThoradError(
@@ -59,8 +60,13 @@ def axial_images(volume: Volume, to_template: NDArray[np.float64], indices: Sequ
     Raises:
         ThoradError: a slice that shows nothing.
     """
-    pictures = cut_axial(volume, to_template, indices)  # (n, H, W)
-    return [_slice(volume, index, pixels) for index, pixels in zip(indices, pictures, strict=True)]
+    images = []
+    for index, pixels in zip(indices, cut_axial(volume, to_template, indices), strict=True):
+        source = f"{volume.source}, slice {index} of the template"
+        # As `case_names` makes it of <volume>/slice_095.png.
+        images.append(Image(pixels, source, f"{volume.name}__{slice_name(index)}", spacing=(1.0, 1.0)))
+        _check_scale(images[-1], source)
+    return images
 
 
 def slice_name(index: int) -> str:
@@ -68,16 +74,8 @@ def slice_name(index: int) -> str:
     return f"slice_{index:03d}"
 
 
-def _slice(volume: Volume, index: int, pixels: NDArray[np.float32]) -> Image:
-    source = f"{volume.source}, slice {index} of the template"
-    # As `case_names` makes it of <volume>/slice_095.png.
-    image = Image(pixels=pixels, source=source, name=f"{volume.name}__{slice_name(index)}", spacing=(1.0, 1.0))
-    return _scalable(image, source)
-
-
-def _scalable(image: Image, source: str) -> Image:
+def _check_scale(image: Image, source: str) -> None:
     try:
         scale(image.pixels)
     except ThoradError as error:
         raise ThoradError(f"{source}: {error}") from error
-    return image

@@ -51,12 +51,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
                         "header. Put cells that hold a comma in double quotes."
                     )
                 rows.append((reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))))
-    except UnicodeDecodeError as error:
-        raise ThoradError(
-            f"{path}: not UTF-8 text ({error.reason}). Save it as comma-separated CSV in UTF-8."
-        ) from error
-    except csv.Error as error:
-        raise ThoradError(f"{path}: not a CSV table ({error}). Save it as comma-separated CSV in UTF-8.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ThoradError(f"{path}: not CSV in UTF-8 ({error}). Save it as comma-separated CSV in UTF-8.") from error
     except OSError as error:
         raise ThoradError(f"{path}: can't be read ({error.strerror}). Check the path and its permissions.") from error
     if not rows:
@@ -67,13 +63,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Write a comma-separated UTF-8 table with a header line, whole or not at all.
 
-    Args:
-        path: the CSV file.
-        columns: its columns, in order.
-        rows: {column: cell}. What is missing or None is an empty cell; what is no column is left out.
-
-    Raises:
-        ThoradError: the disk or the permissions don't allow it.
+    Of the rows, {column: cell}, what is missing or None is an empty cell; what is no column is left out.
     """
     write_atomic(path, table_content(columns, rows))
 
@@ -111,16 +101,9 @@ def files_in_column(table: Path, rows: Sequence[Row], column: str) -> list[Path]
 
 
 def refuse_images_named_twice(table: Path, rows: Sequence[Row], images: Sequence[Path], advice: str) -> None:
-    """An image in two rows would count twice.
+    """Refuse a table whose rows name one of their images twice, which would count twice.
 
-    Args:
-        table: the CSV file.
-        rows: as `read_table` gives them.
-        images: the file that each row names.
-        advice: how to say in one row what the two say.
-
-    Raises:
-        ThoradError: an image is named twice; lists the first few with their lines and counts all.
+    The error lists the first few with their lines, counts all, and gives the advice how to say it in one row.
     """
     first_line: dict[Path, int] = {}
     twice: list[str] = []
