@@ -35,12 +35,12 @@ elsewhere in a calibration."""
 def pixel_thresholds(
     maps: ArrayLike, region: NDArray[np.bool_], rates: Sequence[float] = FALSE_POSITIVE_RATES
 ) -> dict[float, float]:
-    """Find the thresholds that at most these shares of the healthy scans' pixels exceed.
+    """Find the thresholds that at most these shares, in [0, 1), of the healthy scans' pixels exceed.
 
     Args:
         maps: (N, S, S) of N healthy scans, on the model's grid.
         region: (S, S), True where the model looks; its pixels are pooled over the scans.
-        rates: shares of pixels, in [0, 1).
+        rates: the shares.
 
     Returns:
         {rate: threshold in map units}; a pixel is predicted when it is above the threshold.
@@ -63,9 +63,6 @@ def conformal_p_value(score: float, healthy_scores: ArrayLike) -> float:
     Args:
         score: of the scan in question, the higher the less healthy; NaN gives 1.
         healthy_scores: (n,), not empty.
-
-    Returns:
-        In [1 / (n + 1), 1].
     """
     healthy = np.asarray(healthy_scores, np.float64)
     return (1 + int(np.count_nonzero(~(healthy < score)))) / (healthy.size + 1)
@@ -87,16 +84,11 @@ def scans_needed(level: float) -> int:
 class Calibration:
     """What one set of healthy scans said about one model with one set of options."""
 
-    options: Mapping[str, Any]
-    """All that decides the map, as `map_options` takes it from a detector's provenance."""
-    model_sha256: str
-    """Of the model's weights."""
-    thresholds: Mapping[float, float]
-    """{share of false-positive pixels: threshold in map units}."""
-    scores: tuple[float, ...]
-    """Of the healthy scans, rising."""
-    thorad: str
-    """The version that made it."""
+    options: Mapping[str, Any]  # all that decides the map, as `map_options` takes it from a detector's provenance
+    model_sha256: str  # of the model's weights
+    thresholds: Mapping[float, float]  # {share of false-positive pixels: threshold in map units}
+    scores: tuple[float, ...]  # of the healthy scans, rising
+    thorad: str  # the version that made it
 
     @property
     def scans(self) -> int:
@@ -171,13 +163,9 @@ class Calibration:
 def calibrate_maps(
     maps: NDArray[np.float32], scores: ArrayLike, region: NDArray[np.bool_], provenance: Mapping[str, Any]
 ) -> Calibration:
-    """Make a calibration from the maps and scores of healthy scans.
+    """Make a calibration from the maps (N, S, S) and scores (N,) of healthy scans, in the model's region (S, S).
 
-    Args:
-        maps: (N, S, S) on the model's grid.
-        scores: (N,).
-        region: (S, S), True where the model looks.
-        provenance: of the detector that made them (`Detector.provenance`).
+    `provenance` is that of the detector that made them (`Detector.provenance`).
     """
     return Calibration(
         options=map_options(provenance),
@@ -228,25 +216,19 @@ def with_calibration(content: Mapping[str, Any], calibration: Calibration, sourc
     Raises:
         ThoradError: as `read_calibrations`.
     """
-    others = [
-        other for other in read_calibrations(content, source) if not same_options(other.options, calibration.options)
-    ]
+    known = read_calibrations(content, source)
+    others = [other for other in known if not same_options(other.options, calibration.options)]
     return {**content, "calibrations": [kept.to_json() for kept in (*others, calibration)]}
 
 
 def matching_calibration(
     calibrations: Sequence[Calibration], provenance: Mapping[str, Any], asked_rate: float | None = None
 ) -> Calibration | None:
-    """Find the calibration of a detector among its model's.
-
-    Args:
-        calibrations: all that the model has.
-        provenance: of the detector.
-        asked_rate: the share of false-positive pixels that a user asked for: then there must be one.
+    """Find the calibration of a detector, by its provenance, among its model's.
 
     Raises:
-        ThoradError: one of them is another model's; a rate was asked for, and none of them was made with the
-            detector's options, or has that rate.
+        ThoradError: one of them is another model's; a user asked for a share of false-positive pixels (`asked_rate`),
+            and none of them was made with the detector's options, or has that share.
     """
     model, sha256 = provenance["model"], str(provenance["model_sha256"])
     foreign = [calibration.model_sha256 for calibration in calibrations if calibration.model_sha256 != sha256]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import time
 from collections.abc import Mapping
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from thorad.apps.run import Progress
@@ -17,7 +17,7 @@ from thorad.calibration import Calibration, calibrate_maps, map_options, scans_n
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.io.images import Image, looks_like_mask
+from thorad.io.images import looks_like_mask
 from thorad.io.preprocess import to_model_input
 from thorad.io.scans import Scan
 from thorad.io.slices import images_of
@@ -30,12 +30,9 @@ class CalibrationSummary:
     """A calibration, and what became of the scans."""
 
     calibration: Calibration
-    failed: Mapping[str, str]
-    """{name: why} of the scans that were left out."""
-    warning: str | None
-    """What makes the p-values doubtful, or None."""
-    seconds: float
-    """Wall time."""
+    failed: Mapping[str, str]  # {name: why} of the scans that were left out
+    warning: str | None  # what makes the p-values doubtful
+    seconds: float  # wall time
 
 
 def calibrate_files(
@@ -54,27 +51,53 @@ def calibrate_files(
             that can't be used is left out and told in the summary.
     """
     began = time.perf_counter()
-    needed = scans_needed(level)
-    report = on_progress or (lambda done, total: None)
+    scans_needed(level)  # a level that makes no sense is refused before the work
+    if not any(scan.is_volume for scan in scans.values()):
+        _refuse_too_few(len(scans), level, {})
+    failed: dict[str, str] = {}
+    inputs = _model_inputs(detector, scans, failed)
+    _refuse_too_few(len(inputs), level, failed)
+    maps = _maps(detector, {name: pixels for name, (pixels, _) in inputs.items()}, len(failed), on_progress)
+    finite = torch.isfinite(maps).flatten(1).all(dim=1).tolist()  # (N,)
+    for (name, (_, scan)), usable in zip(inputs.items(), finite, strict=True):
+        if not usable:
+            failed[name] = f"{scan.source}: the map is not finite. Is the model damaged?"
+    used = maps[finite]
+    _refuse_too_few(len(used), level, failed)
+    calibration = calibrate_maps(
+        used[:, 0].numpy(), detector.scores(used).numpy(), detector.region, detector.provenance()
+    )
+    warning = _repeated_subjects([scan for name, (_, scan) in inputs.items() if name not in failed])
+    return CalibrationSummary(calibration, failed, warning, time.perf_counter() - began)
+
+
+def _model_inputs(
+    detector: Detector, scans: Mapping[str, Scan], failed: dict[str, str]
+) -> dict[str, tuple[torch.Tensor, Scan]]:
+    """{name: (1, S, S) and the scan it is of} of each picture and slice; notes why a scan can't be used in `failed`."""
     section = detector.model.recipe.volume
     first, last = section.axial_slices
     indices = range(first, last + 1) if section.template else ()
-    if not any(scan.is_volume for scan in scans.values()):
-        _refuse_too_few(len(scans), needed, level, {})
-    failed: dict[str, str] = {}
-    inputs: dict[str, torch.Tensor] = {}  # (1, S, S) each
-    scan_of: dict[str, Scan] = {}
+    inputs: dict[str, tuple[torch.Tensor, Scan]] = {}
     for scan in scans.values():
         try:
             for image in images_of(scan, skull=section.skull, indices=indices):
-                inputs[image.name] = _model_input(image, scan, detector.model_size)
-                scan_of[image.name] = scan
+                if looks_like_mask(image.pixels):
+                    raise ThoradError(
+                        f"{scan.path}: has only two values and looks like a mask. Calibrate on healthy scans only."
+                    )
+                inputs[image.name] = to_model_input(image.pixels, detector.model_size)[0], scan
         except ThoradError as error:
             failed[scan.name] = scan.redacted(str(error))
-    _refuse_too_few(len(inputs), needed, level, failed)
-    total = len(inputs) + len(failed)
-    report(len(failed), total)
+    return inputs
 
+
+def _maps(
+    detector: Detector, inputs: Mapping[str, torch.Tensor], failed: int, on_progress: Progress | None
+) -> torch.Tensor:
+    """(N, 1, S, S) maps of N named inputs."""
+    report = on_progress or (lambda done, total: None)
+    report(failed, failed + len(inputs))
     names = list(inputs)
     maps = []
     for start in range(0, len(names), detector.batch_size):
@@ -86,22 +109,8 @@ def calibrate_files(
                 f"the memory of {detector.device} doesn't hold {detector.batch_size} images at once. "
                 "Choose a smaller --batch-size."
             ) from error
-        report(len(failed) + start + len(batch), total)
-    every_map = torch.cat(maps)  # (N, 1, S, S)
-    finite = torch.isfinite(every_map).all(dim=3).all(dim=2)[:, 0]  # (N,)
-    for name in np.asarray(names)[~finite.numpy()]:
-        failed[str(name)] = f"{scan_of[str(name)].source}: the map is not finite. Is the model damaged?"
-    used = every_map[finite]
-    _refuse_too_few(len(used), needed, level, failed)
-    calibration = calibrate_maps(
-        used[:, 0].numpy(), detector.scores(used).numpy(), detector.region, detector.provenance()
-    )
-    return CalibrationSummary(
-        calibration=calibration,
-        failed=failed,
-        warning=_repeated_subjects([scan_of[name] for name in names if name not in failed]),
-        seconds=time.perf_counter() - began,
-    )
+        report(failed + start + len(batch), failed + len(inputs))
+    return torch.cat(maps)
 
 
 def calibration_folder(model: str | Path, out: Path | None) -> Path:
@@ -122,31 +131,23 @@ def calibration_folder(model: str | Path, out: Path | None) -> Path:
     if out.exists() and out.resolve() != source.resolve():
         if not out.is_dir():
             raise ThoradError(f"{out}: a file stands where a model folder is needed. Choose another --out.")
-        same = all(
-            (out / file).is_file() and (out / file).read_bytes() == (source / file).read_bytes()
-            for file in (WEIGHTS, RECIPE)
-        )
+        files = (WEIGHTS, RECIPE)
+        same = all((out / file).is_file() and filecmp.cmp(out / file, source / file, shallow=False) for file in files)
         if any(out.iterdir()) and not same:
             raise ThoradError(f"{out}: holds something else than model {str(model)!r}. Choose another --out.")
     return out
 
 
 def save_calibration(calibration: Calibration, model: str | Path, out: Path | None = None) -> Path:
-    """Add a calibration to a model's folder or to a copy of it; an older one of the same options is replaced.
+    """Add a calibration to a model's folder, or to a copy of it at `out`, and return that folder.
 
-    Args:
-        calibration: of this model.
-        model: name of a bundled model, or a model folder.
-        out: where a copy goes, made if need be; None is the model's own folder.
-
-    Returns:
-        The model folder with the calibration.
+    An older calibration of the same options is replaced.
 
     Raises:
         ThoradError: as `calibration_folder`; the calibration is another model's; a file can't be read or written.
     """
     source, folder = model_folder(model), calibration_folder(model, out)
-    content = _content(folder if (folder / CALIBRATION).is_file() else source)
+    content = _content((folder if (folder / CALIBRATION).is_file() else source) / CALIBRATION)
     if content.get("weights_sha256") != calibration.model_sha256:
         raise ThoradError(
             f"{folder}: the calibration is of another model (weights of sha256 {calibration.model_sha256[:12]}..., "
@@ -173,13 +174,8 @@ def calibrate_command(detector: Detector, model: str | Path) -> str:
     return " ".join([*words, "--out FOLDER"] if is_bundled(model_folder(model)) else words)
 
 
-def _model_input(image: Image, scan: Scan, size: int) -> torch.Tensor:
-    if looks_like_mask(image.pixels):
-        raise ThoradError(f"{scan.path}: has only two values and looks like a mask. Calibrate on healthy scans only.")
-    return to_model_input(image.pixels, size)[0]
-
-
-def _refuse_too_few(found: int, needed: int, level: float, failed: Mapping[str, str]) -> None:
+def _refuse_too_few(found: int, level: float, failed: Mapping[str, str]) -> None:
+    needed = scans_needed(level)
     if found >= needed:
         return
     left_out = f" ({len(failed)} were left out: {listing(list(failed.values()))})" if failed else ""
@@ -200,12 +196,12 @@ def _repeated_subjects(scans: list[Scan]) -> str | None:
     )
 
 
-def _content(folder: Path) -> dict[str, Any]:
-    path = folder / CALIBRATION
+def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
+        if isinstance(content, dict):
+            return content
+        reason = "not a model's calibration"
     except (OSError, ValueError) as error:
-        raise ThoradError(f"{path}: can't be read ({error}). Take the folder from its source again.") from error
-    if not isinstance(content, dict):
-        raise ThoradError(f"{path}: not a model's calibration. Take the folder from its source again.")
-    return content
+        reason = f"can't be read ({error})"
+    raise ThoradError(f"{path}: {reason}. Take the folder from its source again.")

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from thorad.apps.reproduce_data import PaperData, Progress, Target, load_data
 from thorad.apps.run import write_evaluation_run
@@ -22,7 +21,7 @@ from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.evaluation.evaluate import baseline_warning, evaluate
 from thorad.evaluation.sizes import SIZE_GROUPS
-from thorad.evaluation.statistics import title
+from thorad.evaluation.statistics import FLOOR, title
 from thorad.evaluation.tables import Figure, lay_out
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import listing
@@ -49,8 +48,6 @@ NOISE_LEVELS: Final = tuple(range(50, 451, 50))
 CURVES: Final = (("ddpm", "gaussian"), ("anoddpm", "simplex"), ("thor", "gaussian"), ("thor", "simplex"))
 """(method, noise) of figure 4; AnoDDPM is DDPM with simplex noise."""
 
-FLOOR: Final = "zscore"
-
 TABLE_1: Final = (
     Figure("Avg.", "best_dice/average", ".1f"),
     Figure("Mix", "best_dice/paper_mix", ".1f"),
@@ -75,14 +72,12 @@ FIGURE_4: Final = (
 class Settings:
     """What decides the figures beside the models and the data."""
 
-    steps: int | Literal["all"] | None = None
-    """As `Detector` takes it."""
+    steps: int | Literal["all"] | None = None  # as `Detector` takes it
     device: str = "auto"
     seed: int = 0
     batch_size: int = 16
     bootstrap: int = 1000
-    every: int = 1
-    """Takes every N-th case, in the order of their subjects."""
+    every: int = 1  # takes every N-th case, in the order of their subjects
 
     def __post_init__(self) -> None:
         """Refuse what takes no case."""
@@ -94,12 +89,9 @@ class Settings:
 class Reproduced:
     """What was measured, and how to show it."""
 
-    results: list[dict[str, Any]]
-    """As in metrics.json."""
-    table: Table
-    """The figures and what a reader has to know of them."""
-    failures: Mapping[str, str]
-    """{case: why it was left out}."""
+    results: list[dict[str, Any]]  # as in metrics.json
+    table: Table  # the figures and what a reader has to know of them
+    failures: Mapping[str, str]  # {case: why it was left out}
 
 
 def reproduce(
@@ -129,9 +121,8 @@ def reproduce(
         ThoradError: neither layout, no usable case, an unknown model, a package that is missing, or `out` can't be
             written.
     """
-    measure = {"table1": _table_1, "table2": _table_2, "fig4": _figure_4}[target]
-    load = partial(load_data, target, data, out, on_progress)
-    return measure(load, models, out, settings or Settings(), on_progress)
+    task = _Task(target, data, models, out, settings or Settings(), on_progress)
+    return {"table1": _table_1, "table2": _table_2, "fig4": _figure_4}[target](task)
 
 
 def every_nth(cases: Sequence[Case], every: int) -> list[Case]:
@@ -139,16 +130,82 @@ def every_nth(cases: Sequence[Case], every: int) -> list[Case]:
     return sorted(cases, key=lambda case: case.subject)[::every]
 
 
-def _table_1(
-    load: Callable[[], PaperData],
-    models: Sequence[str | Path],
-    out: Path,
-    settings: Settings,
-    on_progress: Progress | None,
-) -> Reproduced:
-    detectors = [_detector(*asked, settings) for asked in comparison(models)]
-    data = load()
-    results = _evaluate("brain-lesions", data, detectors, out, settings, on_progress)
+class _Task(NamedTuple):
+    """The arguments of `reproduce`."""
+
+    target: Target
+    data: Path
+    models: Sequence[str | Path]
+    out: Path
+    settings: Settings
+    on_progress: Progress | None
+
+    def load(self) -> PaperData:
+        return load_data(self.target, self.data, self.out, self.on_progress)
+
+    def detector(self, model: str | Path, method: str, noise: str | None, noise_level: int | None = None) -> Detector:
+        steps = self.settings.steps if METHODS[method].default_steps else None
+        if isinstance(steps, int) and noise_level is not None:
+            steps = min(steps, noise_level)  # a low level has no more timesteps than that
+        return Detector(
+            model,
+            method=method,
+            noise=noise,
+            noise_level=noise_level,
+            steps=steps,
+            device=self.settings.device,
+            seed=self.settings.seed,
+            batch_size=self.settings.batch_size,
+        )
+
+    def evaluate(self, protocol: str) -> tuple[PaperData, list[dict[str, Any]]]:
+        """Evaluate on every N-th of the diseased cases, and of the healthy ones of the table and beside it."""
+        detectors = [self.detector(*asked) for asked in comparison(self.models)]
+        data = self.load()
+        began = time.perf_counter()
+        diseased, healthy = (
+            every_nth([case for case in data.cases if case.has_finding == finding], self.settings.every)
+            for finding in (True, False)
+        )
+        known = {case.image.resolve() for case in healthy}
+        results = evaluate(
+            [*diseased, *healthy],
+            [path for path in data.healthy if path.resolve() not in known][:: self.settings.every],
+            detectors,
+            self.out,
+            protocol=protocol,
+            bootstrap=self.settings.bootstrap,
+            seed=self.settings.seed,
+            on_progress=self.on_progress,
+            keep_maps=True,
+        )
+        write_evaluation_run(detectors, self.out, time.perf_counter() - began)
+        return data, results
+
+    def report(
+        self,
+        heading: str,
+        data: PaperData,
+        results: list[dict[str, Any]],
+        columns: Sequence[Figure],
+        rows: Sequence[Mapping[str, Any]],
+        notes: Sequence[str],
+        picture: str = "",
+    ) -> Reproduced:
+        """Write report.md: the columns behind the one that names the method, a picture in Markdown, the notes."""
+        every = f"Every {self.settings.every}-th case only." if self.settings.every > 1 else ""
+        titled = [{"title": title(row), **row} for row in rows]
+        shown = [note for note in (*data.found, every, *notes) if note]
+        table = lay_out([Figure("Method", "title"), *columns], titled, shown)
+        failures = {**data.failures, **{one["name"]: one["reason"] for result in results for one in result["failures"]}}
+        left_out = [f"Left out: {name}: {reason}" for name, reason in failures.items()]
+        written = replace(table, notes=[*([picture] if picture else []), *shown, *left_out])
+        write_atomic(self.out / "report.md", f"# {heading}\n\n{written.markdown()}".encode())
+        return Reproduced(results, table, failures)
+
+
+def _table_1(task: _Task) -> Reproduced:
+    data, results = task.evaluate("brain-lesions")
     measured = {(result["method"], result["noise"]) for result in results}
     missing = [
         {"method": method, "noise": noise, "best_dice": dict.fromkeys(results[0]["best_dice"])}
@@ -169,19 +226,11 @@ def _table_1(
         _models_note(results),
         baseline_warning(results) or "",
     ]
-    return _report("Table 1: best Dice by lesion size", out, data, results, TABLE_1, rows, notes, settings)
+    return task.report("Table 1: best Dice by lesion size", data, results, TABLE_1, rows, notes)
 
 
-def _table_2(
-    load: Callable[[], PaperData],
-    models: Sequence[str | Path],
-    out: Path,
-    settings: Settings,
-    on_progress: Progress | None,
-) -> Reproduced:
-    detectors = [_detector(*asked, settings) for asked in comparison(models)]
-    data = load()
-    results = _evaluate("boxes", data, detectors, out, settings, on_progress)
+def _table_2(task: _Task) -> Reproduced:
+    data, results = task.evaluate("boxes")
     rows = [
         {"method": result["method"], "noise": result["noise"], "kind": kind, **figures}
         for result in results
@@ -199,39 +248,24 @@ def _table_2(
         _models_note(results),
         baseline_warning(results) or "",
     ]
-    return _report("Table 2: recall and F1 by kind", out, data, results, TABLE_2, rows, notes, settings)
+    return task.report("Table 2: recall and F1 by kind", data, results, TABLE_2, rows, notes)
 
 
-def _figure_4(
-    load: Callable[[], PaperData],
-    models: Sequence[str | Path],
-    out: Path,
-    settings: Settings,
-    on_progress: Progress | None,
-) -> Reproduced:
+def _figure_4(task: _Task) -> Reproduced:
     import_matplotlib()  # its absence should be told before the work
-    model_of = {(method, noise): model for model, method, noise in comparison(models)}
+    model_of = {(method, noise): model for model, method, noise in comparison(task.models)}
     trained_below = {curve: load_recipe_of(model_of[curve]).noise.train_below for curve in CURVES if curve in model_of}
     if not trained_below:
         raise ThoradError(
-            f"None of the models {', '.join(map(str, models))} supports ddpm, anoddpm or thor, which figure 4 "
+            f"None of the models {', '.join(map(str, task.models))} supports ddpm, anoddpm or thor, which figure 4 "
             "compares. Name one that was trained on whole noised images."
         )
-    points: list[tuple[str, str | None, int | None]] = [
-        (*curve, level) for curve, limit in trained_below.items() for level in NOISE_LEVELS if level < limit
-    ]
-    points += [(FLOOR, None, None)] if (FLOOR, None) in model_of else []
-    data = load()
-    # Best Dice, all that the figure shows, uses no healthy scan.
-    cases = every_nth([case for case in data.cases if case.has_finding], settings.every)
-    results = []
-    for index, (method, noise, level) in enumerate(points):
-        detector = _detector(model_of[method, noise], method, noise, settings, noise_level=level)
-        results.append(_point(detector, level, cases, out, settings, _part_of(on_progress, index, len(points))))
+    data = task.load()
+    results = _sweep(task, data, model_of, trained_below)
     for kind, content in plot_sweep(results).items():
-        write_atomic(out / f"figure4.{kind}", content)
-    write_sweep_table(out / "sweep.csv", results)
-    write_atomic(out / "metrics.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+        write_atomic(task.out / f"figure4.{kind}", content)
+    write_sweep_table(task.out / "sweep.csv", results)
+    write_atomic(task.out / "metrics.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     counts = results[0]["counts"]
     missing = [f"{method} ({noise})" for method, noise in CURVES if (method, noise) not in model_of]
     untrained = [
@@ -251,120 +285,44 @@ def _figure_4(
         f"Left out: {'; '.join(untrained)}." if untrained else "",
     ]
     picture = "![best Dice against the noise level](figure4.png)"
-    return _report("Figure 4: noise levels", out, data, results, FIGURE_4, results, notes, settings, picture)
+    return task.report("Figure 4: noise levels", data, results, FIGURE_4, results, notes, picture)
 
 
-def _point(
-    detector: Detector,
-    level: int | None,
-    cases: Sequence[Case],
-    out: Path,
-    settings: Settings,
-    on_progress: Progress | None,
-) -> dict[str, Any]:
-    """Measure one point of figure 4, in a folder of its own."""
-    name = "-".join(str(part) for part in (detector.method, detector.noise, level) if part is not None)
-
-    def report(done: int, total: int, method: str) -> None:
-        if on_progress is not None:
-            on_progress(done, total, name)
-
-    (result,) = evaluate(
-        cases,
-        [],
-        [detector],
-        out / "levels" / name,
-        bootstrap=settings.bootstrap,
-        permutations=0,
-        seed=settings.seed,
-        on_progress=report,
-        keep_maps=True,
-    )
-    return {**result, "noise_level": detector.noise_level}
-
-
-def _detector(
-    model: str | Path, method: str, noise: str | None, settings: Settings, noise_level: int | None = None
-) -> Detector:
-    steps = settings.steps if METHODS[method].default_steps else None
-    if isinstance(steps, int) and noise_level is not None:
-        steps = min(steps, noise_level)  # a low level has no more timesteps than that
-    return Detector(
-        model,
-        method=method,
-        noise=noise,
-        noise_level=noise_level,
-        steps=steps,
-        device=settings.device,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-    )
-
-
-def _evaluate(
-    protocol: str,
+def _sweep(
+    task: _Task,
     data: PaperData,
-    detectors: Sequence[Detector],
-    out: Path,
-    settings: Settings,
-    on_progress: Progress | None,
+    model_of: Mapping[tuple[str, str | None], str | Path],
+    trained_below: Mapping[tuple[str, str], int],
 ) -> list[dict[str, Any]]:
-    """Evaluate on every N-th of the diseased cases, and of the healthy ones of the table and beside it."""
-    began = time.perf_counter()
-    diseased, healthy = (
-        every_nth([case for case in data.cases if case.has_finding == finding], settings.every)
-        for finding in (True, False)
-    )
-    known = {case.image.resolve() for case in healthy}
-    results = evaluate(
-        [*diseased, *healthy],
-        [path for path in data.healthy if path.resolve() not in known][:: settings.every],
-        detectors,
-        out,
-        protocol=protocol,
-        bootstrap=settings.bootstrap,
-        seed=settings.seed,
-        on_progress=on_progress,
-        keep_maps=True,
-    )
-    write_evaluation_run(detectors, out, time.perf_counter() - began)
+    """Measure each curve at the noise levels that its model was trained for, each point in a folder of its own."""
+    points: list[tuple[str, str | None, int | None]] = [
+        (*curve, level) for curve, limit in trained_below.items() for level in NOISE_LEVELS if level < limit
+    ]
+    points += [(FLOOR, None, None)] if (FLOOR, None) in model_of else []
+    # Best Dice, all that the figure shows, uses no healthy scan.
+    cases = every_nth([case for case in data.cases if case.has_finding], task.settings.every)
+    results = []
+    for index, (method, noise, level) in enumerate(points):
+        name = "-".join(str(part) for part in (method, noise, level) if part is not None)
+
+        def report(done: int, total: int, _: str, index: int = index, name: str = name) -> None:
+            if task.on_progress is not None:
+                task.on_progress(index * total + done, len(points) * total, name)
+
+        detector = task.detector(model_of[method, noise], method, noise, level)
+        (result,) = evaluate(
+            cases,
+            [],
+            [detector],
+            task.out / "levels" / name,
+            bootstrap=task.settings.bootstrap,
+            permutations=0,
+            seed=task.settings.seed,
+            on_progress=report,
+            keep_maps=True,
+        )
+        results.append({**result, "noise_level": detector.noise_level})
     return results
-
-
-def _report(
-    heading: str,
-    out: Path,
-    data: PaperData,
-    results: list[dict[str, Any]],
-    columns: Sequence[Figure],
-    rows: Sequence[Mapping[str, Any]],
-    notes: Sequence[str],
-    settings: Settings,
-    picture: str = "",
-) -> Reproduced:
-    """Write report.md, in which a picture stands between the table and its notes.
-
-    Args:
-        heading: of the report.
-        out: its folder.
-        data: that were measured on.
-        results: as in metrics.json.
-        columns: of the table, behind the one that names the method.
-        rows: what they show.
-        notes: what a reader has to know; empty ones are left out.
-        settings: of the measurement.
-        picture: in Markdown.
-    """
-    every = f"Every {settings.every}-th case only." if settings.every > 1 else ""
-    titled = [{"title": title(row), **row} for row in rows]
-    table = lay_out(
-        [Figure("Method", "title"), *columns], titled, [note for note in (*data.found, every, *notes) if note]
-    )
-    failures = {**data.failures, **{one["name"]: one["reason"] for result in results for one in result["failures"]}}
-    left_out = [f"Left out: {name}: {reason}" for name, reason in failures.items()]
-    shown = replace(table, notes=[*([picture] if picture else []), *table.notes, *left_out])
-    write_atomic(out / "report.md", f"# {heading}\n\n{shown.markdown()}".encode())
-    return Reproduced(results, table, failures)
 
 
 def _models_note(results: Sequence[Mapping[str, Any]]) -> str:
@@ -377,10 +335,3 @@ def _models_note(results: Sequence[Mapping[str, Any]]) -> str:
 def _published(method: str, noise: str | None) -> str:
     figures = PUBLISHED_TABLE_1.get((method, noise or ""))
     return "-" if figures is None else "/".join(f"{figure:.2f}" for figure in figures)
-
-
-def _part_of(on_progress: Progress | None, index: int, parts: int) -> Progress | None:
-    """The progress of one of several parts of the same length, as one of the whole."""
-    if on_progress is None:
-        return None
-    return lambda done, total, name: on_progress(index * total + done, parts * total, name)

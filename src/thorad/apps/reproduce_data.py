@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from thorad.datasets import atlas, wrist
 from thorad.datasets.cases import Case, Truth, read_cases
@@ -25,10 +25,8 @@ PREPARED_WRIST: Final = "cases.csv with the columns image, boxes, elsewhere and 
 class LayoutCheck:
     """What a folder holds."""
 
-    found: list[str]
-    """What was found, and what of it will be used."""
-    problems: list[str]
-    """What is wrong with single files; they would be left out."""
+    found: list[str]  # what was found, and what of it will be used
+    problems: list[str]  # what is wrong with single files; they would be left out
 
 
 @dataclass(frozen=True)
@@ -37,32 +35,21 @@ class PaperData:
 
     cases: list[Case]
     healthy: list[Path]
-    found: list[str]
-    """What was found, for the report."""
-    failures: Mapping[str, str]
-    """{case: why it was left out}."""
-    published: bool
-    """Whether these are the paper's data."""
+    found: list[str]  # what was found, for the report
+    failures: Mapping[str, str]  # {case: why it was left out}
+    published: bool  # whether these are the paper's data
 
 
-@dataclass(frozen=True)
-class _Published:
+class _Published(NamedTuple):
     """A published data set."""
 
-    truth: Truth
-    """Which column the prepared bench has in its place."""
+    truth: Truth  # which column the prepared bench has in its place
     check: Callable[[Path, Progress | None], LayoutCheck]
-    load: Callable[[Path, Path, Progress | None], PaperData]
-    """Reads the data of a folder, and puts what it cuts or chooses into another."""
+    load: Callable[[Path, Path, Progress | None], PaperData]  # (data, where what is cut or chosen goes, progress)
 
 
 def check_layout(target: Target, data: Path, on_progress: Progress | None = None) -> LayoutCheck:
-    """Say what a folder of data holds, without a model and without writing anything.
-
-    Args:
-        target: what is to be reproduced.
-        data: a prepared bench or the published data set.
-        on_progress: see `Progress`.
+    """Say what a folder holds, a prepared bench or the published data set, without writing anything.
 
     Raises:
         ThoradError: neither layout.
@@ -73,13 +60,7 @@ def check_layout(target: Target, data: Path, on_progress: Progress | None = None
 
 
 def load_data(target: Target, data: Path, out: Path, on_progress: Progress | None = None) -> PaperData:
-    """Read a prepared bench, or cut or choose the cases of the published data.
-
-    Args:
-        target: what is to be reproduced.
-        data: the folder, of the layouts that `check_layout` tells.
-        out: where what is cut or chosen goes.
-        on_progress: see `Progress`.
+    """Read a prepared bench, or cut or choose the cases of the published data and put them into `out`.
 
     Raises:
         ThoradError: neither layout.
@@ -89,11 +70,7 @@ def load_data(target: Target, data: Path, out: Path, on_progress: Progress | Non
 
 
 def _prepared(data: Path, truth: Truth) -> PaperData | None:
-    """The data of a prepared bench; None where the folder is none.
-
-    Raises:
-        ThoradError: no such folder.
-    """
+    """The data of a prepared bench; None where the folder is none."""
     if not data.is_dir():
         raise ThoradError(f"{data}: no such folder. Name the folder of the data set or of a prepared bench.")
     if not (data / "cases.csv").is_file():

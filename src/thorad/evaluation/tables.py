@@ -6,6 +6,8 @@ entries that it did not have yet leave their cells empty.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib import resources
 from typing import Any, Final, NamedTuple
 
 from thorad.errors import ThoradError
@@ -22,16 +24,11 @@ TEXT_COLUMNS: Final = frozenset(("Method", "Noise", "Kind", "Model", "kind"))
 class Figure(NamedTuple):
     """A column that shows one entry of every result."""
 
-    heading: str
-    """In the full table; empty: the column isn't in it."""
-    path: str
-    """Where a result holds the entry, such as `best_dice/average`."""
-    form: str = ""
-    """Format of the number, such as `.3f`."""
-    brief: str = ""
-    """Heading in the brief table; empty: the column isn't in it."""
-    interval: bool = False
-    """Whether the full table shows the figure's 95 % interval."""
+    heading: str  # in the full table; empty: the column isn't in it
+    path: str  # where a result holds the entry, such as `best_dice/average`
+    form: str = ""  # format of the number, such as `.3f`
+    brief: str = ""  # heading in the brief table; empty: the column isn't in it
+    interval: bool = False  # whether the full table shows the figure's 95 % interval
 
     def headings(self, reference: Result | None, brief: bool) -> list[str]:
         """One heading, or none where the table leaves the column out."""
@@ -49,13 +46,10 @@ class Figure(NamedTuple):
 class Difference(NamedTuple):
     """Two columns: by how much a figure differs from that of the reference method, and the p-value."""
 
-    heading: str
-    """The figure's name in the full table; empty: the columns aren't in it."""
-    metric: str
-    """As the results' `versus` names it."""
+    heading: str  # the figure's name in the full table; empty: the columns aren't in it
+    metric: str  # as the results' `versus` names it
     form: str
-    brief: str = ""
-    """The figure's name in the brief table; empty: the columns aren't in it."""
+    brief: str = ""  # the figure's name in the brief table; empty: the columns aren't in it
 
     def headings(self, reference: Result | None, brief: bool) -> list[str]:
         """Two headings, or none where the table leaves the columns out or there is no reference."""
@@ -79,17 +73,11 @@ Column = Figure | Difference
 class Layout(NamedTuple):
     """What the tables of one protocol show."""
 
-    columns: Sequence[Column]
-    """Behind those that say which method it is."""
-    floor_columns: Sequence[Difference]
-    """Of the second table, which compares the methods with the z-score."""
-    label: str
-    """Heading of the brief table's first column, which names the methods."""
-    notes: Callable[[Result, str], Sequence[str]]
-    """Paragraphs below the full table, given the first result and what is to be said of intervals and p-values."""
-    brief_notes: Callable[[Result], Sequence[str]]
-    rows: Callable[[Result], Sequence[Result]] = lambda result: [result]
-    """The rows of one result."""
+    columns: Sequence[Column]  # behind those that say which method it is
+    floor_columns: Sequence[Difference]  # of the second table, which compares the methods with the z-score
+    label: str  # heading of the brief table's first column, which names the methods
+    brief_notes: Sequence[str]  # with the first result's entries in braces
+    rows: Callable[[Result], Sequence[Result]] = lambda result: [result]  # of one result
 
 
 def table_of(results: Sequence[Result], *, brief: bool = False) -> Table:
@@ -102,49 +90,38 @@ def table_of(results: Sequence[Result], *, brief: bool = False) -> Table:
     Raises:
         ThoradError: the results are of a protocol that is not known here.
     """
-    first = results[0]
-    if first["protocol"] not in LAYOUTS:
-        raise ThoradError(f"Results of an unknown protocol, {first['protocol']!r}. Known: {', '.join(LAYOUTS)}.")
-    layout = LAYOUTS[first["protocol"]]
+    protocol = results[0]["protocol"]
+    if protocol not in LAYOUTS:
+        raise ThoradError(f"Results of an unknown protocol, {protocol!r}. Known: {', '.join(LAYOUTS)}.")
+    layout = LAYOUTS[protocol]
+    rows = [row for result in results for row in layout.rows(result)]
     compared_with = [
         {key: results[index].get(key) for key in ABOUT} for index in (references(results) if len(results) > 1 else [])
     ]
     reference = compared_with[0] if compared_with else None
-    rows = [row for result in results for row in layout.rows(result)]
     if brief:
-        labelled = [{"label": _label(row), **row} for row in rows]
-        notes = [*layout.brief_notes(first)]
-        if reference is not None:
-            figure = next(column.brief for column in layout.columns if isinstance(column, Difference) and column.brief)
-            notes.append(f"diff. of {figure}: to {_label(reference)}; p: permutation test within subjects.")
-        columns = [Figure("", "label", brief=layout.label), *layout.columns]
-        return lay_out(columns, labelled, notes, reference=reference, brief=True)
-    notes = [*layout.notes(first, _on_comparison(first, reference))]
-    # What a user asked for that no column says, and the cases that could not be used.
-    asked = sorted({(name, result[name]) for result in results for name in ("preset", "noise_level") if name in result})
-    final = [f"{name.replace('_', ' ').capitalize()}: {value}." for name, value in asked]
-    if first["failures"]:
-        names = ", ".join(failure["name"] for failure in first["failures"])
-        final.append(f"Left out, because they could not be used: {names}.")
+        return _brief_table(results[0], layout, rows, reference)
+    template = resources.files("thorad").joinpath("assets", "notes", f"{protocol}.md").read_text("utf-8")
+    notes = _filled(template, results[0], comparison=_comparison_note(results[0], reference)).strip().split("\n\n")
+    final = _final_notes(results)
     method = [Figure("Method", "method"), Figure("Noise", "noise")]
     if len({result["model"] for result in results}) > 1:
         method.append(Figure("Model", "model"))
     columns = [*method, Figure("Steps", "steps"), *layout.columns]
     if len(compared_with) < 2:
-        return lay_out(columns, rows, [*notes, *final], reference=reference)
+        return lay_out(columns, rows, [*notes, *final], reference)
     below = [result for result in results if _compared(result, compared_with[1])]
-    second = lay_out([*method, *layout.floor_columns], below, final, reference=compared_with[1])
-    return lay_out(columns, rows, notes, reference=reference, more=[second])
+    second = lay_out([*method, *layout.floor_columns], below, final, compared_with[1])
+    return replace(lay_out(columns, rows, notes, reference), more=[second])
 
 
 def lay_out(
     columns: Sequence[Column],
     rows: Sequence[Result],
     notes: Sequence[str],
-    *,
     reference: Result | None = None,
+    *,
     brief: bool = False,
-    more: Sequence[Table] = (),
 ) -> Table:
     """Make a table of results, or of parts of them.
 
@@ -154,7 +131,6 @@ def lay_out(
         notes: paragraphs below the table.
         reference: the method, as `versus` names it, that the columns `Difference` compare with.
         brief: whether to show the columns as the brief table does.
-        more: tables to follow.
     """
     shown = [column for column in columns if column.headings(reference, brief)]
     return Table(
@@ -162,13 +138,29 @@ def lay_out(
         rows=[[cell for column in shown for cell in column.cells(row, reference, brief)] for row in rows],
         notes=notes,
         text_columns=TEXT_COLUMNS,
-        more=more,
     )
 
 
-def _on_comparison(first: Result, reference: Result | None) -> str:
-    resamples = _counts(first)["bootstrap_resamples"]
-    text = f"Intervals: 95 % percentile bootstrap over subjects, {resamples} resamples."
+def _brief_table(first: Result, layout: Layout, rows: Sequence[Result], reference: Result | None) -> Table:
+    labelled = [{"label": _label(row), **row} for row in rows]
+    notes = [_filled(note, first) for note in layout.brief_notes]
+    if reference is not None:
+        figure = next(column.brief for column in layout.columns if isinstance(column, Difference) and column.brief)
+        notes.append(f"diff. of {figure}: to {_label(reference)}; p: permutation test within subjects.")
+    return lay_out([Figure("", "label", brief=layout.label), *layout.columns], labelled, notes, reference, brief=True)
+
+
+def _filled(template: str, first: Result, **values: str) -> str:
+    """A note, with a dash for each count that an earlier version did not write."""
+    return template.format(
+        **values, counts=defaultdict(lambda: "-", first["counts"]), thresholds=first.get("thresholds")
+    )
+
+
+def _comparison_note(first: Result, reference: Result | None) -> str:
+    text = _filled(
+        "Intervals: 95 % percentile bootstrap over subjects, {counts[bootstrap_resamples]} resamples.", first
+    )
     if reference is not None:
         text += (
             f" Differences from {title(reference)}: the same resamples for both; p is two-sided, from a permutation "
@@ -177,48 +169,14 @@ def _on_comparison(first: Result, reference: Result | None) -> str:
     return text
 
 
-def _lesion_notes(first: Result, comparison: str) -> list[str]:
-    counts = _counts(first)
-    return [
-        f"{counts['lesion_cases']} lesion cases ({counts['small']} small, {counts['medium']} medium, {counts['large']} "
-        f"large, {counts['no_size_group']} too small for a group) and {counts['healthy_cases']} healthy scans of "
-        f"{counts['subjects']} subjects.",
-        "Small to Pooled: best Dice in percent over 101 thresholds. **Each picks its threshold on the test labels, so "
-        "it is an upper bound**, comparable with the field's tables and with nothing a user can reach. Average weights "
-        "the groups by this bench's lesion counts, paper mix by the paper's. Pooled counts every lesion pixel, those "
-        "of lesions too small for a group too.",
-        "Dice @ 1 % and 5 % FP (0 to 1, pooled over the lesion cases): the threshold is the smallest that at most 1 % "
-        f"or 5 % of the pixels exceed in the {counts['healthy_cases']} healthy scans of this evaluation; no lesion "
-        "label is used. AP and AUROC (0 to 1) need no threshold; they pool the pixels inside the model's region. Dice "
-        f"also counts the {counts['lesion_pixels_outside_region']} of {counts['lesion_pixels']} lesion pixels outside "
-        f"it, as missed. {comparison} CPU seconds are summed over all threads; a dash is a value that can't be "
-        "computed here.",
-    ]
-
-
-def _volume_notes(first: Result, comparison: str) -> list[str]:
-    counts = _counts(first)
-    return [
-        f"{counts['lesion_volumes']} volumes with lesions and {counts['healthy_volumes']} healthy ones, "
-        f"{counts['slices']} slices of {counts['subjects']} subjects.",
-        "Dice and AUPRC (0 to 1): means and standard deviations (SD) over the volumes with lesions. Maps are "
-        "median-filtered and cut to the eroded brain mask; components under 7 voxels are dropped before the Dice. "
-        f"Threshold: {first['thresholds']['mean_dice_source']}; no test label is used.",
-        f"{comparison} CPU seconds are summed over all threads.",
-    ]
-
-
-def _box_notes(first: Result, comparison: str) -> list[str]:
-    counts = _counts(first)
-    return [
-        f"{counts['boxes']} boxes in {counts['images_with_boxes']} images, and {counts['healthy_images']} healthy "
-        f"images, of {counts['subjects']} subjects.",
-        f"Threshold: {first['thresholds']['boxes_source']} exceed it; no box is used. Recall and F1 (0 to 1) by "
-        "the rules of THOR's wrist experiment, means over the boxes: found is a box of which more than 10 % of the "
-        "pixels exceed the threshold. FROC: mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives an image; "
-        "a candidate hits a box with its peak, or (IoU) by an overlap of 0.1 or more.",
-        f"{comparison} CPU seconds are summed over all threads.",
-    ]
+def _final_notes(results: Sequence[Result]) -> list[str]:
+    """What a user asked for that no column says, and the cases that could not be used."""
+    asked = sorted({(name, result[name]) for result in results for name in ("preset", "noise_level") if name in result})
+    notes = [f"{name.replace('_', ' ').capitalize()}: {value}." for name, value in asked]
+    if failures := results[0]["failures"]:
+        names = ", ".join(failure["name"] for failure in failures)
+        notes.append(f"Left out, because they could not be used: {names}.")
+    return notes
 
 
 def _kind_rows(result: Result) -> list[Result]:
@@ -253,12 +211,11 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
             Difference("AP", "auprc", ".3f"),
         ),
         label="best Dice, %",
-        notes=_lesion_notes,
-        brief_notes=lambda first: [
+        brief_notes=(
             "Best Dice takes its threshold from the test labels: an upper bound. 1% FP: Dice (0 to 1) at the threshold "
             "that 1 % of the pixels of healthy scans exceed. images: AUROC of diseased against healthy images. CPU s: "
-            "of one case."
-        ],
+            "of one case.",
+        ),
     ),
     "brain-volumes": Layout(
         columns=(
@@ -273,8 +230,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
         ),
         floor_columns=(Difference("Dice", "mean_dice", ".3f"), Difference("AUPRC", "mean_auprc", ".3f")),
         label="means over volumes",
-        notes=_volume_notes,
-        brief_notes=lambda first: [f"Threshold: {first['thresholds']['mean_dice_source']}."],
+        brief_notes=("Threshold: {thresholds[mean_dice_source]}.",),
     ),
     "boxes": Layout(
         columns=(
@@ -291,15 +247,14 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
         ),
         floor_columns=(Difference("Recall", "recall", ".3f"), Difference("F1", "f1", ".3f")),
         label="method",
-        notes=_box_notes,
-        brief_notes=lambda first: [
-            f"Threshold: {first['thresholds']['boxes_source']} exceed it.",
+        brief_notes=(
+            "Threshold: {thresholds[boxes_source]} exceed it.",
             "FROC: mean sensitivity at 1/8 to 8 false positives an image. images: AUROC.",
-        ],
+        ),
         rows=_kind_rows,
     ),
 }
-"""Protocol -> what its tables show."""
+"""Protocol -> what its tables show; the notes of the full one are in thorad/assets/notes."""
 
 
 def _compared(row: Result, reference: Result | None) -> list[Result]:
@@ -310,11 +265,6 @@ def _compared(row: Result, reference: Result | None) -> list[Result]:
 
 def _label(result: Result) -> str:
     return " ".join(filter(None, (result["method"], result["noise"])))
-
-
-def _counts(first: Result) -> Mapping[str, Any]:
-    """The counts of a result; a dash for each that an earlier version did not write."""
-    return defaultdict(lambda: "-", first["counts"])
 
 
 _ABSENT: Final = object()
