@@ -47,23 +47,25 @@ CORONAL_MM, SAGITTAL_MM = -20.0, -4.0
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A volume whose slices have been cut, as its prepared.json keeps it."""
+    """A volume whose slices have been cut, as its prepared.json keeps it; the matrices lead to RAS mm."""
 
     name: str
     source: str
     subject: str
     to_template: NDArray[np.float64]
-    """(4, 4): native RAS mm to the template's RAS mm."""
+    """(4, 4), of native RAS mm."""
     shape: tuple[int, int, int]
     """(I, J, K) of the native grid."""
     affine: NDArray[np.float64]
-    """(4, 4): native voxel index to RAS mm."""
+    """(4, 4), of native voxel indices."""
     overlap: float
     similarity: float
     warning: str | None
     """As `thorad.io.registration.Registration` has them."""
     slices: Mapping[int, Path]
     """{index in the template's grid: file}."""
+    options: Mapping[str, Any]
+    """Which slices were wanted, and whether with the skull."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,12 @@ def prepare_files(
         ThoradError: no volume, an index outside the template, `out` can't be written; never for one bad volume.
     """
     began = time.perf_counter()
-    volumes = _volumes_of(scans, indices)
+    volumes = {name: scan for name, scan in scans.items() if scan.is_volume or scan.problem is not None}
+    if not volumes:
+        raise ThoradError("no volume among the inputs. Expected NIfTI, NRRD or MetaImage files, or DICOM series.")
+    depth = MNI_2009A.shape[2]
+    if not indices or min(indices) < 0 or max(indices) >= depth:
+        raise ThoradError(f"slices {list(indices)}: expected indices from 0 to {depth - 1} of the template's grid.")
     options = {"skull": skull, "slices": sorted(set(indices))}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -142,16 +149,6 @@ def prepare_files(
     return PrepareSummary(done, failed, already_done, time.perf_counter() - began)
 
 
-def _volumes_of(scans: Mapping[str, Scan], indices: Sequence[int]) -> dict[str, Scan]:
-    volumes = {name: scan for name, scan in scans.items() if scan.is_volume or scan.problem is not None}
-    if not volumes:
-        raise ThoradError("no volume among the inputs. Expected NIfTI, NRRD or MetaImage files, or DICOM series.")
-    depth = MNI_2009A.shape[2]
-    if not indices or min(indices) < 0 or max(indices) >= depth:
-        raise ThoradError(f"slices {list(indices)}: expected indices from 0 to {depth - 1} of the template's grid.")
-    return volumes
-
-
 def load_prepared(folder: Path) -> Prepared:
     """Read what `prepare_files` has written of one volume.
 
@@ -161,21 +158,13 @@ def load_prepared(folder: Path) -> Prepared:
     path = folder / "prepared.json"
     try:
         content = json.loads(path.read_bytes())
-        to_template, affine = (np.array(content[key], dtype=np.float64) for key in ("to_template", "affine"))
-        i, j, k = content["shape"]
-        if to_template.shape != (4, 4) or affine.shape != (4, 4):
-            raise ValueError("a matrix is not 4 x 4")
         return Prepared(
-            name=content["name"],
-            source=content["source"],
-            subject=content["subject"],
-            to_template=to_template,
-            shape=(int(i), int(j), int(k)),
-            affine=affine,
-            overlap=float(content["overlap"]),
-            similarity=float(content["similarity"]),
-            warning=content["warning"],
+            **{key: content[key] for key in ("name", "source", "subject", "warning", "overlap", "similarity")},
+            to_template=np.array(content["to_template"], dtype=np.float64).reshape(4, 4),
+            affine=np.array(content["affine"], dtype=np.float64).reshape(4, 4),
+            shape=tuple(content["shape"]),
             slices={int(index): folder / file for index, file in content["slices"].items()},
+            options=content["options"],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ThoradError(f"{path}: missing or damaged ({error}). Delete it, and `thorad prepare` makes it.") from error
@@ -194,33 +183,31 @@ def overlay(registration: Registration, axial_mm: float) -> NDArray[np.uint8]:
     brain, brain_affine = template_brain()
     axes = [origin + np.arange(extent) for origin, extent in zip(MNI_2009A.origin_mm, MNI_2009A.shape, strict=True)]
     x, y, z = axes[0], axes[1][::-1], axes[2][::-1]
-    to_native = np.asarray(np.linalg.inv(registration.to_template @ registration.volume.affine), dtype=np.float64)
-    to_brain = np.asarray(np.linalg.inv(brain_affine), dtype=np.float64)
-    planes = [
-        np.meshgrid(x, y, [axial_mm]),
-        np.meshgrid(x, [CORONAL_MM], z),
-        np.meshgrid([SAGITTAL_MM], y[::-1], z),
+    planes: list[tuple[Any, ...]] = [
+        (x, y[:, None], axial_mm),
+        (x, CORONAL_MM, z[:, None]),
+        (SAGITTAL_MM, y[::-1], z[:, None]),
     ]
     picture = np.zeros((len(y), len(x) + len(x) + len(y), 3), dtype=np.uint8)
     left = 0
-    for mesh in planes:
-        points = np.stack(mesh)  # (3, y, x, z), one of the three axes with one entry: (3, rows, columns)
-        points = points[..., 0] if points.shape[3] == 1 else points.squeeze(axis=1 + points.shape[1:].index(1)).mT
-        head = _sample(registration.volume.voxels, to_native, points)
-        inside = _sample((brain > 0).astype(np.float32), to_brain, points) > 0.5
+    for plane in planes:
+        points = np.stack(np.broadcast_arrays(*plane))  # (3, rows, columns)
+        head = _sample(registration.volume.voxels, registration.to_template @ registration.volume.affine, points)
+        inside = _sample((brain > 0).astype(np.float32), brain_affine, points) > 0.5
         brightest = max(float(np.percentile(head[inside], 98)), 1e-30)  # a failed registration may show nothing
         rows, columns = head.shape
-        tile = np.repeat(np.rint(np.clip(head / brightest, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
+        tile = picture[:rows, left : left + columns]
+        tile[:] = np.rint(np.clip(head / brightest, 0, 1) * 255)[..., None]
         tile[inside & ~ndimage.binary_erosion(inside)] = OUTLINE
-        picture[:rows, left : left + columns] = tile
         left += columns
     return picture
 
 
 def _sample(
-    voxels: NDArray[np.float32], to_voxel: NDArray[np.float64], points: NDArray[np.float64]
+    voxels: NDArray[np.float32], affine: NDArray[np.float64], points: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Trilinear, at points (3, rows, columns) in mm; 0 outside."""
+    """Trilinear, at points (3, rows, columns) in the mm that the affine leads to; 0 outside."""
+    to_voxel = np.linalg.inv(affine)
     index = np.tensordot(to_voxel[:3, :3], points, axes=1) + to_voxel[:3, 3, None, None]
     return np.asarray(ndimage.map_coordinates(voxels, index, order=1, mode="constant", output=np.float32))
 
@@ -256,8 +243,17 @@ def _prepare(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
     volume = scan.read()
     if not isinstance(volume, Volume):
         raise ThoradError(f"{scan.path}: a picture, expected a volume.")
-    _refuse_another(scan, folder)
-    _clear(folder)
+    try:
+        source = load_prepared(folder).source
+    except ThoradError:
+        source = scan.source
+    if not scan.comes_from(source):
+        raise ThoradError(f"{scan.path}: {folder} holds slices of another file, {source}. Choose another --out.")
+    try:  # what other options or an interrupted try have left; prepared.json goes first
+        for file in (folder / "prepared.json", folder / "overlay.png", *folder.glob("slice_*.png")):
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise ThoradError(f"{folder}: can't be written ({error.strerror}). Choose another --out.") from error
     registration = register(volume, skull=options["skull"])
     indices: list[int] = options["slices"]
     slices = np.clip(cut_axial(registration.volume, registration.to_template, indices), 0, None)
@@ -287,38 +283,18 @@ def _prepare(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
     write_atomic(folder / "prepared.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _refuse_another(scan: Scan, folder: Path) -> None:
-    """Two folders may hold files of one name: the slices of one must not be replaced by the other's."""
-    try:
-        source = str(json.loads((folder / "prepared.json").read_bytes())["source"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if not scan.comes_from(source):
-        raise ThoradError(f"{scan.path}: {folder} holds slices of another file, {source}. Choose another --out.")
-
-
 def _is_done(scan: Scan, folder: Path, options: dict[str, Any]) -> bool:
-    path = folder / "prepared.json"
     try:
-        content = json.loads(path.read_bytes())
-        made = path.stat().st_mtime
+        prepared = load_prepared(folder)
+        made = (folder / "prepared.json").stat().st_mtime
         return (
-            content["options"] == options
-            and scan.comes_from(content["source"])
+            prepared.options == options
+            and scan.comes_from(prepared.source)
             and all(file.stat().st_mtime <= made for file in scan.files)
-            and all(file.is_file() for file in load_prepared(folder).slices.values())
+            and all(file.is_file() for file in prepared.slices.values())
         )
-    except (OSError, ValueError, KeyError, TypeError, ThoradError):
+    except (OSError, ThoradError):
         return False
-
-
-def _clear(folder: Path) -> None:
-    """The folder without what other options or an interrupted try have left; prepared.json goes first."""
-    try:
-        for file in (folder / "prepared.json", folder / "overlay.png", *folder.glob("slice_*.png")):
-            file.unlink(missing_ok=True)
-    except OSError as error:
-        raise ThoradError(f"{folder}: can't be written ({error.strerror}). Choose another --out.") from error
 
 
 def _write_table(out: Path) -> None:

@@ -70,7 +70,6 @@ _TELLING_APART: Final = (
 )
 """What images at one position usually differ by."""
 
-
 UNWINDOWED: Final = {"MR", "PT", "NM"}
 """Modalities whose single slices are read without their window, as volumes are: it was set for a reader's eye, and cuts
 what is bright off."""
@@ -90,8 +89,6 @@ class Series:
     """Along the normal of the slices, ascending: `cross(row direction, column direction)` in DICOM's patient axes."""
     modality: str
     """As in the file, such as MR or DX; empty where the file has none."""
-    description: str
-    """Free text of the scanner's operator. May hold anything, the patient's name too: for a terminal, not for files."""
     slices: int
     """Slices or frames."""
     is_volume: bool
@@ -123,7 +120,6 @@ class _Header:
     number: tuple[float, float]
     """Of the series, and of the instance in it; infinite where there is none."""
     modality: str
-    description: str
     shape: tuple[int, int]
     frames: int
     has_frame_positions: bool
@@ -192,7 +188,7 @@ def find_series(files: Sequence[Path]) -> SeriesFound:
     return SeriesFound([series for _, series in sorted(stacks, key=lambda item: item[0])], problems, skipped)
 
 
-def read_series(series: Series, name: str | None = None, *, source: str | None = None) -> Volume:
+def read_series(series: Series, name: str | None = None) -> Volume:
     """Read the slices of a stack, or an enhanced multi-frame file, as a volume on the scanner's own grid.
 
     The modality LUT or rescaling is applied, of each slice its own; windows are not. Padding takes the smallest value
@@ -201,7 +197,6 @@ def read_series(series: Series, name: str | None = None, *, source: str | None =
     Args:
         series: of `find_series`, with `is_volume`.
         name: its case id; that of the series where not given.
-        source: what results say of its origin; `DICOM series <name>`, which holds no identity, where not given.
 
     Raises:
         ThoradError: not a volume, missing tags or slices, several images at one position, slices that don't lie on a
@@ -225,18 +220,17 @@ def read_series(series: Series, name: str | None = None, *, source: str | None =
     return Volume(
         voxels=as_frames(check_values(stack, str(series.files[0]))),
         affine=affine,
-        source=source if source is not None else f"DICOM series {series.name}",
+        source=f"DICOM series {series.name}",
         name=name or series.name,
     )
 
 
-def read_radiograph(path: Path, name: str | None = None, *, source: str | None = None) -> Image:
+def read_radiograph(path: Path, name: str | None = None) -> Image:
     """Read one X-ray, or one slice by itself, the way it is to be looked at: as `displayed_values`.
 
     Args:
         path: a DICOM file of one frame.
         name: its case id; modality and a hash of the series' UID where not given.
-        source: what results say of its origin; `DICOM series <name>`, which holds no identity, where not given.
 
     Returns:
         Its pixels are >= 0. `spacing` comes from Pixel Spacing, or else Imager Pixel Spacing (in the detector's plane:
@@ -257,22 +251,13 @@ def read_radiograph(path: Path, name: str | None = None, *, source: str | None =
         stored = to_grey(next(iter(decoded_frames(dataset, path))), str(path))
         pixels = displayed_values(stored, dataset)
         uid = text_of(dataset, "SeriesInstanceUID") or text_of(dataset, "SOPInstanceUID") or pixels.tobytes().hex()
-        own_name = _name(text_of(dataset, "Modality"), uid)
+        name = name or _name(text_of(dataset, "Modality"), uid)
         spacing = _spacing(dataset)
-    return Image(
-        pixels=check_values(pixels, str(path)),
-        source=source if source is not None else f"DICOM series {name or own_name}",
-        name=name or own_name,
-        spacing=spacing,
-    )
+    return Image(check_values(pixels, str(path)), f"DICOM series {name}", name, spacing)
 
 
 def slice_order(series: Series) -> list[tuple[Path, int]]:
-    """Of each k of the volume, its file and the frame in it, from 0.
-
-    Raises:
-        ThoradError: as `read_series`.
-    """
+    """Of each k of the volume, its file and the frame in it, from 0; errors as `read_series`."""
     return [(plane.file, plane.frame) for plane in _planes_of(series)]
 
 
@@ -291,11 +276,7 @@ def without_identity(text: str, series: Series) -> str:
 
 
 def _why_no_picture(dataset: Any, path: Path) -> str | None:
-    """What a data set is that isn't to be read as a scan; None where it is one.
-
-    Raises:
-        ThoradError: it should be a picture, but is cut short before it says of what size.
-    """
+    """What a data set is that isn't to be read as a scan; None where it is one."""
     sop_class = text_of(dataset, "SOPClassUID") or text_of(dataset.file_meta, "MediaStorageSOPClassUID")
     if sop_class in NOT_SCANS:
         return NOT_SCANS[sop_class]
@@ -325,7 +306,6 @@ def _header(dataset: Any, path: Path) -> _Header:
         instance=text_of(dataset, "SOPInstanceUID") or f"{path}",
         number=(number_of(dataset, "SeriesNumber", math.inf), number_of(dataset, "InstanceNumber", math.inf)),
         modality=text_of(dataset, "Modality"),
-        description=text_of(dataset, "SeriesDescription"),
         shape=rows_and_columns(dataset, path),
         frames=frame_count(dataset, path),
         has_frame_positions="PerFrameFunctionalGroupsSequence" in dataset,
@@ -363,7 +343,6 @@ def _series_of(headers: list[_Header], problems: dict[Path, str]) -> Iterator[tu
                 uid=first.uid,
                 files=tuple(header.path for header in stack),
                 modality=first.modality,
-                description=first.description,
                 slices=sum(header.frames for header in stack),
                 is_volume=len(stack) > 1 or (first.frames > 1 and first.has_frame_positions),
                 name=name,
@@ -457,11 +436,7 @@ def _planes_in(dataset: Any, path: Path) -> Iterator[_Plane]:
 
 
 def _affine(planes: list[_Plane]) -> NDArray[np.float64]:
-    """(4, 4) voxel index to RAS mm, of planes along their normal.
-
-    Raises:
-        ThoradError: several slices at one height, missing ones, or none on a regular grid.
-    """
+    """(4, 4) voxel index to RAS mm, of planes along their normal."""
     first = planes[0]
     between = _slice_step(planes)
     along_row, along_column = first.orientation.reshape(2, 3)
@@ -557,11 +532,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def import_pydicom() -> Any:
-    """The module pydicom.
-
-    Raises:
-        ThoradError: it is not installed.
-    """
+    """The module pydicom; a ThoradError where it is not installed."""
     try:
         pydicom = importlib.import_module("pydicom")
     except ImportError as error:
@@ -660,11 +631,7 @@ def number_of(dataset: Any, keyword: str, default: float) -> float:
 
 
 def required_numbers(dataset: Any, keyword: str, count: int, path: Path) -> tuple[float, ...]:
-    """The element's numbers, `count` finite ones.
-
-    Raises:
-        ThoradError: there are none, others, or there is no data set (None).
-    """
+    """The element's numbers; a ThoradError where they aren't `count` finite ones, or there is no data set (None)."""
     numbers = () if dataset is None else numbers_of(dataset, keyword)
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise ThoradError(
@@ -675,11 +642,7 @@ def required_numbers(dataset: Any, keyword: str, count: int, path: Path) -> tupl
 
 
 def frame_count(dataset: Any, path: Path) -> int:
-    """Frames in a file, 1 where it doesn't say.
-
-    Raises:
-        ThoradError: not a number that can be.
-    """
+    """Frames in a file, 1 where it doesn't say; a ThoradError where that can't be."""
     frames = number_of(dataset, "NumberOfFrames", 1)
     if not 1 <= frames <= LARGEST_VOLUME or frames != int(frames):
         raise ThoradError(f"{path}: {tag_name('NumberOfFrames')} is {frames:g}. {COPY_AGAIN}")
@@ -687,11 +650,7 @@ def frame_count(dataset: Any, path: Path) -> int:
 
 
 def rows_and_columns(dataset: Any, path: Path) -> tuple[int, int]:
-    """Rows and columns.
-
-    Raises:
-        ThoradError: missing, or out of bounds.
-    """
+    """Rows and columns; a ThoradError where they are missing or out of bounds."""
     rows, columns = (int(required_numbers(dataset, keyword, 1, path)[0]) for keyword in ("Rows", "Columns"))
     check_sides(rows, columns, str(path))
     return rows, columns

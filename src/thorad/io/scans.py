@@ -79,11 +79,13 @@ class Scan:
         """
         if self.problem is not None:
             raise ThoradError(self.problem)
-        if self.series is not None and self.is_volume:
-            return read_series(self.series, self.name, source=self.source)
-        if self.series is not None:
-            return read_radiograph(self.path, self.name, source=self.source)
-        found = read_volume(self.path, self.name) if self.is_volume else read_image(self.path, self.name)
+        found: Image | Volume
+        if self.series is None:
+            found = read_volume(self.path, self.name) if self.is_volume else read_image(self.path, self.name)
+        elif self.is_volume:
+            found = read_series(self.series, self.name)
+        else:
+            found = read_radiograph(self.path, self.name)
         return replace(found, source=self.source)
 
 

@@ -169,11 +169,7 @@ def read_volume(path: Path, name: str | None = None) -> Volume:
 
 
 def read_header(path: Path, file: IO[bytes]) -> Stored:
-    """What a NIfTI, NRRD or MetaImage file says of its voxels; call it within `one_error`.
-
-    Args:
-        path: the file's name, for errors and the voxels beside it.
-        file: its content, at its start.
+    """What a NIfTI, NRRD or MetaImage file, open at its start, says of its voxels; call it within `one_error`.
 
     Raises:
         ThoradError: not one grey volume within bounds, no orientation, voxels in several files or elsewhere; nibabel is
@@ -224,11 +220,7 @@ def write_nifti(path: Path, voxels: NDArray[Any], like: Volume, description: str
 
 
 def import_nibabel() -> Any:
-    """The module nibabel.
-
-    Raises:
-        ThoradError: it is not installed.
-    """
+    """The module nibabel; a ThoradError where it is not installed."""
     try:
         nibabel = importlib.import_module("nibabel")
     except ImportError as error:
@@ -245,13 +237,11 @@ def _nifti_header(start: bytes, path: Path, packed: bool) -> Stored:
     size = int.from_bytes(start[:4], "little" if little else "big")
     is_first = size == 348 and start[344:348] == b"n+1\0"
     if not is_first and not (size == 540 and start[4:12] == b"n+2\0\r\n\x1a\n"):
+        found = "not a volume"
         if size in (348, 540):
-            raise ThoradError(
-                f"{path}: the header of a pair of files (.hdr and .img), or of Analyze 7.5. Save it as one NIfTI file, "
-                ".nii or .nii.gz."
-            )
+            found = "the header of a pair of files (.hdr and .img), or of Analyze 7.5"
         raise ThoradError(
-            f"{path}: not a volume. Expected NIfTI, NRRD or MetaImage; convert it to one of these. "
+            f"{path}: {found}. Expected NIfTI in one file, NRRD or MetaImage; convert it to one of these. "
             "A DICOM series is given as its folder."
         )
     nibabel = import_nibabel()
