@@ -87,10 +87,7 @@ class PrepareSummary:
 
 
 def volume_section(model: str) -> VolumeSection:
-    """What a model is shown of a volume.
-
-    Args:
-        model: a bundled model's or recipe's name, a model folder, or a recipe file.
+    """What a model is shown of a volume: a bundled model's or recipe's name, a model folder, or a recipe file.
 
     Raises:
         ThoradError: no such model, or it isn't for volumes.
@@ -125,12 +122,7 @@ def prepare_files(
         ThoradError: no volume, an index outside the template, `out` can't be written; never for one bad volume.
     """
     began = time.perf_counter()
-    volumes = {name: scan for name, scan in scans.items() if scan.is_volume or scan.problem is not None}
-    if not volumes:
-        raise ThoradError("no volume among the inputs. Expected NIfTI, NRRD or MetaImage files, or DICOM series.")
-    depth = MNI_2009A.shape[2]
-    if not indices or min(indices) < 0 or max(indices) >= depth:
-        raise ThoradError(f"slices {list(indices)}: expected indices from 0 to {depth - 1} of the template's grid.")
+    volumes = _volumes_of(scans, indices)
     options = {"skull": skull, "slices": sorted(set(indices))}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -149,12 +141,18 @@ def prepare_files(
     return PrepareSummary(done, failed, already_done, time.perf_counter() - began)
 
 
-def load_prepared(folder: Path) -> Prepared:
-    """Read what `prepare_files` has written of one volume.
+def _volumes_of(scans: Mapping[str, Scan], indices: Sequence[int]) -> dict[str, Scan]:
+    volumes = {name: scan for name, scan in scans.items() if scan.is_volume or scan.problem is not None}
+    if not volumes:
+        raise ThoradError("no volume among the inputs. Expected NIfTI, NRRD or MetaImage files, or DICOM series.")
+    depth = MNI_2009A.shape[2]
+    if not indices or min(indices) < 0 or max(indices) >= depth:
+        raise ThoradError(f"slices {list(indices)}: expected indices from 0 to {depth - 1} of the template's grid.")
+    return volumes
 
-    Raises:
-        ThoradError: missing or damaged.
-    """
+
+def load_prepared(folder: Path) -> Prepared:
+    """Read what `prepare_files` has written of one volume; a ThoradError where it is missing or damaged."""
     path = folder / "prepared.json"
     try:
         content = json.loads(path.read_bytes())
@@ -171,11 +169,7 @@ def load_prepared(folder: Path) -> Prepared:
 
 
 def overlay(registration: Registration, axial_mm: float) -> NDArray[np.uint8]:
-    """An axial, a coronal and a sagittal plane of the registered head, the template's brain outlined.
-
-    Args:
-        registration: of the head.
-        axial_mm: z of the axial plane in the template.
+    """An axial (at this z of the template), a coronal and a sagittal plane of a head, the template's brain outlined.
 
     Returns:
         (233, 627, 3) uint8, 1 mm a px: anterior or superior up; x ascending, then y ascending, to the right.
@@ -241,19 +235,8 @@ def _try_to_prepare(scan: Scan, out: Path, options: dict[str, Any]) -> str | Non
 
 def _prepare(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
     volume = scan.read()
-    if not isinstance(volume, Volume):
-        raise ThoradError(f"{scan.path}: a picture, expected a volume.")
-    try:
-        source = load_prepared(folder).source
-    except ThoradError:
-        source = scan.source
-    if not scan.comes_from(source):
-        raise ThoradError(f"{scan.path}: {folder} holds slices of another file, {source}. Choose another --out.")
-    try:  # what other options or an interrupted try have left; prepared.json goes first
-        for file in (folder / "prepared.json", folder / "overlay.png", *folder.glob("slice_*.png")):
-            file.unlink(missing_ok=True)
-    except OSError as error:
-        raise ThoradError(f"{folder}: can't be written ({error.strerror}). Choose another --out.") from error
+    assert isinstance(volume, Volume)
+    _clear(folder, scan)
     registration = register(volume, skull=options["skull"])
     indices: list[int] = options["slices"]
     slices = np.clip(cut_axial(registration.volume, registration.to_template, indices), 0, None)
@@ -281,6 +264,21 @@ def _prepare(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
         "versions": {"thorad": __version__, **{name: version(name) for name in ("simpleitk", "numpy", "scipy")}},
     }
     write_atomic(folder / "prepared.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _clear(folder: Path, scan: Scan) -> None:
+    """Take away what other options or an interrupted try have left of this scan; prepared.json goes first."""
+    try:
+        source = load_prepared(folder).source
+    except ThoradError:
+        source = scan.source
+    if not scan.comes_from(source):
+        raise ThoradError(f"{scan.path}: {folder} holds slices of another file, {source}. Choose another --out.")
+    try:
+        for file in (folder / "prepared.json", folder / "overlay.png", *folder.glob("slice_*.png")):
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise ThoradError(f"{folder}: can't be written ({error.strerror}). Choose another --out.") from error
 
 
 def _is_done(scan: Scan, folder: Path, options: dict[str, Any]) -> bool:

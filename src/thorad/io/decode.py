@@ -29,11 +29,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 def decode(content: bytes, source: str) -> NDArray[Any]:
     """Read an image file's content, recognised by its first bytes.
 
-    Transparent pixels count as black. Orientation tags are followed, as viewers do.
-
-    Args:
-        content: the whole file.
-        source: its name, for errors.
+    Transparent pixels count as black. Orientation tags are followed, as viewers do. `source` names it in errors.
 
     Returns:
         (H, W), of the file's own type; float32 where transparency was applied. May hold NaN and may be constant.

@@ -136,18 +136,16 @@ class _Header:
 
 @dataclass(frozen=True)
 class _Plane:
-    """One slice: where it is stored, where it lies, as `_Header` has it."""
+    """One slice: frame (from 0) of a file, where it lies as in `_Header`, and what tells it from others there."""
 
     file: Path
     frame: int
-    """From 0."""
     shape: tuple[int, int]
     orientation: NDArray[np.float64]
     position: NDArray[np.float64]
     spacing: tuple[float, float]
     """Distance of rows, of columns."""
     traits: dict[str, str]
-    """What images at one position usually differ by."""
 
 
 def find_series(files: Sequence[Path]) -> SeriesFound:
@@ -155,13 +153,8 @@ def find_series(files: Sequence[Path]) -> SeriesFound:
 
     Files without a Series Instance UID are problems: nothing says what they belong to. A series whose slices differ in
     size or orientation (a localizer in three planes) becomes one stack for each. Pictures without a position (X-rays,
-    also several in one series) stand for themselves. An instance that is there twice counts once.
-
-    Args:
-        files: any files; those that aren't DICOM are problems, so leave them out with `is_dicom`.
-
-    Raises:
-        ThoradError: pydicom is not installed.
+    also several in one series) stand for themselves. An instance that is there twice counts once. Files that aren't
+    DICOM are problems: leave them out with `is_dicom`. A ThoradError where pydicom is not installed.
     """
     import_pydicom()
     problems: dict[Path, str] = {}
@@ -192,11 +185,7 @@ def read_series(series: Series, name: str | None = None) -> Volume:
     """Read the slices of a stack, or an enhanced multi-frame file, as a volume on the scanner's own grid.
 
     The modality LUT or rescaling is applied, of each slice its own; windows are not. Padding takes the smallest value
-    of the rest.
-
-    Args:
-        series: of `find_series`, with `is_volume`.
-        name: its case id; that of the series where not given.
+    of the rest. The case id `name` is that of the series where not given.
 
     Raises:
         ThoradError: not a volume, missing tags or slices, several images at one position, slices that don't lie on a
@@ -228,13 +217,8 @@ def read_series(series: Series, name: str | None = None) -> Volume:
 def read_radiograph(path: Path, name: str | None = None) -> Image:
     """Read one X-ray, or one slice by itself, the way it is to be looked at: as `displayed_values`.
 
-    Args:
-        path: a DICOM file of one frame.
-        name: its case id; modality and a hash of the series' UID where not given.
-
-    Returns:
-        Its pixels are >= 0. `spacing` comes from Pixel Spacing, or else Imager Pixel Spacing (in the detector's plane:
-        anatomy is smaller), and is None where there is neither.
+    `spacing` comes from Pixel Spacing, or else Imager Pixel Spacing (in the detector's plane: anatomy is smaller), and
+    is None where there is neither. The case id `name` is modality and a hash of the series' UID where not given.
 
     Raises:
         ThoradError: missing, damaged, not a picture, several frames, colours, constant, a compression that can't be
@@ -741,10 +725,11 @@ def displayed_values(stored: NDArray[Any], dataset: Any) -> NDArray[np.float32]:
     window, values are as stored, shifted so that the smallest is 0 where there are negative ones.
     """
     padding = padding_of(stored, dataset)
+    measured = ~padding | padding.all()
     values = _windowed(modality_values(stored, dataset, 0).astype(np.float64), dataset)
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        values = _measured(values, padding).max() - values
-    lowest = float(_measured(values, padding).min())
+        values = values[measured].max() - values
+    lowest = float(values[measured].min())
     return np.asarray(np.where(padding, lowest, values) - min(lowest, 0), dtype=np.float32)
 
 
@@ -776,7 +761,7 @@ def _windowed(values: NDArray[np.float64], dataset: Any) -> NDArray[np.float64]:
     centre, width = number_of(dataset, "WindowCenter", math.nan), number_of(dataset, "WindowWidth", math.nan)
     function = text_of(dataset, "VOILUTFunction").upper()
     if function not in ("SIGMOID", "LINEAR_EXACT"):
-        centre, width = centre - 0.5, width - 1
+        centre, width = centre - 0.5, width - 1 + 1e-9  # so that the smallest width, 1, is a step
     if math.isnan(centre) or not width > 0:
         return values  # no window, or no width that the standard allows
     if function == "SIGMOID":
@@ -789,8 +774,3 @@ def padding_of(stored: NDArray[Any], dataset: Any) -> NDArray[np.bool_]:
     value = number_of(dataset, "PixelPaddingValue", math.nan)
     limit = number_of(dataset, "PixelPaddingRangeLimit", value)
     return np.asarray((stored >= min(value, limit)) & (stored <= max(value, limit)))
-
-
-def _measured(values: NDArray[np.float64], padding: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The values that were measured; all, where that is said of none."""
-    return values if padding.all() else values[~padding]

@@ -43,11 +43,9 @@ class Image:
 
 
 def read_image(path: Path, name: str | None = None) -> Image:
-    """Read one image file, as `decode` does.
+    """Read a PNG, JPEG, TIFF or NPY file, recognised by its content, as `decode` does.
 
-    Args:
-        path: a PNG, JPEG, TIFF or NPY file, recognised by its content.
-        name: its case id; the file's stem, made safe, where not given.
+    The case id `name` is the file's stem, made safe, where not given.
 
     Raises:
         ThoradError: missing, unreadable, damaged, not an image, too small or large, many pages, colours, NaN, constant.
@@ -57,11 +55,7 @@ def read_image(path: Path, name: str | None = None) -> Image:
 
 
 def image_from_array(array: NDArray[Any], name: str = "image") -> Image:
-    """Check an array as `read_image` checks a file's content.
-
-    Args:
-        array: (H, W) or grey (H, W, 3), of bools, integers or floats.
-        name: its case id.
+    """Check an array, (H, W) or grey (H, W, 3), of bools, integers or floats, as `read_image` checks a file's content.
 
     Raises:
         ThoradError: a shape, type or values that can't be an image.

@@ -41,11 +41,7 @@ def place(height: int, width: int, size: int) -> Placement:
 
 
 def to_model_input(pixels: NDArray[Any], size: int = 128) -> tuple[torch.Tensor, Placement]:
-    """Scale by the image's own 98th percentile, pad to a square with zeros, resize.
-
-    Args:
-        pixels: (H, W), finite, as stored.
-        size: side of the model's grid, px.
+    """Scale (H, W) finite pixels by their own 98th percentile, pad to a square with zeros, resize.
 
     Returns:
         (1, S, S) float32 in [0, 1], and the placement that `to_input_grid` needs to come back.
@@ -62,15 +58,7 @@ def to_model_input(pixels: NDArray[Any], size: int = 128) -> tuple[torch.Tensor,
 
 
 def to_input_grid(map: torch.Tensor | NDArray[Any], placement: Placement) -> NDArray[np.float32]:
-    """Bring a map from the model's grid to the image's own: resize to the square, crop the padding away.
-
-    Args:
-        map: (S, S), any range.
-        placement: where the image lies in the square.
-
-    Returns:
-        (H, W) float32.
-    """
+    """Bring a map of any range, (S, S), to the image's own grid, (H, W): resize to the square, crop the padding."""
     values = torch.as_tensor(map, dtype=torch.float32).detach().cpu()
     if values.shape != (placement.size, placement.size):
         raise ValueError(f"expected a map of shape {(placement.size, placement.size)}, found {tuple(values.shape)}")
@@ -80,16 +68,10 @@ def to_input_grid(map: torch.Tensor | NDArray[Any], placement: Placement) -> NDA
 
 
 def mask_to_model_grid(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """Bring a mask to the model's grid: a pixel belongs to it if more than half of its area does.
+    """Bring a mask, (H, W), to the model's grid, (S, S): a pixel belongs to it if more than half of its area does.
 
-    Exact for every size: areas are counted in whole units of 1 / (side * S), so that a half is a half.
-
-    Args:
-        mask: (H, W), on the image's own grid.
-        size: side of the model's grid, px.
-
-    Returns:
-        (S, S); may be empty for a lesion thinner than a pixel there.
+    It may be empty for a lesion thinner than a pixel there. Exact for every size: areas are counted in whole units of
+    1 / (side * S), so that a half is a half.
     """
     placement = place(mask.shape[0], mask.shape[1], size)
     side = placement.side

@@ -214,10 +214,9 @@ def _start(image: Any, template: Any) -> Any:
 
 
 def _search(image: Any, template: Any) -> tuple[list[_Pose], NDArray[np.float64]]:
-    """Masked correlation of the rotated and scaled template with the image at every place, by Fourier transforms.
+    """The poses, the most similar first, and the template's centre, LPS mm.
 
-    Returns:
-        The poses, the most similar first, and the template's centre, LPS mm.
+    Masked correlation of the rotated and scaled template with the image at every place, by Fourier transforms.
     """
     head = _axis_aligned(_shrink(image, SEARCH_MM), SEARCH_MM)
     origin = np.array(head.GetOrigin())
@@ -303,8 +302,7 @@ def _near_brain(template: Any) -> Any:
 def _optimise(transform: Any, fixed: Any, mask: Any, moving: Any, steps: tuple[float, float], iterations: int) -> float:
     """Change the transform (template to native) in place for the highest correlation, and return that.
 
-    Args:
-        steps: the first in mm, at most, and the last as a share of it.
+    `steps` are the first in mm, at most, and the last as a share of it.
     """
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsCorrelation()

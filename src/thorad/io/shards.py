@@ -19,11 +19,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """Read `2/8`.
-
-        Raises:
-            ThoradError: not of that form, or not from 1/N to N/N.
-        """
+        """Read `2/8`; a ThoradError for anything but 1/N to N/N."""
         found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         shard = cls(int(found[1]), int(found[2])) if found else cls(0, 0)
         if not 1 <= shard.index <= shard.count:
@@ -34,13 +30,10 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def of(self, named: Mapping[str, Thing]) -> dict[str, Thing]:
-        """The cases of this shard, in the order of `named`.
+        """The cases of this shard, {name: anything}, in the order of `named`, which are the same for all shards.
 
         Every case is in exactly one of the `count` shards, whatever the order; their sizes differ by one at most.
         Neighbours by name go to different shards, for they often are of one kind, and of one length.
-
-        Args:
-            named: {case name: anything}, the same cases for all shards.
         """
         own = set(sorted(named)[self.index - 1 :: self.count])
         return {name: thing for name, thing in named.items() if name in own}

@@ -50,12 +50,7 @@ def images_of(scan: Scan, *, skull: bool, indices: Sequence[int]) -> list[Image]
 
 
 def axial_images(volume: Volume, to_template: NDArray[np.float64], indices: Sequence[int]) -> list[Image]:
-    """Axial slices of a registered volume, named as their files of `thorad prepare` are.
-
-    Args:
-        volume: any grid.
-        to_template: (4, 4), the volume's RAS mm to the template's.
-        indices: of the slices in the template's grid.
+    """Axial slices of a registered volume, as `cut_axial` makes them, named as their files of `thorad prepare` are.
 
     Raises:
         ThoradError: a slice that shows nothing.

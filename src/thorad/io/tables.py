@@ -23,14 +23,9 @@ def listing(entries: Sequence[str]) -> str:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
-    """Read a comma-separated UTF-8 table with a header line.
+    """The rows of a comma-separated UTF-8 table with a header line that has these columns, others are kept too.
 
-    Args:
-        path: the CSV file.
-        columns: the columns it must have; others are kept too.
-
-    Returns:
-        Its rows in order; cells without surrounding blanks, blank lines left out.
+    Cells are without surrounding blanks; blank lines are left out.
 
     Raises:
         ThoradError: unreadable, not UTF-8, not a table, a column missing or named twice, a row of another length,

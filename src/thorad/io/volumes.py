@@ -232,7 +232,8 @@ def import_nibabel() -> Any:
     return nibabel
 
 
-def _nifti_header(start: bytes, path: Path, packed: bool) -> Stored:
+def _nifti_fields(start: bytes, path: Path) -> Any:
+    """`nibabel.Nifti1Header` or `Nifti2Header` of a file's first bytes, without extensions."""
     little = start[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0")
     size = int.from_bytes(start[:4], "little" if little else "big")
     is_first = size == 348 and start[344:348] == b"n+1\0"
@@ -253,6 +254,11 @@ def _nifti_header(start: bytes, path: Path, packed: bool) -> Stored:
         if not (header["pixdim"][1:4] > 0).all():  # nibabel would take 1 mm for it
             raise ThoradError(f"{path}: voxels of {times(header['pixdim'][1:4])} mm. {CONVERT_AGAIN}")
     header.check_fix()
+    return header
+
+
+def _nifti_header(start: bytes, path: Path, packed: bool) -> Stored:
+    header = _nifti_fields(start, path)
     rank, *sides = (int(side) for side in header["dim"])
     offset = float(header["vox_offset"])
     if not 1 <= rank <= 7 or not header.sizeof_hdr <= offset <= LARGEST_EXTENSIONS:
