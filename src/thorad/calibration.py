@@ -35,34 +35,26 @@ elsewhere in a calibration."""
 def pixel_thresholds(
     maps: ArrayLike, region: NDArray[np.bool_], rates: Sequence[float] = FALSE_POSITIVE_RATES
 ) -> dict[float, float]:
-    """Find the thresholds that at most these shares, in [0, 1), of the healthy scans' pixels exceed.
+    """The thresholds, in map units, that at most these shares, in [0, 1), of the healthy scans' pixels exceed.
 
-    Args:
-        maps: (N, S, S) of N healthy scans, on the model's grid.
-        region: (S, S), True where the model looks; its pixels are pooled over the scans.
-        rates: the shares.
-
-    Returns:
-        {rate: threshold in map units}; a pixel is predicted when it is above the threshold.
+    The pixels of the maps (N, S, S) in the model's region (S, S) are pooled over the scans. A pixel is predicted when
+    it is above the threshold.
     """
     inside = np.asarray(maps)[:, region]
     return {rate: threshold_at_fpr(inside, rate) for rate in rates}
 
 
 def conformal_p_value(score: float, healthy_scores: ArrayLike) -> float:
-    """Rank a score among those of n healthy scans: p = (1 + number of healthy scores >= it) / (n + 1).
+    """Rank a score among those of n healthy scans (one or more): p = (1 + number of healthy scores >= it) / (n + 1).
 
-    Where the scan is healthy, and exchangeable with the n, p <= a with a probability of at most a, for every a and
-    every distribution of the scores; ties only make it smaller. This holds on average over calibration sets: for one
-    set the rate is spread around a as a Beta variable of n draws is.
+    The higher the score, the less healthy the scan; NaN gives 1. Where the scan is healthy, and exchangeable with the
+    n, p <= a with a probability of at most a, for every a and every distribution of the scores; ties only make it
+    smaller. This holds on average over calibration sets: for one set the rate is spread around a as a Beta variable of
+    n draws is.
 
     Sources: V. Vovk, A. Gammerman and G. Shafer, Algorithmic Learning in a Random World, 2005 (chapter 2); S. Bates,
     E. Candès, L. Lei, Y. Romano and M. Sesia, Testing for outliers with conformal p-values, Annals of Statistics 51,
     2023 (equation 1).
-
-    Args:
-        score: of the scan in question, the higher the less healthy; NaN gives 1.
-        healthy_scores: (n,), not empty.
     """
     healthy = np.asarray(healthy_scores, np.float64)
     return (1 + int(np.count_nonzero(~(healthy < score)))) / (healthy.size + 1)
@@ -105,11 +97,7 @@ class Calibration:
         return conformal_p_value(score, self.scores)
 
     def checked_rate(self, asked: float | None) -> float:
-        """The asked share of false-positive pixels; the smallest that there is for None.
-
-        Raises:
-            ThoradError: it has no threshold for the asked one.
-        """
+        """The asked share of false-positive pixels, for which there must be a threshold; for None the smallest."""
         if asked is None:
             return min(self.thresholds)
         if asked not in self.thresholds:

@@ -47,15 +47,11 @@ class Measured(Generic[KeptType]):
 class Protocol(Generic[TruthType, KeptType]):
     """One way to measure."""
 
-    truth: Truth
-    """The column of the user's table that says what is to be found."""
+    truth: Truth  # the column of the user's table that says what is to be found
     read_truth: Read[TruthType]
-    measure: Callable[[DetectorRun[TruthType], Resampling], Measured[KeptType]]
-    """Turns one detector's run into its figures."""
-    pair: Callable[[KeptType, KeptType], Figures]
-    """Makes the compared figures of two detectors."""
-    headline: Callable[[Mapping[str, Any]], float | None]
-    """The one figure by which a result is judged, in percent."""
+    measure: Callable[[DetectorRun[TruthType], Resampling], Measured[KeptType]]  # one detector's figures
+    pair: Callable[[KeptType, KeptType], Figures]  # the compared figures of two detectors
+    headline: Callable[[Mapping[str, Any]], float | None]  # the one by which a result is judged, in percent
     headline_name: str
     check_validation: Callable[[Sequence[Case], Sequence[Case]], None] | None = None
     """Refuses (cases, validation cases) that don't go together; None: the protocol takes no validation cases."""

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -28,9 +27,11 @@ from thorad.evaluation.volumes import BRAIN_VOLUMES
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import write_table
 
-PROTOCOLS: Final[Mapping[str, Protocol[Any, Any]]] = MappingProxyType(
-    {"brain-lesions": BRAIN_LESIONS, "brain-volumes": BRAIN_VOLUMES, "boxes": BOXES}
-)
+PROTOCOLS: Final[Mapping[str, Protocol[Any, Any]]] = {
+    "brain-lesions": BRAIN_LESIONS,
+    "brain-volumes": BRAIN_VOLUMES,
+    "boxes": BOXES,
+}
 DEFAULT_PROTOCOL: Final = "brain-lesions"
 
 

@@ -22,9 +22,7 @@ from thorad.evaluation.statistics import Figures, Sample, interval
 FALSE_POSITIVE_RATES: Final = {"0.01": 0.01, "0.05": 0.05}
 """Shares of healthy brain pixels that may exceed the two thresholds taken from healthy scans, as results name them."""
 
-COMPARED: Final = ("paper_mix", "average", "auprc")
-"""The figures in which methods are compared."""
-
+COMPARED: Final = ("paper_mix", "average", "auprc")  # the figures in which methods are compared
 COARSE: Final = (metrics.FINE_THRESHOLDS - 1) // (metrics.BEST_DICE_THRESHOLDS - 1)
 """Every so many of the fine thresholds is one of those that the best Dice is taken over."""
 
@@ -127,13 +125,13 @@ BRAIN_LESIONS: Final = Protocol[Bools, PooledCounts](
 def _resampled(counts: metrics.ThresholdCounts, groups: NDArray[np.str_], weights: Floats) -> dict[str, Floats]:
     """Best Dice in percent (each group's, pooled and the averages) and AP for each row of weights (R, L)."""
     coarse = counts.every(COARSE)
-    members = [groups == group for group in SIZE_GROUPS]
+    of_group = {group: groups == group for group in SIZE_GROUPS}
     best = {
         group: 100 * metrics.resampled_best_dice(coarse.of(member), weights[:, member])
-        for group, member in zip(SIZE_GROUPS, members, strict=True)
+        for group, member in of_group.items()
     }
     best["pooled"] = 100 * metrics.resampled_best_dice(coarse, weights)
-    lesions = np.stack([weights[:, member].sum(axis=1) for member in members], axis=-1)  # (R, 3)
+    lesions = np.stack([weights[:, member].sum(axis=1) for member in of_group.values()], axis=-1)  # (R, 3)
     return {**_with_averages(best, lesions), "auprc": metrics.resampled_average_precision(counts, weights)}
 
 

@@ -18,11 +18,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-BEST_DICE_THRESHOLDS: Final = 101
-"""Thresholds over which the field takes the best Dice."""
-
-FINE_THRESHOLDS: Final = 2001
-"""Thresholds of the bootstrap. Every 20th of them is one of the 101."""
+BEST_DICE_THRESHOLDS: Final = 101  # thresholds over which the field takes the best Dice
+FINE_THRESHOLDS: Final = 2001  # thresholds of the bootstrap. Every 20th of them is one of the 101
 
 
 BY_CASE: Final = ("predicted", "true_positive", "pixels", "lesion", "missed")
@@ -125,12 +122,12 @@ def count_above(
     )
 
 
-def pooled_dice(counts: ThresholdCounts, weights: ArrayLike | None = None) -> Floats:
+def pooled_dice(counts: ThresholdCounts, weights: Floats | None = None) -> Floats:
     """Dice over all pixels of all cases together: (R, K), NaN where there is neither a prediction nor a lesion.
 
     `weights` (R, N) say how often each case counts in each resample; every case once by default (R = 1).
     """
-    times = _weights(counts, weights)
+    times = np.ones((1, len(counts.pixels))) if weights is None else weights
     total = times @ counts.predicted + (times @ (counts.lesion + counts.missed))[:, None]
     return _ratio(2 * (times @ counts.true_positive), total)
 
@@ -214,29 +211,27 @@ def percentile_interval(resampled: ArrayLike, coverage: float = 0.95) -> tuple[f
     return float(low), float(high)
 
 
-def resampled_best_dice(counts: ThresholdCounts, weights: ArrayLike) -> Floats:
+def resampled_best_dice(counts: ThresholdCounts, weights: Floats) -> Floats:
     """Best pooled Dice of each resample, its threshold chosen anew: (R,), NaN where a resample holds no lesion."""
     best = np.nan_to_num(pooled_dice(counts, weights)).max(axis=1)
-    lesion = _weights(counts, weights) @ (counts.lesion + counts.missed)
+    lesion = weights @ (counts.lesion + counts.missed)
     return np.where(lesion > 0, best, np.nan)
 
 
-def resampled_average_precision(counts: ThresholdCounts, weights: ArrayLike) -> Floats:
+def resampled_average_precision(counts: ThresholdCounts, weights: Floats) -> Floats:
     """Average precision of each resample from the counts: (R,), as close to exact as the thresholds are dense."""
-    times = _weights(counts, weights)
     # The last step predicts every pixel.
-    true_positive = np.column_stack([times @ counts.true_positive, times @ counts.lesion])
-    predicted = np.column_stack([times @ counts.predicted, times @ counts.pixels])
+    true_positive = np.column_stack([weights @ counts.true_positive, weights @ counts.lesion])
+    predicted = np.column_stack([weights @ counts.predicted, weights @ counts.pixels])
     steps = np.diff(true_positive, prepend=0.0)
-    return _ratio((steps * np.nan_to_num(_ratio(true_positive, predicted))).sum(axis=1), times @ counts.lesion)
+    return _ratio((steps * np.nan_to_num(_ratio(true_positive, predicted))).sum(axis=1), weights @ counts.lesion)
 
 
-def resampled_auroc(counts: ThresholdCounts, weights: ArrayLike) -> Floats:
+def resampled_auroc(counts: ThresholdCounts, weights: Floats) -> Floats:
     """Pixel AUROC of each resample from the counts, by the trapezoid rule: (R,)."""
-    times = _weights(counts, weights)
-    lesion, healthy = times @ counts.lesion, times @ (counts.pixels - counts.lesion)
-    true_positive = np.column_stack([times @ counts.true_positive, lesion])
-    false_positive = np.column_stack([times @ (counts.predicted - counts.true_positive), healthy])
+    lesion, healthy = weights @ counts.lesion, weights @ (counts.pixels - counts.lesion)
+    true_positive = np.column_stack([weights @ counts.true_positive, lesion])
+    false_positive = np.column_stack([weights @ (counts.predicted - counts.true_positive), healthy])
     steps = np.diff(false_positive, prepend=0.0)
     heights = true_positive - np.diff(true_positive, prepend=0.0) / 2
     return _ratio((steps * heights).sum(axis=1), lesion * healthy)
@@ -246,21 +241,20 @@ def resampled_dice_at_fpr(
     diseased: ThresholdCounts,
     healthy: ThresholdCounts,
     false_positive_rate: float,
-    diseased_weights: ArrayLike,
-    healthy_weights: ArrayLike,
+    diseased_weights: Floats,
+    healthy_weights: Floats,
 ) -> Floats:
     """Pooled Dice of each resample at the threshold that the resample's own healthy scans give: (R,).
 
     The counts of N lesion cases and M healthy scans have the same thresholds, their weights (R, N) and (R, M) the same
     resamples.
     """
-    times = _weights(healthy, healthy_weights)
-    pixels = times @ healthy.pixels
+    pixels = healthy_weights @ healthy.pixels
     # Ever more pixels exceed the falling thresholds; where too many exceed even the first, nothing is predicted.
-    allowed = (times @ healthy.predicted <= false_positive_rate * pixels[:, None] + 1e-9).sum(axis=1)
-    values = np.column_stack([np.zeros(len(times)), np.nan_to_num(pooled_dice(diseased, diseased_weights))])
-    lesion = _weights(diseased, diseased_weights) @ (diseased.lesion + diseased.missed)
-    return np.where((pixels > 0) & (lesion > 0), values[np.arange(len(times)), allowed], np.nan)
+    allowed = (healthy_weights @ healthy.predicted <= false_positive_rate * pixels[:, None] + 1e-9).sum(axis=1)
+    values = np.column_stack([np.zeros(len(pixels)), np.nan_to_num(pooled_dice(diseased, diseased_weights))])
+    lesion = diseased_weights @ (diseased.lesion + diseased.missed)
+    return np.where((pixels > 0) & (lesion > 0), values[np.arange(len(pixels)), allowed], np.nan)
 
 
 def resampled_image_auroc(scores: ArrayLike, diseased: ArrayLike, weights: ArrayLike) -> Floats:
@@ -270,10 +264,6 @@ def resampled_image_auroc(scores: ArrayLike, diseased: ArrayLike, weights: Array
     ordered = (difference > 0) + 0.5 * (difference == 0)  # (diseased, healthy): a tie counts half
     of_diseased, of_healthy = times[:, positive], times[:, ~positive]
     return _ratio(((of_diseased @ ordered) * of_healthy).sum(axis=1), of_diseased.sum(axis=1) * of_healthy.sum(axis=1))
-
-
-def _weights(counts: ThresholdCounts, weights: ArrayLike | None) -> Floats:
-    return np.ones((1, len(counts.pixels))) if weights is None else np.asarray(weights, np.float64)
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:

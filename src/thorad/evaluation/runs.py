@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -126,12 +126,10 @@ def run_detectors(
     """Run the detectors, whose models may have different grids, over the cases and over those of a validation set.
 
     A case that can't be read, or for which any detector gives a map that is not finite, is left out for every
-    detector, so that all are compared on the same cases in the same order. A validation
-    case with the name of another case gets a prefix. `truth_column` is the one of the user's table, for errors; the
-    other arguments are those of `evaluate`.
+    detector, so that all are compared on the same cases in the same order. A validation case whose name is taken gets a
+    prefix. `truth_column`, of the user's table, is for errors; for the others see `evaluate`.
 
-    Raises:
-        ThoradError: no case with a finding is left outside the validation set; a region is empty.
+    Raises ThoradError where a region is empty, or no case with a finding is left outside the validation set.
     """
     names = free_names([case.name for case in validation], {case.name for case in cases}, "validation")
     everything = [*cases, *(replace(case, name=name) for case, name in zip(validation, names, strict=True))]
@@ -140,18 +138,18 @@ def run_detectors(
     usable = [case for case in everything if case.name not in failures]
     made = _make_maps(usable, detectors, inputs, on_progress, keep)
     failures |= _not_finite(usable, detectors, made, needed)
-    kept = [(index, case) for index, case in enumerate(usable) if case.name not in failures]
+    kept = [case for case in usable if case.name not in failures]
     return [
         DetectorRun(
             detector=detector,
             region=np.asarray(detector.region, dtype=np.bool_),
-            cases=[case for _, case in kept],
-            truths=[inputs[case.name, detector.model_size][1] for _, case in kept],
-            maps=np.stack([maps[index].map for index, _ in kept]),
-            scores=np.stack([maps[index].score for index, _ in kept]),
-            cpu_seconds_per_case=float(np.mean([one.cpu_seconds for one in maps])),
+            cases=kept,
+            truths=[inputs[case.name, detector.model_size][1] for case in kept],
+            maps=np.stack([maps[case.name].map for case in kept]),
+            scores=np.stack([maps[case.name].score for case in kept]),
+            cpu_seconds_per_case=float(np.mean([one.cpu_seconds for one in maps.values()])),
             failures=list(failures.values()),
-            validation=frozenset(names),
+            validation=set(names),
         )
         for detector, maps in zip(detectors, made, strict=True)
     ]
@@ -237,15 +235,15 @@ def _make_maps(
     inputs: Inputs[TruthType],
     on_progress: Progress | None,
     keep: Path | None,
-) -> list[list[_CachedMap]]:
-    """The maps of each detector, of each case."""
-    made: list[list[_CachedMap]] = []
+) -> list[dict[str, _CachedMap]]:
+    """{case name: map} of each detector."""
+    made: list[dict[str, _CachedMap]] = []
     for number, detector in enumerate(detectors):
-        made.append([])
+        made.append({})
         for start in range(0, len(cases), detector.batch_size):
-            batch = cases[start : start + detector.batch_size]
-            images = torch.stack([inputs[case.name, detector.model_size][0] for case in batch])
-            made[-1] += _maps_of_batch(detector, images, [case.name for case in batch], keep)
+            batch = [case.name for case in cases[start : start + detector.batch_size]]
+            images = torch.stack([inputs[name, detector.model_size][0] for name in batch])
+            made[-1] |= _maps_of_batch(detector, images, batch, keep)
             if on_progress is not None:
                 on_progress(number * len(cases) + len(made[-1]), len(detectors) * len(cases), detector.method)
     return made
@@ -253,47 +251,47 @@ def _make_maps(
 
 def _maps_of_batch(
     detector: MapDetector, images: torch.Tensor, names: Sequence[str], keep: Path | None
-) -> list[_CachedMap]:
+) -> dict[str, _CachedMap]:
     """Take those of a batch's maps that are kept, and make and keep the others.
 
     A kept map's file is named by a digest of the detector, the case's name and the pixels.
     """
-    made: dict[int, _CachedMap] = {}
-    files: list[Path] = []
+    made: dict[str, _CachedMap] = {}
+    files: dict[str, Path] = {}
     if keep is not None:
         provenance = json.dumps(detector.provenance(), sort_keys=True).encode()
-        for index, (name, image) in enumerate(zip(names, images, strict=True)):
+        for name, image in zip(names, images, strict=True):
             digest = hashlib.sha256(b"\0".join((provenance, name.encode(), image.numpy().tobytes())))
-            files.append(keep / f"{digest.hexdigest()[:32]}.npz")
-            if files[index].is_file():
-                with np.load(files[index], allow_pickle=False) as content:
-                    made[index] = _CachedMap(**content)
-    missing = [index for index in range(len(names)) if index not in made]
+            files[name] = keep / f"{digest.hexdigest()[:32]}.npz"
+            if files[name].is_file():
+                with np.load(files[name], allow_pickle=False) as content:
+                    made[name] = _CachedMap(**content)
+    missing = [index for index, name in enumerate(names) if name not in made]
     if missing:
         before = time.process_time()
         maps = detector.model_maps(images[missing], [names[index] for index in missing])  # (B, 1, S, S)
         scores = detector.scores(maps).detach().double().cpu()  # (B,)
         seconds = np.asarray((time.process_time() - before) / len(missing))
         for index, map, score in zip(missing, maps.detach().float().cpu(), scores, strict=True):
-            made[index] = _CachedMap(map[0].numpy(), score.numpy().reshape(()), seconds)
-            if files:
+            one = made[names[index]] = _CachedMap(map[0].numpy(), score.numpy().reshape(()), seconds)
+            if keep is not None:
                 written = io.BytesIO()
-                np.savez(written, **made[index]._asdict())
-                write_atomic(files[index], written.getvalue())
-    return [made[index] for index in range(len(names))]
+                np.savez(written, **one._asdict())
+                write_atomic(files[names[index]], written.getvalue())
+    return made
 
 
 def _not_finite(
-    cases: Sequence[Case], detectors: Sequence[MapDetector], made: Sequence[Sequence[_CachedMap]], needed: Set[str]
+    cases: Sequence[Case], detectors: Sequence[MapDetector], made: Sequence[Mapping[str, _CachedMap]], needed: Set[str]
 ) -> dict[str, Failure]:
     """The cases for which a detector gave NaN or infinity; an error where that leaves none of the needed ones."""
     broken: dict[str, Failure] = {}
     blamed: dict[str, None] = {}  # methods, each once
-    for case, maps in zip(cases, zip(*made, strict=True), strict=True):
+    for case in cases:
         titles = [
             title(_about(detector))
-            for detector, one in zip(detectors, maps, strict=True)
-            if not (np.isfinite(one.map).all() and np.isfinite(one.score))
+            for detector, maps in zip(detectors, made, strict=True)
+            if not (np.isfinite(maps[case.name].map).all() and np.isfinite(maps[case.name].score))
         ]
         if titles:
             broken[case.name] = _failure(

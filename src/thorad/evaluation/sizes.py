@@ -4,18 +4,17 @@ Sizes are lesion pixels of one slice on the 128x128 model grid. On another grid 
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-REFERENCE_GRID: Final = 128
-"""Side of the grid, in px, on which the limits of `SIZE_GROUPS` are counted."""
-
-SIZE_GROUPS: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
-    {"small": (3.0, 71.0), "medium": (71.0, 570.0), "large": (570.0, np.inf)}
-)
+REFERENCE_GRID: Final = 128  # side of the grid, in px, on which the limits of `SIZE_GROUPS` are counted
+SIZE_GROUPS: Final[Mapping[str, tuple[float, float]]] = {
+    "small": (3.0, 71.0),
+    "medium": (71.0, 570.0),
+    "large": (570.0, np.inf),
+}
 """Group -> (more than, at most) lesion pixels at 128x128."""
 
 PAPER_MIX: Final = (0.4706, 0.3812, 0.1471)

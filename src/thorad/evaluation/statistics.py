@@ -28,17 +28,12 @@ from thorad.evaluation.metrics import BY_CASE, Floats, ThresholdCounts, percenti
 PERMUTATIONS: Final = 2000
 """Of the test; all of them are enumerated where there are no more. The smallest p-value is about 1 / 2001."""
 
-ABOUT: Final = ("method", "noise", "steps", "model")
-"""What tells one detector's results from another's."""
-
+ABOUT: Final = ("method", "noise", "steps", "model")  # what tells one detector's results from another's
 REFERENCES: Final = ("thor", "published-thor")
 """The method that the others are compared with: the first of these that is among them."""
 
-FLOOR: Final = "zscore"
-"""The method that needs no network; the others are compared with it, too."""
-
-_ROUNDING: Final = 1e-9
-"""Sums of the same counts in another order differ by less."""
+FLOOR: Final = "zscore"  # the method that needs no network; the others are compared with it, too
+_ROUNDING: Final = 1e-9  # sums of the same counts in another order differ by less
 
 Figures = Callable[[Floats], Mapping[str, Floats]]
 """Turns (R, 2N) weights into the (R,) values of each figure."""

@@ -17,8 +17,7 @@ from thorad.table import Table
 
 Result = Mapping[str, Any]
 
-TEXT_COLUMNS: Final = frozenset(("Method", "Noise", "Kind", "Model", "kind"))
-"""Columns that hold words."""
+TEXT_COLUMNS: Final = frozenset(("Method", "Noise", "Kind", "Model", "kind"))  # columns that hold words
 
 
 class Figure(NamedTuple):

@@ -29,18 +29,10 @@ from thorad.evaluation.statistics import Sample, interval
 from thorad.findings import components
 from thorad.io.tables import listing
 
-MEDIAN: Final = 5
-"""Voxels of the median filter in each direction."""
-
-EROSION: Final = 3
-"""Steps of 1 px by which the brain mask is eroded in each slice."""
-
-SMALLEST_COMPONENT: Final = 7
-"""Voxels; smaller components are dropped."""
-
-FALLBACK_RATE: Final = 0.01
-"""Share of healthy voxels above the threshold where no validation set gives one."""
-
+MEDIAN: Final = 5  # voxels of the median filter in each direction
+EROSION: Final = 3  # steps of 1 px by which the brain mask is eroded in each slice
+SMALLEST_COMPONENT: Final = 7  # voxels; smaller components are dropped
+FALLBACK_RATE: Final = 0.01  # share of healthy voxels above the threshold where no validation set gives one
 COMPARED: Final = {"mean_dice": "dice", "mean_auprc": "auprc"}
 """The figures in which methods are compared, each the mean of a column of cases.csv."""
 

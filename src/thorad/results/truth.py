@@ -118,15 +118,14 @@ def _with_pixels(measured: Measured, cases: Sequence[_Case], weights: Floats, ru
 
 
 def _known_cases(folder: ResultFolder, rows: Mapping[str, Labelled]) -> list[_Case]:
-    cases: list[_Case] = []
-    for case in folder.cases:
-        if not case.done or case.name not in rows:
-            continue
-        picture, row = read_pictures(case)[0], rows[case.name]
-        if picture.slice_index is None:
-            lesion = truth_of(row, picture.shape)
-            cases.append(_Case(case.name, row.subject, float(case.score or 0.0), picture.anomaly_map, lesion))
-    return cases
+    known = [
+        (case, rows[case.name], read_pictures(case)[0]) for case in folder.cases if case.done and case.name in rows
+    ]
+    return [
+        _Case(case.name, row.subject, float(case.score or 0.0), picture.anomaly_map, truth_of(row, picture.shape))
+        for case, row, picture in known
+        if picture.slice_index is None
+    ]
 
 
 def _thresholds(cases: Sequence[_Case]) -> Floats:
