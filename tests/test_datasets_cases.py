@@ -4,9 +4,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from thorad.datasets.cases import Case, read_cases, subject_of
+from test_io_dicom import AXIAL, DX, base, blob, save, slices
+from thorad.datasets.cases import Case, read_cases
 from thorad.errors import ThoradError
-from thorad.io.scans import find_scans
+from thorad.io.scans import find_scans, subject_of
 
 
 def scan(path: Path, seed: int = 0) -> None:
@@ -45,6 +46,7 @@ def folder(tmp_path: Path) -> Path:
         ("sub-01.png", "sub-01"),
         ("scan_sub-01.png", "scan_sub-01"),
         ("0003_0662359226_01.png", "0003_0662359226_01"),
+        ("sub-02/anat/T1.nii.gz", "sub-02"),
     ],
 )
 def test_subject_of(name: str, subject: str) -> None:
@@ -63,6 +65,22 @@ def test_cases(folder: Path) -> None:
         Case(folder / "b.png", None, "patient 7", "b"),
     ]
     assert list(find_scans([table])) == [case.name for case in read_cases(table)]
+
+
+def test_dicom_rows_are_named_as_their_scans_are(folder: Path) -> None:
+    """A name seeds the noise, and a path may tell the patient."""
+    save(base(DX, "DX", blob()[:, :, 0]), folder / "Mustermann.dcm")
+    for place, dataset in enumerate(slices(blob(), AXIAL)[:2]):
+        save(dataset, folder / f"slice{place}.dcm")
+    (folder / "bad.dcm").write_bytes(b"no DICOM at all")
+    table = folder / "cases.csv"
+    table.write_text("image,mask\nb.png,\nMustermann.dcm,\nbad.dcm,\n")
+    cases = {case.name: case for case in read_cases(table)}
+    assert cases.keys() == find_scans([table]).keys()
+    assert cases.keys() == {case.subject for case in cases.values()}
+    assert "Mustermann" not in "".join(cases)
+    table.write_text("image,mask\nslice0.dcm,\nslice1.dcm,\n")
+    assert [case.name for case in read_cases(table)] == ["slice0", "slice1"], "two cases, though one series"
 
 
 def test_subject_column_is_optional(folder: Path) -> None:

@@ -1,14 +1,13 @@
 """Cases: images with the truth about them, and the tables that list them."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from thorad.errors import ThoradError
-from thorad.io.images import case_names
+from thorad.io.scans import scans_of_rows, subject_of
 from thorad.io.tables import Row, files_in_column, read_table, refuse_images_named_twice
 
 Truth = Literal["mask", "boxes"]
@@ -61,18 +60,11 @@ class Case:
         return self.mask is not None or self.boxes is not None
 
 
-def subject_of(path: Path) -> str:
-    """The subject that a file's name tells: its leading BIDS entity `sub-XXXX`, else the whole stem."""
-    stem = path.stem.removesuffix(".nii")
-    bids = re.match(r"sub-[A-Za-z0-9]+", stem)
-    return bids[0] if bids else stem
-
-
 def read_cases(table: Path, *, truth: Truth = "mask") -> list[Case]:
     """Read a table of cases: the columns `image` and, empty for a healthy image, `mask` or `boxes`.
 
     Paths are relative to the table's folder; images, masks and boxes are not read. Optional are `subject` (else the
-    image's name gives it, `subject_of`), `volume` (else each image is one by itself) and `slice`, a whole number that
+    image's path gives it, `subject_of`), `volume` (else each image is one by itself) and `slice`, a whole number that
     orders the slices of a volume; beside `boxes` also `elsewhere`.
 
     Args:
@@ -115,10 +107,9 @@ def cases_on_disk(table: Path) -> tuple[list[Case], list[str]]:
 
 def _cases(table: Path, rows: Sequence[Row], columns: Sequence[str]) -> list[Case]:
     """What the rows say, in these columns and in those about the subject and the volume."""
-    images = [table.parent / row["image"] for _, row in rows]
-    names = case_names(images, [table.parent] * len(images))
+    scans = scans_of_rows([table.parent / row["image"] for _, row in rows], table.parent)
     cases: list[Case] = []
-    for (line, row), image, name in zip(rows, images, names, strict=True):
+    for (line, row), scan in zip(rows, scans, strict=True):
         files = {column: table.parent / row[column] if row.get(column) else None for column in columns}
         number = row.get("slice", "") if "slice" in columns else ""
         try:
@@ -130,10 +121,10 @@ def _cases(table: Path, rows: Sequence[Row], columns: Sequence[str]) -> list[Cas
             ) from error
         cases.append(
             Case(
-                image=image,
+                image=scan.path,
                 mask=files.get("mask"),
-                subject=row.get("subject") or subject_of(image),
-                name=name,
+                subject=row.get("subject") or (scan.name if scan.is_dicom else subject_of(scan.path)),
+                name=scan.name,
                 volume=row.get("volume") or None,
                 slice_number=slice_number,
                 boxes=files.get("boxes"),

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from thorad.datasets.cases import Case, cases_on_disk, subject_of
+from thorad.datasets.cases import Case, cases_on_disk
 from thorad.datasets.contract import DataSet, Layout
 from thorad.datasets.layouts import is_image, shown, stem_of
 from thorad.io.images import case_names
+from thorad.io.scans import subject_of
 
 PARTS: Final = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """{part of a split: what its folder or its table may be called}."""

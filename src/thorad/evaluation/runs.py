@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thorad.datasets.cases import Case, subject_of
+from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation.metrics import Bools, Floats
 from thorad.evaluation.statistics import ABOUT, title
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, read_mask
 from thorad.io.preprocess import mask_to_model_grid, to_model_input
-from thorad.io.scans import read_picture
+from thorad.io.scans import read_picture, subject_of
 from thorad.io.tables import listing
 
 Failure = dict[str, str]

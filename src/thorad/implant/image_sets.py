@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 
 from thorad.datasets.boxes import Box, voc_xml
-from thorad.datasets.cases import subject_of
 from thorad.errors import ThoradError
 from thorad.implant.lesions import Implanted, Mask, implant_lesion
 from thorad.implant.regions import UNIT, body_region, bone_region
@@ -26,7 +25,7 @@ from thorad.implant.xray import implant_foreign_body, implant_fracture, implant_
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, write_png8
 from thorad.io.intensity import scale
-from thorad.io.scans import Scan, find_scans
+from thorad.io.scans import Scan, find_scans, subject_of
 from thorad.io.slices import images_of
 from thorad.io.tables import listing, write_table
 

@@ -36,6 +36,11 @@ class Scan:
     """Why it can't be read, where that is known already; names files, so it is for the screen."""
 
     @property
+    def is_dicom(self) -> bool:
+        """Whether it is DICOM, or should be."""
+        return self.series is not None or self.problem is not None
+
+    @property
     def is_volume(self) -> bool:
         """Whether it has slices, by the file's name or the series' headers."""
         if self.series is not None:
@@ -49,15 +54,8 @@ class Scan:
 
     @property
     def subject(self) -> str:
-        """Whom it shows: the BIDS entity `sub-XXXX` of its file or of a folder that it is in; else the case's name.
-
-        Not the file's name alone: many patients' files are called T1.nii.gz.
-        """
-        if self.series is None and self.problem is None:
-            for part in reversed(self.path.parts):
-                if entity := re.match(r"sub-[A-Za-z0-9]+", part):
-                    return entity[0]
-        return self.name
+        """Whom it shows: as `subject_of` tells, else the case's name; of DICOM the latter, as paths tell patients."""
+        return self.name if self.is_dicom else subject_of(self.path, self.name)
 
     def comes_from(self, source: str) -> bool:
         """Whether a result's source is this scan; a path may be written in several ways."""
@@ -134,6 +132,34 @@ def find_scans(
             "Name the folder of the scan."
         )
     return {scan.name: scan for scan in scans}
+
+
+def scans_of_rows(files: Sequence[Path], folder: Path) -> list[Scan]:
+    """A scan for each file that a table in the folder names, under the name that `find_scans` gives it.
+
+    Where several files of one series are named, each is a case by itself, called after its file.
+    """
+    dicom = {path: folder for path in files if _is_dicom_file(path)}
+    found = _dicom_scans(dicom, keep_identity=False) if dicom else []
+    scans = {scan.path: scan for scan in found if len(scan.files) == 1}
+    others = [path for path in files if path not in scans]
+    names = case_names(others, [folder] * len(others))
+    scans |= {path: Scan(name, path, str(path)) for name, path in zip(names, others, strict=True)}
+    return [scans[path] for path in files]
+
+
+def subject_of(path: Path, otherwise: str | None = None) -> str:
+    """Whom a file shows: the BIDS entity `sub-XXXX` that its name, or that of a folder it is in, begins with.
+
+    Args:
+        path: the file.
+        otherwise: the subject where there is no such entity; None for the stem of the file's name. Whoever has the
+            case's name gives that: many patients' files are called T1.nii.gz.
+    """
+    below_subject = path.parts[-4:]  # BIDS: sub-XXXX/ses-Y/anat/file
+    entities = (re.match(r"sub-[A-Za-z0-9]+", part) for part in reversed(below_subject))
+    found = next(filter(None, entities), None)
+    return found[0] if found else otherwise or path.stem.removesuffix(".nii")
 
 
 def picture_files(scans: Mapping[str, Scan]) -> list[Path]:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from thorad.datasets.cases import subject_of
 from thorad.errors import ThoradError
 from thorad.io.images import Image, looks_like_mask
 from thorad.io.inputs import as_image
@@ -156,22 +155,19 @@ def open_images(
         return DatasetImages(what, source, recipe.image.size)
 
     found, held_out = find(train), find(validation)
-    shared = {_subject(scan) for scan in found} & {_subject(scan) for scan in held_out}
+    shared = {scan.subject for scan in found} & {scan.subject for scan in held_out}
+    shared |= {str(scan.path.resolve()) for scan in found} & {str(scan.path.resolve()) for scan in held_out}
     if shared:
         raise ThoradError(
             f"{len(shared)} subjects appear in both {train} and {validation}: {listing(sorted(shared))}. What is "
             "measured on a subject that was trained on says nothing; move all images of a subject to one side. "
-            "(The subject is the file name's leading sub-XXXX, else the whole name; of DICOM, it is the series.)"
+            "(The subject is the leading sub-XXXX of a file or its folder, else the case's name; of DICOM, the series.)"
         )
     images = opened("train", train, found)
     if validation is None:
         return images, []
     validated = opened("validation", validation, held_out[:MOST_VALIDATED])
     return images, Subset(validated, range(min(MOST_VALIDATED, len(validated))))  # type: ignore[arg-type]
-
-
-def _subject(scan: Scan) -> str:
-    return scan.name if scan.series else subject_of(scan.path)
 
 
 def mean_and_deviation(images: Images) -> tuple[Tensor, Tensor]:
