@@ -8,7 +8,8 @@ from pathlib import Path
 from thorad.diffusion import NOISES
 from thorad.errors import ThoradError
 from thorad.methods import METHODS
-from thorad.model import has_statistics, load_recipe_of
+from thorad.methods.contract import Method, Request
+from thorad.model import has_statistics, load_model, load_recipe_of
 from thorad.recipe import Recipe
 
 
@@ -97,6 +98,26 @@ def comparison(
             raise ThoradError(" ".join(refusals))
         found += [(model, method, noise) for noise, model in of_noise.items()]
     return found
+
+
+def default_network_calls(model: str | Path, method: Method, noise: str | None) -> int:
+    """Network calls for one image of a method with its default options.
+
+    Raises:
+        ThoradError: as the method's options.
+    """
+    recipe = load_recipe_of(model)
+    request = Request(
+        method=method.name,
+        noise=noise,
+        noise_level=None,
+        steps=method.default_steps.get(noise) if noise else None,
+        finish=False,
+        size=recipe.image.size,
+        patch_noise=recipe.noise.patch_noise,
+        statistics=load_model(model).statistics if method.statistics else None,
+    )
+    return method.options(request).network_calls()
 
 
 def _noises_with(model: str | Path, recipe: Recipe, method: str, asked: Sequence[str] | None) -> list[str] | list[None]:

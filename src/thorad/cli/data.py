@@ -10,7 +10,7 @@ from typer import Argument, Exit, Option, Typer
 from thorad.cli import options as opt
 from thorad.cli.render import (
     RESUMES,
-    print_failures,
+    end_with_failures,
     print_line,
     print_outcome,
     print_table,
@@ -31,9 +31,7 @@ app.add_typer(data_app, name="data", rich_help_panel=PANEL)
 DataFolder = Annotated[Path, Argument(help="Folder of the data set, as published or of your own.")]
 KindOption = Annotated[
     str | None,
-    Option(
-        help=f"{', '.join(DATASETS)}. Default: guessed from the file names.", autocompletion=opt.completion(DATASETS)
-    ),
+    Option(help=f"{', '.join(DATASETS)}. Default: as the files are named.", autocompletion=opt.completion(DATASETS)),
 ]
 
 
@@ -42,10 +40,7 @@ def prepare(
     inputs: Annotated[list[Path], Argument(help="Volumes (NIfTI, NRRD, MetaImage), DICOM series, or folders of them.")],
     out: Annotated[Path, opt.OutOption(help="Folder for the slices; an interrupted run resumes in it.")],
     model: Annotated[
-        str,
-        Option(
-            help="The model the slices are for: name of a bundled model or recipe, a model folder or a recipe file."
-        ),
+        str, Option(help="What the slices are for: a bundled model or recipe, a model folder or a recipe file.")
     ] = opt.DEFAULT_MODEL,
     slices: opt.Slices = None,
     jobs: Annotated[int, Option(help="Parallel processes; each takes half a GB of memory for 1 mm voxels.", min=1)] = 1,
@@ -65,14 +60,12 @@ def prepare(
     scans = part.of(find_scans(inputs, leave_out=out, keep_identity=keep_identity))
     with progress_bar("prepare", quiet) as show:
         summary = prepare_files(scans, out, skull=section.skull, indices=indices, jobs=jobs, on_progress=show)
-    print_failures(summary.failed)
     print_warnings(summary.warned)
     if not quiet:
         print_outcome(summary)
         if summary.done:
             print_line(f"Look at {out / '*' / 'overlay.png'} first; slices: {out / 'slices.csv'}")
-    if summary.failed:
-        raise Exit(1)
+    end_with_failures(summary.failed)
 
 
 @opt.verb(data_app, "check", example="thorad data check IXI/ --json found.json")
@@ -105,9 +98,7 @@ def check_data(folder: DataFolder, kind: KindOption = None, json: opt.Json = Non
 def split_data(
     folder: DataFolder,
     out: Annotated[Path, opt.OutOption(help="Folder for train.csv, val.csv and test.csv.")],
-    fractions: Annotated[
-        str, Option(help="Fractions of the subjects for train, val and test; 0: no such part.")
-    ] = "0.8,0.1,0.1",
+    fractions: Annotated[str, Option(help="Shares of train, val and test; 0: no such part.")] = "0.8,0.1,0.1",
     seed: Annotated[int, Option(help="Random seed for the assignment of subjects.")] = 0,
     kind: KindOption = None,
 ) -> None:
@@ -119,8 +110,8 @@ def split_data(
     split = write_split(find_data_set(folder, kind), out, shares, seed)
     rows = []
     for part, cases in split.parts.items():
-        with_findings = sum(case.has_finding for case in cases)
-        rows.append((part, str(len({case.subject for case in cases})), str(len(cases)), str(with_findings)))
+        counts = len({case.subject for case in cases}), len(cases), sum(case.has_finding for case in cases)
+        rows.append((part, *map(str, counts)))
     print_table(Table(("part", "subjects", "images", "with findings"), rows))
     if split.left_out:
         print_line(f"Left out: {len(split.left_out)} images without a mask, which may or may not be healthy.")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from typer import Argument, Exit, Option, Typer
+from typer import Argument, Option, Typer
 
 from thorad.cli import options as opt
 from thorad.cli.render import (
     RESUMES,
-    print_failures,
+    end_with_failures,
     print_line,
     print_outcome,
     print_table,
@@ -28,7 +27,6 @@ from thorad.table import Table
 if TYPE_CHECKING:
     from thorad.apps.run import RunSummary
     from thorad.detector import Detector
-    from thorad.io.scans import Scan
 
 HIGHEST = 5  # scores shown at the end of a detection
 
@@ -36,9 +34,7 @@ app = Typer(rich_help_panel="Detect and look")
 
 Results = Annotated[Path, Argument(help="A result folder of `thorad detect`.")]
 KeepSteps = Annotated[bool, Option("--keep-steps", help="Keep pictures of every harmonisation step, for the report.")]
-Truth = Annotated[
-    Path | None, Option(help="CSV with columns image and mask for these images, as for `thorad evaluate`.")
-]
+Truth = Annotated[Path | None, Option(help="CSV with columns image and mask, as for `thorad evaluate`.")]
 
 
 @dataclass(frozen=True)
@@ -81,13 +77,16 @@ def detect(
     scans = find_scans(inputs, leave_out=out, keep_identity=keep_identity)
 
     from thorad.apps.run import detect_files, open_results
+    from thorad.records import parse_indices
+    from thorad.volume_detection import checked_indices
 
     detector = options.detector()
-    indices = _slice_indices(slices, scans, detector)
+    indices = None if slices is None else parse_indices(slices)
+    if all(scan.is_volume for scan in scans.values()):  # an impossible wish should be refused at once
+        checked_indices(detector.model.recipe.volume, indices, detector.model_name)
     results = open_results(detector, out, part, indices=indices)
     with progress_bar("detect", quiet) as report:
         summary = detect_files(detector, scans, results, indices=indices, keep_steps=keep_steps, on_progress=report)
-    print_failures(summary.failed)
     print_warnings(summary.warned)
     if not quiet:
         print_outcome(summary, f"Shard {part}: " if part else "")
@@ -97,23 +96,14 @@ def detect(
         print_line(f"Results: {out}")
     if make_report and summary.done:
         print_report(out, quiet=quiet)
-    if summary.failed:
-        raise Exit(1)
-
-
-def _slice_indices(slices: str | None, scans: Mapping[str, Scan], detector: Detector) -> list[int] | None:
-    """The slices that were asked for; where all scans are volumes, an impossible wish should be refused at once."""
-    from thorad.records import parse_indices
-    from thorad.volume_detection import checked_indices
-
-    indices = None if slices is None else parse_indices(slices)
-    if all(scan.is_volume for scan in scans.values()):
-        checked_indices(detector.model.recipe.volume, indices, detector.model_name)
-    return indices
+    end_with_failures(summary.failed)
 
 
 def _print_scores(summary: RunSummary, detector: Detector, model: str) -> None:
-    """The highest scores, and what they mean."""
+    """The highest scores; what p-values and masks mean, or why there are none."""
+    from thorad.apps.calibrate import calibrate_command
+    from thorad.calibration import format_options
+
     columns = ["highest scores", ""]
     columns += [*(["p"] if detector.calibration else []), *(["findings"] if detector.threshold is not None else [])]
     rows = []
@@ -123,14 +113,6 @@ def _print_scores(summary: RunSummary, detector: Detector, model: str) -> None:
         rows.append([name, f"{score:.5g}", *(cells[column] for column in columns[2:])])
     if rows:
         print_table(Table(columns, rows))
-    _explain_scores(detector, model)
-
-
-def _explain_scores(detector: Detector, model: str) -> None:
-    """What the p-values and masks mean, or why there are none."""
-    from thorad.apps.calibrate import calibrate_command
-    from thorad.calibration import format_options
-
     if detector.calibration is not None:
         print_line(f"p: rank among {detector.calibration.scans} healthy scans.")
     else:
@@ -149,25 +131,23 @@ def _explain_scores(detector: Detector, model: str) -> None:
 @opt.verb(app, example="thorad methods")
 def methods() -> None:
     """List the detection methods: the noise they use, the network calls an image costs by default, what they do."""
-    from thorad.detector import Detector
     from thorad.methods import METHODS
     from thorad.model import bundled_models
-    from thorad.selection import comparison
+    from thorad.selection import comparison, default_network_calls
 
     rows = []
     for name in METHODS:
         try:
             method = METHODS[name]
             model, _, noise = comparison(bundled_models(), [name])[0]
-            calls = str(Detector(model, method=name, noise=noise, device="cpu").network_calls)
+            calls = str(default_network_calls(model, method, noise))
         except ThoradError as error:  # another package's method
             print_warning(str(error))
             continue
         text = f"{method.title}: {method.blurb}." + (f" Reference: {method.paper}." if method.paper else "")
         rows.append((name, ", ".join(method.noises) or "-", calls, text))
-    print_table(
-        Table(("method", "noise", "calls", "what it is"), rows, text_columns=frozenset({"noise", "what it is"}))
-    )
+    columns = ("method", "noise", "calls", "what it is")
+    print_table(Table(columns, rows, text_columns=frozenset({"noise", "what it is"})))
     print_line("calls: of the network for one image, with the default options and a bundled model.")
 
 
@@ -203,9 +183,7 @@ def report(
 def volume(
     results: Annotated[Path, Argument(help="A result folder of `thorad detect` on volumes.")],
     case: Annotated[str | None, Option(help="Name of the volume. Default: the only one.")] = None,
-    scan: Annotated[
-        Path | None, Option(help="The scan itself, NIfTI, NRRD or MHA. Default: the file it was read from.")
-    ] = None,
+    scan: Annotated[Path | None, Option(help="The scan itself. Default: the file that it was read from.")] = None,
     out: Annotated[Path | None, opt.OutOption(help="The HTML file. Default: CASE.html in the result folder.")] = None,
 ) -> None:
     """Turn a volume into one HTML page: its map over the scan in three linked planes. Works offline; holds the scan."""
@@ -245,18 +223,10 @@ def figure(
 
 @opt.verb(app, example="thorad view results", interrupted="Nothing of what was dropped in is left.")
 def view(
-    results: Annotated[
-        list[Path] | None, Argument(help="Result folders of `thorad detect`, or folders of them.")
-    ] = None,
-    model: Annotated[
-        list[str] | None, Option(help="A model folder to offer besides the bundled ones; can be repeated.")
-    ] = None,
-    out: Annotated[
-        Path | None, opt.OutOption(help="Folder that keeps the results of dropped scans. Default: nothing is kept.")
-    ] = None,
-    port: Annotated[
-        int, Option(help="Port on 127.0.0.1. Default: any free one.", min=0, max=65535, show_default=False)
-    ] = 0,
+    results: Annotated[list[Path] | None, Argument(help="Result folders of detections, or folders of them.")] = None,
+    model: Annotated[list[str] | None, Option(help="A further model folder to offer; can be repeated.")] = None,
+    out: Annotated[Path | None, opt.OutOption(help="Folder that keeps dropped scans' results. Default: none.")] = None,
+    port: Annotated[int, Option(help="Port on 127.0.0.1. 0: any free one.", min=0, max=65535)] = 0,
     no_browser: Annotated[bool, Option("--no-browser", help="Only print the address.")] = False,
 ) -> None:
     """Open the viewer in a browser: look at results, drop scans in, watch their restoration. Ctrl-C ends it.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Exit, Option, Typer
 
 from thorad.cli import options as opt
 from thorad.cli.look import print_report
-from thorad.cli.render import RESUMES, print_error, print_failures, print_line, print_table, progress_bar
+from thorad.cli.render import RESUMES, end_with_failures, print_error, print_line, print_table, progress_bar
 from thorad.diffusion import NOISES
 from thorad.errors import ThoradError
 
@@ -29,14 +29,10 @@ class ComparisonOptions(opt.RunOptions):
         str, opt.MethodOption(help="Models, separated by commas; each method takes the first that supports it.")
     ] = opt.DEFAULT_MODEL
     method: Annotated[
-        str | None,
-        opt.MethodOption(help="Methods, separated by commas. Default: all that the models support, and the z-score."),
+        str | None, opt.MethodOption(help="Methods, separated by commas. Default: all that the models support.")
     ] = None
     noise: Annotated[
-        str,
-        opt.MethodOption(
-            help=f"{', '.join(NOISES)}, or all: each method with every noise that it and the model support."
-        ),
+        str, opt.MethodOption(help=f"{', '.join(NOISES)}, or all: every noise that method and model support.")
     ] = "all"
 
     def detectors(self) -> list[Detector]:
@@ -52,11 +48,8 @@ class ComparisonOptions(opt.RunOptions):
         noises = None if self.noise == "all" else opt.parse_words(self.noise)
         detectors = []
         for model, method, noise in comparison(opt.parse_words(self.model), methods, noises):
-            takes = {
-                "steps": METHODS[method].default_steps,
-                "noise_level": noise,
-                "perceptual_weights": METHODS[method].perceptual,
-            }
+            facts = METHODS[method]
+            takes = {"steps": facts.default_steps, "noise_level": noise, "perceptual_weights": facts.perceptual}
             detectors.append(self.run(model, method, noise, **{name: None for name in takes if not takes[name]}))
         return detectors
 
@@ -85,37 +78,13 @@ def evaluate(
     cases: Annotated[
         Path, Argument(help="CSV with columns image and mask or boxes (empty if healthy), and optionally subject.")
     ],
-    out: Annotated[
-        Path,
-        opt.OutOption(help="Folder for metrics.json, cases.csv, table.md and maps; an interrupted run resumes in it."),
-    ],
+    out: Annotated[Path, opt.OutOption(help="Folder for tables, figures and maps; an interrupted run resumes in it.")],
     measured: ProtocolOptions,
     compared: ComparisonOptions,
     make_report: opt.Report = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Measure methods on images with known lesions, by one of the field's protocols."""
-    results = _measure(cases, out, measured, compared, quiet)
-    if not quiet:
-        from thorad.evaluation.evaluate import baseline_warning
-        from thorad.evaluation.tables import table_of
-
-        print_table(table_of(results, brief=True))
-        if warning := baseline_warning(results):
-            print_line(warning, style="yellow")
-        print_line(f"Results: {out} (table.md explains the columns)")
-    if make_report:
-        print_report(out, quiet=quiet)
-    failures = results[0]["failures"]
-    print_failures({failure["name"]: failure["reason"] for failure in failures})
-    if failures:
-        raise Exit(1)
-
-
-def _measure(
-    cases: Path, out: Path, measured: ProtocolOptions, compared: ComparisonOptions, quiet: bool
-) -> list[dict[str, Any]]:
-    """The results of `thorad.evaluation.evaluate.evaluate`; run.json goes beside its files."""
     from thorad.datasets.cases import read_cases
     from thorad.evaluation.evaluate import PROTOCOLS
     from thorad.io.scans import find_scans, picture_files
@@ -125,12 +94,14 @@ def _measure(
     validation = read_cases(measured.validation) if measured.validation else []
 
     from thorad.apps.run import write_evaluation_run
-    from thorad.evaluation.evaluate import evaluate
+    from thorad.evaluation.evaluate import baseline_warning
+    from thorad.evaluation.evaluate import evaluate as measure
+    from thorad.evaluation.tables import table_of
 
     detectors = compared.detectors()
     began = monotonic()
     with progress_bar("evaluate", quiet) as show:
-        results = evaluate(
+        results = measure(
             read,
             healthy,
             detectors,
@@ -144,7 +115,14 @@ def _measure(
             keep_maps=True,
         )
     write_evaluation_run(detectors, out, monotonic() - began)
-    return results
+    if not quiet:
+        print_table(table_of(results, brief=True))
+        if warning := baseline_warning(results):
+            print_line(warning, style="yellow")
+        print_line(f"Results: {out} (table.md explains the columns)")
+    if make_report:
+        print_report(out, quiet=quiet)
+    end_with_failures({failure["name"]: failure["reason"] for failure in results[0]["failures"]})
 
 
 @dataclass(frozen=True)
@@ -164,30 +142,35 @@ def reproduce(
     target: Annotated[Literal["table1", "table2", "fig4"], Argument(help="The table or figure of the THOR paper.")],
     data: Annotated[
         Path,
-        Option(help="ATLAS v2.0 (table1, fig4) or GRAZPEDWRI-DX (table2) as published, or cases.csv and healthy/."),
+        Option(help="ATLAS v2.0 (table1, fig4) or GRAZPEDWRI-DX (table2) as published, or cases.csv, healthy/."),
     ],
     options: ReproduceOptions,
-    out: Annotated[
-        Path | None, opt.OutOption(help="Folder for report.md, metrics.json and the rest; --check needs none.")
-    ] = None,
+    out: Annotated[Path | None, opt.OutOption(help="Folder for report.md and the rest; --check needs none.")] = None,
     models: Annotated[
         str | None,
         Option(
-            help="Models, separated by commas; each method and noise takes the first that supports it. Default: the "
-            "bundled ones: hand-xray64 for table2, otherwise brain-t1-compact,brain-t1-patched."
+            help="Models, separated by commas; each method takes the first that supports it. Default: hand-xray64 for "
+            "table2, otherwise brain-t1-compact,brain-t1-patched."
         ),
     ] = None,
     check: Annotated[bool, Option("--check", help="Only check the folder and print what it holds.")] = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Reproduce a table or the figure of the THOR paper, next to the published numbers."""
-    if check:
-        return _check_layout(target, data, quiet)
-    if out is None:
-        raise ThoradError("--out is missing: name a folder for the results, or --check the data only.")
-
     from thorad.apps.reproduce import Settings
     from thorad.apps.reproduce import reproduce as measure
+    from thorad.apps.reproduce_data import check_layout
+
+    if check:
+        with progress_bar(target, quiet) as show:
+            layout = check_layout(target, data, on_progress=show)
+        for line in layout.found:
+            print_line(line)
+        for problem in layout.problems:
+            print_error(f"Unusable: {problem}")
+        raise Exit(1 if layout.problems else 0)
+    if out is None:
+        raise ThoradError("--out is missing: name a folder for the results, or --check the data only.")
 
     chosen = models or ("hand-xray64" if target == "table2" else f"{opt.DEFAULT_MODEL},brain-t1-patched")
     settings = Settings(**{**vars(options), "steps": opt.parse_steps(options.steps)})
@@ -196,22 +179,7 @@ def reproduce(
     if not quiet:
         print_table(measured.table)
         print_line(f"Results: {out} (report.md first)")
-    print_failures(measured.failures)
-    if measured.failures:
-        raise Exit(1)
-
-
-def _check_layout(target: Literal["table1", "table2", "fig4"], data: Path, quiet: bool) -> None:
-    from thorad.apps.reproduce_data import check_layout
-
-    with progress_bar(target, quiet) as show:
-        layout = check_layout(target, data, on_progress=show)
-    for line in layout.found:
-        print_line(line)
-    for problem in layout.problems:
-        print_error(f"Unusable: {problem}")
-    if layout.problems:
-        raise Exit(1)
+    end_with_failures(measured.failures)
 
 
 @opt.verb(app, example="thorad bench --json speed.json")
@@ -252,12 +220,10 @@ def implant(
         made = make_lesion_set(healthy, out, seed=seed, kinds=kinds, healthy_share=healthy_share)
     else:
         made = make_xray_set(healthy, out, seed=seed, kinds=kinds, healthy_share=healthy_share, body_share=body_share)
-    print_failures({path.name: reason for path, reason in made.left_out.items()}, "left out")
     if not quiet:
         counts = ", ".join(f"{count} {kind}" for kind, count in made.counts.items())
         print_line(f"{sum(made.counts.values())} cases: {counts}; {len(made.left_out)} images left out.")
         print_line("The findings are simulated: figures on them compare methods and say nothing about patients.")
         protocol = "brain-lesions" if lesions else "boxes"
         print_line(f"Measure: thorad evaluate {made.table} --protocol {protocol} --model MODEL -o DIR")
-    if made.left_out:
-        raise Exit(1)
+    end_with_failures({path.name: reason for path, reason in made.left_out.items()}, "left out")

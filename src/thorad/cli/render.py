@@ -50,10 +50,12 @@ def print_outcome(summary: RunSummary | PrepareSummary, part: str = "") -> None:
     print_line(f"{part}{counts}, in {summary.seconds:.1f} s.")
 
 
-def print_failures(failed: Mapping[str, str], what: str = "failed") -> None:
-    """Print an error for each of {name: reason}."""
+def end_with_failures(failed: Mapping[str, str], what: str = "failed") -> None:
+    """Print an error for each of {name: reason}, and end the verb with exit code 1 if there is any."""
     for name, reason in failed.items():
         print_error(f"{name} {what}: {reason}")
+    if failed:
+        raise typer.Exit(1)
 
 
 def print_warnings(warned: Mapping[str, str]) -> None:

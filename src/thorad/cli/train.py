@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from typer import Argument, Exit, Option, Typer
+from typer import Argument, Option, Typer
 from typer.core import TyperGroup
 
 from thorad.cli import options as opt
-from thorad.cli.render import out_console, print_failures, print_line, print_table, print_warning, progress_bar
+from thorad.cli.render import end_with_failures, out_console, print_line, print_table, print_warning, progress_bar
 from thorad.table import Table
-
-if TYPE_CHECKING:
-    from thorad.calibration import Calibration
 
 PANEL = "Train and calibrate"
 
@@ -28,11 +25,9 @@ app = Typer(rich_help_panel=PANEL)
 )
 def train(
     recipe: Annotated[str, Option(help="Name of a bundled recipe, or a TOML file. `thorad models` lists them.")],
-    train: Annotated[Path, Option(help="Folder or CSV of healthy images: pictures, volumes or DICOM.")],
-    out: Annotated[
-        Path, opt.OutOption(help="Folder for logs, checkpoints and the model; an interrupted training resumes in it.")
-    ],
-    validation: Annotated[Path | None, Option(help="The same of other subjects.")] = None,
+    train: Annotated[Path, Option(help="Healthy pictures, volumes or DICOM: a folder, or a CSV with a column image.")],
+    out: Annotated[Path, opt.OutOption(help="Folder for logs, checkpoints and the model; an interrupted run resumes.")],
+    validation: Annotated[Path | None, Option(help="Pictures, volumes or DICOM of other subjects, likewise.")] = None,
     devices: Annotated[str, opt.ComputeOption(help="Number of devices per node, or auto.")] = "auto",
     nodes: Annotated[int, opt.ComputeOption(help="Number of machines.", min=1)] = 1,
     accelerator: Annotated[str, opt.ComputeOption(help="auto, cpu, gpu or mps.")] = "auto",
@@ -69,10 +64,7 @@ def train(
 def calibrate(
     healthy: opt.Inputs,
     options: opt.DetectorOptions,
-    out: Annotated[
-        Path | None,
-        opt.OutOption(help="Folder for a copy of the model; required for a bundled one. Default: in place."),
-    ] = None,
+    out: Annotated[Path | None, opt.OutOption(help="Folder for a copy of the model; needed for a bundled one.")] = None,
     level: Annotated[float, Option(help="The smallest p-value that must be possible.")] = 0.05,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -85,30 +77,24 @@ def calibrate(
     scans = find_scans(healthy, leave_out=out)
 
     from thorad.apps.calibrate import calibrate_files, calibration_folder, save_calibration
+    from thorad.calibration import format_options
 
     calibration_folder(options.model, out)  # a refusal should come before the work
     detector = options.detector()
     with progress_bar("calibrate", quiet) as report:
         summary = calibrate_files(detector, scans, level=level, on_progress=report)
-    folder = save_calibration(summary.calibration, options.model, out)
-    print_failures(summary.failed, "left out")
+    calibration, count = summary.calibration, summary.calibration.scans
+    folder = save_calibration(calibration, options.model, out)
     if summary.warning:
         print_warning(f"Warning: {summary.warning}")
     if not quiet:
-        _print_calibration(summary.calibration, summary.seconds)
+        used = format_options(calibration.options)
+        print_line(f"Calibrated with {used} on {count} scans, in {summary.seconds:.1f} s.")
+        rows = [(f"{100 * rate:g} %", f"{threshold:.5g}") for rate, threshold in calibration.thresholds.items()]
+        print_table(Table(("healthy pixels above", "the threshold"), rows))
+        print_line(f"The smallest p-value is 1 / {count + 1} = {1 / (count + 1):.3g}.")
         print_line(f"Calibrated model: {folder}")
-    if summary.failed:
-        raise Exit(1)
-
-
-def _print_calibration(calibration: Calibration, seconds: float) -> None:
-    from thorad.calibration import format_options
-
-    scans = calibration.scans
-    print_line(f"Calibrated with {format_options(calibration.options)} on {scans} scans, in {seconds:.1f} s.")
-    rows = [(f"{100 * rate:g} %", f"{threshold:.5g}") for rate, threshold in calibration.thresholds.items()]
-    print_table(Table(("healthy pixels above", "the threshold"), rows))
-    print_line(f"The smallest p-value is 1 / {scans + 1} = {1 / (scans + 1):.3g}.")
+    end_with_failures(summary.failed, "left out")
 
 
 class _ModelsGroup(TyperGroup):
@@ -127,14 +113,11 @@ app.add_typer(models_app, name="models", rich_help_panel=PANEL)
 
 @opt.verb(models_app, "show", example="thorad models brain-t1-compact")
 def show_models(
-    model: Annotated[
-        str | None, Argument(help="Name of a bundled model, or a model folder. Default: list them.")
-    ] = None,
+    model: Annotated[str | None, Argument(help="A bundled model or a model folder. Default: list them.")] = None,
 ) -> None:
     """List the bundled models and recipes, or describe one model. `thorad models NAME` does the same."""
     if model is not None:
-        _print_model(model)
-        return
+        return _print_model(model)
 
     from thorad.model import bundled_models, load_model, weight_megabytes
     from thorad.recipe import bundled_recipes, load_recipe
@@ -146,12 +129,11 @@ def show_models(
         rows.append((name, ", ".join(loaded.recipe.noise.trained_kinds), *size, loaded.recipe.description))
     text = frozenset({"noise", "description"})
     print_table(Table(("model", "noise", "MB", "parameters", "description"), rows, text_columns=text))
-    recipes = [(name, load_recipe(name)) for name in bundled_recipes()]
-    described = [(name, ", ".join(recipe.noise.trained_kinds), recipe.description) for name, recipe in recipes]
+    recipes = {name: load_recipe(name) for name in bundled_recipes()}
+    described = [(name, ", ".join(recipe.noise.trained_kinds), recipe.description) for name, recipe in recipes.items()]
     print_line()
     print_table(Table(("recipe", "noise", "description"), described, text_columns=text))
-    print_line()
-    print_line("`thorad models NAME` describes a model; `thorad train --recipe NAME` trains one.")
+    print_line("\n`thorad models NAME` describes a model; `thorad train --recipe NAME` trains one.")
 
 
 def _print_model(model: str) -> None:
@@ -168,11 +150,12 @@ def _print_model(model: str) -> None:
         measured["calibrations"] = [
             {key: value for key, value in made.items() if key != "scores"} for made in measured["calibrations"]
         ]
-    for title, text in {
+    parts = {
         "recipe": loaded.recipe.to_toml(),
         "calibration": dumps(measured, indent=2),
         "model card": model_card(model),
-    }.items():
+    }
+    for title, text in parts.items():
         print_line(f"\n--- {title} ---\n{text.strip()}")
 
 
@@ -182,9 +165,7 @@ def import_model(
     out: Annotated[Path, Argument(help="The model folder to make; must not exist.")],
     noise: Annotated[Literal["gaussian", "simplex"], Option(help="The noise it was trained with.")] = "gaussian",
     name: Annotated[str | None, Option(help="Name of the model. Default: the folder's name.")] = None,
-    input_range: Annotated[
-        Literal["-1..1", "0..1"], Option(help="Intensity range of the images it was trained on.")
-    ] = "-1..1",
+    input_range: Annotated[Literal["-1..1", "0..1"], Option(help="Intensities of its training images.")] = "-1..1",
     size: Annotated[int, Option(help="Side length of those images, px.", min=1)] = 128,
     head_channels: Annotated[
         int | None,
@@ -211,9 +192,6 @@ def import_model(
     for tensor in report.dropped:
         print_line(f"Dropped, because nothing uses it: {tensor}")
     if report.head_channels_assumed:
-        print_line(
-            f"Assumed attention heads of {network.head_channels} channels, because checkpoints don't say: "
-            "a different --head-channels would give different results.",
-            style="yellow",
-        )
+        assumed = f"Assumed attention heads of {network.head_channels} channels, because checkpoints don't say: "
+        print_line(assumed + "a different --head-channels would give different results.", style="yellow")
     print_line(f"Model: {report.folder}")

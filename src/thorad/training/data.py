@@ -156,7 +156,8 @@ def open_images(
 
     found, held_out = find(train), find(validation)
     shared = {scan.subject for scan in found} & {scan.subject for scan in held_out}
-    shared |= {str(scan.path.resolve()) for scan in found} & {str(scan.path.resolve()) for scan in held_out}
+    if not shared:  # the names of one file differ between a folder and a table
+        shared = {str(scan.path.resolve()) for scan in found} & {str(scan.path.resolve()) for scan in held_out}
     if shared:
         raise ThoradError(
             f"{len(shared)} subjects appear in both {train} and {validation}: {listing(sorted(shared))}. What is "
