@@ -23,9 +23,8 @@ from thorad.errors import ThoradError
 from thorad.model import load_model
 from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
 from thorad.training.augmentation import augment
-from thorad.training.callbacks import average_weights
 from thorad.training.data import images_of_batch
-from thorad.training.fit import fit
+from thorad.training.fit import average_weights, fit
 from thorad.training.module import DiffusionTraining, learning_rate_factor
 
 

@@ -10,23 +10,25 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
+from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor
 
 from thorad import __version__
 from thorad.diffusion.engine import fast_precision
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
+from thorad.io.images import write_png8
 from thorad.model import CALIBRATION, RECIPE, WEIGHTS, load_model, save_model
 from thorad.recipe import Recipe, parse_recipe
-from thorad.training.callbacks import ProgressLines, ReconstructionPictures, average_weights
-from thorad.training.data import Source, TrainingData, mean_and_deviation, open_images
+from thorad.training.data import Images, Source, TrainingData, mean_and_deviation, open_images
 from thorad.training.module import DiffusionTraining
 
 EXPECTED_WARNINGS = (
@@ -63,7 +65,6 @@ def fit(
     """Train, or resume the training that `out` holds; gives the model's folder in `out`.
 
     Args:
-        recipe: what to fit.
         train: healthy images: a folder, a table with a column `image`, or a torch `Dataset` whose items are images,
             (H, W) or (1, H, W), or have one under `image` or as their first part. All are scaled and resized as
             `Detector.detect` does it.
@@ -71,7 +72,6 @@ def fit(
         validation: the same of other subjects, for the validation loss and the pictures; `MOST_VALIDATED` are used.
         accelerator: Lightning's: "auto", "cpu", "gpu", "mps".
         devices: Lightning's: "auto", a number or a list of indices; processes where the accelerator is "cpu".
-        nodes: machines.
         start_from: a model whose weights are the first ones; its network must have the same shapes.
         progress_bar: a bar on the terminal, or a line at every validation.
         workers: processes that read images ahead, for a data set that is slow to read.
@@ -92,13 +92,20 @@ def fit(
     checkpoint = _newest_checkpoint(out / "checkpoints")
     module = _fresh_module(recipe, start_from if checkpoint is None else None)
     log = f"from-step-{_step_of(checkpoint)}"  # one for each start: a logger empties its folder
-    pictures = [ReconstructionPictures(held_out, out / "pictures")] if len(held_out) else []
+    every = timedelta(minutes=recipe.training.checkpoint_minutes)
+    own = [
+        # Averaging takes the averaged weights away at the end of a validation: what looks at them comes before.
+        *([ReconstructionPictures(held_out, out / "pictures")] if len(held_out) else []),
+        ModelCheckpoint(out / "checkpoints", filename="{step}", train_time_interval=every, save_top_k=1),
+        WeightAveraging(avg_fn=partial(average_weights, decay=recipe.training.ema)),
+        RichProgressBar() if progress_bar else ProgressLines(),
+    ]
     arguments = {
         **{"accelerator": accelerator, "devices": devices, "num_nodes": nodes, "enable_progress_bar": progress_bar},
-        "callbacks": [*callbacks, *pictures, *_callbacks(recipe, out, progress_bar)],
+        "callbacks": [*callbacks, *own],
         "logger": [CSVLogger(out, "logs", log), TensorBoardLogger(out, "logs", log)] if loggers is None else [*loggers],
     }
-    trainer = _trainer(recipe, arguments, trainer_options or {}, validate=bool(pictures))
+    trainer = _trainer(recipe, arguments, trainer_options or {}, validate=len(held_out) > 0)
     began = time.monotonic()
     _run(trainer, module, TrainingData(recipe, images, held_out, workers=workers), checkpoint)
     if trainer.global_step < recipe.training.steps:
@@ -115,9 +122,7 @@ def fit(
     return model
 
 
-def _trainer(
-    recipe: Recipe, arguments: Mapping[str, Any], options: Mapping[str, Any], *, validate: bool
-) -> lightning.Trainer:
+def _trainer(recipe: Recipe, arguments: Mapping[str, Any], options: Mapping[str, Any], *, validate: bool) -> Trainer:
     """A trainer whose one pass over its data is the whole training."""
     training = recipe.training
     own = {
@@ -141,21 +146,50 @@ def _trainer(
         logging.getLogger(name).setLevel(logging.WARNING)
     defaults = {"log_every_n_steps": min(10, training.steps), "enable_model_summary": False}
     try:
-        return lightning.Trainer(**{**own, **defaults, **options})
+        return Trainer(**{**own, **defaults, **options})
     except (RuntimeError, ValueError, TypeError, MisconfigurationException) as error:
         asked = f"accelerator {own['accelerator']!r} with devices {own['devices']!r}"
         further = f" and trainer_options {dict(options)}" if options else ""
         raise ThoradError(f"{asked}{further}: {error}") from error
 
 
-def _callbacks(recipe: Recipe, out: Path, progress_bar: bool) -> list[Callback]:
-    """Averaging takes the averaged weights away at the end of a validation: what looks at them comes before."""
-    every = timedelta(minutes=recipe.training.checkpoint_minutes)
-    checkpoints = ModelCheckpoint(out / "checkpoints", filename="{step}", train_time_interval=every, save_top_k=1)
-    averaging = WeightAveraging(
-        avg_fn=lambda averaged, current, count: average_weights(averaged, current, count, recipe.training.ema)
-    )
-    return [checkpoints, averaging, RichProgressBar() if progress_bar else ProgressLines()]
+def average_weights(averaged: Tensor, current: Tensor, count: Tensor | int, decay: float) -> Tensor:
+    """Exponential moving average, whose decay rises to its value as (1 + n) / (10 + n): it soon forgets step 0."""
+    now = min(decay, (1 + int(count)) / (10 + int(count)))
+    return averaged.lerp(current, 1 - now)
+
+
+class ReconstructionPictures(Callback):
+    """Writes ``step-<step>.png`` of the first 8 validation images after each validation."""
+
+    def __init__(self, images: Images, folder: Path) -> None:
+        self._images, self._folder = images, folder
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it, in the first process."""
+        if trainer.is_global_zero:
+            assert isinstance(pl_module, DiffusionTraining)
+            shown = torch.stack([self._images[index] for index in range(min(8, len(self._images)))])
+            picture = pl_module.reconstructions(shown)
+            write_png8(self._folder / f"step-{trainer.global_step:07d}.png", picture.numpy())
+
+
+class ProgressLines(Callback):
+    """Where there is no terminal: a line at each validation instead of a bar."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._began, self._first = time.monotonic(), trainer.global_step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print steps, speed, time left and losses."""
+        if trainer.is_global_zero:
+            rate = max(trainer.global_step - self._first, 1) / (time.monotonic() - self._began)
+            left = timedelta(seconds=round((int(trainer.max_steps) - trainer.global_step) / rate))
+            losses = " ".join(f"{k} {float(v):.5f}" for k, v in sorted(trainer.callback_metrics.items()) if "/" in k)
+            print(
+                f"step {trainer.global_step}/{trainer.max_steps}  {rate:.2f} steps/s  {left} left  {losses}", flush=True
+            )
 
 
 def _precision(recipe: Recipe, accelerator: str) -> Any:
@@ -164,7 +198,7 @@ def _precision(recipe: Recipe, accelerator: str) -> Any:
     return fast if recipe.training.precision == "auto" else recipe.training.precision
 
 
-def _run(trainer: lightning.Trainer, module: DiffusionTraining, data: TrainingData, checkpoint: Path | None) -> None:
+def _run(trainer: Trainer, module: DiffusionTraining, data: TrainingData, checkpoint: Path | None) -> None:
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -219,7 +253,7 @@ def _fresh_module(recipe: Recipe, start_from: str | Path | None) -> DiffusionTra
     return module
 
 
-def _card(recipe: Recipe, trained_on: int, validated_on: int, trainer: lightning.Trainer, seconds: float) -> str:
+def _card(recipe: Recipe, trained_on: int, validated_on: int, trainer: Trainer, seconds: float) -> str:
     noise = recipe.noise
     predicts = {"noise": "the noise", "clean": "the clean image"}[noise.prediction]
     where = f"one cell of {noise.patch_noise} px of an image" if noise.patch_noise else "the whole image"
