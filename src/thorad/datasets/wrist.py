@@ -13,11 +13,8 @@ The paper's own split is not published. The choice here:
   training. All diseased images are for the test. No patient is on both sides.
 """
 
-import gzip
 import hashlib
 import re
-import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +28,7 @@ from thorad.datasets.plain import header_of
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.shapes import shape_of
-from thorad.io.tables import Row, read_table, write_table
+from thorad.io.tables import read_table, write_table
 
 TABLES: Final = ("dataset.csv", "dataset.csv.gz")
 EXPECTED: Final = (
@@ -39,7 +36,6 @@ EXPECTED: Final = (
     "folder_structure/pascalvoc/*.xml or folder_structure/yolov5/labels/*.txt"
 )
 
-LARGEST_TABLE: Final = 2**28  # bytes, unpacked; the data set's own table has 2 MB
 NAME: Final = re.compile(r"(\d{4})_\d{10}_\d{2}_WRI-[LR]\d_[FMO]\d{3}", re.IGNORECASE)
 """patient_time_study_side_sex-and-age."""
 
@@ -95,7 +91,7 @@ def read_dataset_table(path: Path) -> list[WristImage]:
         ThoradError: it can't be read, lacks a column, holds a value that can't be, or names an image twice.
     """
     allowed = {"projection": ("1", "2", "3"), "fracture_visible": ("1", "0", ""), "metal": ("1", "0", "")}
-    rows = _read_packed_table(path, ["filestem", "patient_id", "study_number", *allowed])
+    rows = read_table(path, ["filestem", "patient_id", "study_number", *allowed])
     images: list[WristImage] = []
     first_line: dict[str, int] = {}
     for line, row in rows:
@@ -143,20 +139,6 @@ def find_grazpedwri(folder: Path, files: Sequence[Path]) -> DataSet | None:
     without_row = [image for image in images if table and image.stem not in rows]
     odd = [f"{shown(image, folder)}: no row in {table.name}" for image in without_row if table]
     return DataSet(cases, missing, odd)
-
-
-def _read_packed_table(path: Path, columns: Sequence[str]) -> list[Row]:
-    if path.suffix.lower() != ".gz":
-        return read_table(path, columns)
-    try:
-        with gzip.open(path) as file, tempfile.TemporaryDirectory() as folder:
-            unpacked = Path(folder) / "dataset.csv"
-            unpacked.write_bytes(file.read(LARGEST_TABLE))
-            return read_table(unpacked, columns)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ThoradError(f"{path}: can't be unpacked ({error}). Copy it again from where it came from.") from error
-    except ThoradError as error:
-        raise ThoradError(f"{path}: {str(error).partition('dataset.csv')[2].lstrip(', :')}") from error
 
 
 LAYOUT: Final = Layout(

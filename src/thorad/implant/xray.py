@@ -65,8 +65,7 @@ def implant_pins(
             direction = _turned(axis, tilt + wire * generator.uniform(*PIN_TURN))
             along = generator.uniform(*PIN_MIDDLE) * length_px
             metal = np.maximum(metal, _stroke(image.shape, centre, direction, -along, length_px - along, width_px))
-        implanted = _brightened(image, metal)
-        if implanted is not None and _lies_in(bone, implanted[1]):
+        if implanted := _brightened(image, metal, bone, IN_BONE):
             return implanted
     raise no_place(f"where pins {length_px:g} px long would show", bone, ADVICE)
 
@@ -84,8 +83,7 @@ def implant_plate(
         length, width = width_px / 2 + 2 * depth, SCREW_WIDTH * width_px
         for at in np.linspace(-SCREWS_REACH, SCREWS_REACH, screws) * length_px:
             metal = np.maximum(metal, _stroke(image.shape, middle + axis * at, -across, 0, length, width))
-        implanted = _brightened(image, metal)
-        if implanted is not None and _lies_in(bone, implanted[1]):
+        if implanted := _brightened(image, metal, bone, IN_BONE):
             return implanted
     raise no_place(f"where a plate {length_px:g} px long would show", bone, ADVICE)
 
@@ -138,8 +136,7 @@ def implant_foreign_body(
         across = (y * np.cos(turn) - x * np.sin(turn)) * flatness
         # How far a pixel lies beyond the farthest of the polygon's edges, each of which is a radius from the centre.
         beyond = np.max([along * np.cos(angle) + across * np.sin(angle) for angle in angles], axis=0) - radius_px
-        implanted = _brightened(image, np.clip(0.5 - beyond, 0, 1))
-        if implanted is not None and region[implanted[1]].all():
+        if implanted := _brightened(image, np.clip(0.5 - beyond, 0, 1), region, 1):
             return implanted
     raise no_place(f"where a foreign body of radius {radius_px:g} px would show", region, ADVICE)
 
@@ -196,11 +193,6 @@ def _skin(image: NDArray[Any], body: Mask, bone: Mask, radius_px: float) -> NDAr
     inner[margin:-margin, margin:-margin] = True
     near = depth <= max(THINNEST_SKIN, radius_px / 3)
     return np.argwhere(body & ~bone & inner & near & (image < 1 - CONTRAST))
-
-
-def _lies_in(bone: Mask, mask: Mask) -> bool:
-    """Whether enough of a metal lies in the bone."""
-    return bool(np.count_nonzero(bone & mask) >= IN_BONE * np.count_nonzero(mask))
 
 
 def _long_bones(
@@ -266,13 +258,16 @@ def _stroke(
     return share
 
 
-def _brightened(image: NDArray[Any], dense: Floats) -> Implanted | None:
-    """The image where a share of each pixel is metal, that lets no ray through; None if it would hardly show."""
-    mask = dense > COVERED
+def _brightened(image: NDArray[Any], dense: Floats, region: Mask, inside: float) -> Implanted | None:
+    """The image where a share of each pixel is dense and lets no ray through.
+
+    None if it would hardly show, or less than the share `inside` of it lies in the region.
+    """
+    mask = np.asarray(dense > COVERED, dtype=np.bool_)
     bright = (image + dense * (1 - image)).astype(np.float32)
-    if not mask.any() or (bright - image)[mask].mean() <= CONTRAST:
+    if not mask.any() or (bright - image)[mask].mean() <= CONTRAST or region[mask].mean() < inside:
         return None
-    return bright, np.asarray(mask, dtype=np.bool_)
+    return bright, mask
 
 
 def _reach(bone: Mask, origin: Floats, direction: Floats, most: float) -> float:

@@ -1,8 +1,10 @@
 """CSV tables: a user's, read with errors that name the file and the line to correct, and all that thorad writes."""
 
 import csv
+import gzip
 import io
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,15 +27,16 @@ def listing(entries: Sequence[str]) -> str:
 def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
     """The rows of a comma-separated UTF-8 table with a header line that has these columns, others are kept too.
 
-    Cells are without surrounding blanks; blank lines are left out.
+    The file may be packed, .csv.gz. Cells are without surrounding blanks; blank lines are left out.
 
     Raises:
         ThoradError: unreadable, not UTF-8, not a table, a column missing or named twice, a row of another length,
             no row.
     """
     rows: list[Row] = []
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with opened(path, "rt", newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             header = [cell.strip() for cell in next(reader, [])]
             _check_header(path, header, columns)
@@ -48,6 +51,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
                 rows.append((reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ThoradError(f"{path}: not CSV in UTF-8 ({error}). Save it as comma-separated CSV in UTF-8.") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ThoradError(f"{path}: can't be unpacked ({error}). Copy it again from where it came from.") from error
     except OSError as error:
         raise ThoradError(f"{path}: can't be read ({error.strerror}). Check the path and its permissions.") from error
     if not rows:
