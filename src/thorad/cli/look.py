@@ -42,13 +42,12 @@ class DetectOptions(opt.DetectorOptions):
     """A detector that also makes masks and, if asked for, a finer pseudo-healthy image."""
 
     finish: Annotated[
-        bool, Option("--finish", help="Spend more network calls on a finer pseudo-healthy image; the map is the same.")
+        bool, Option("--finish", help="A finer pseudo-healthy image for more network calls; the map is the same.")
     ] = False
     false_positives: Annotated[
         float | None,
         Option(
-            help="Fraction of healthy pixels that may exceed the mask's threshold: 0.01, 0.02 or 0.05 with a "
-            "calibrated model. Default: 0.01, or no mask without a calibration."
+            help="Fraction of healthy pixels above the mask's threshold: 0.01 (default), 0.02 or 0.05 if calibrated."
         ),
     ] = None
     threshold: Annotated[float | None, Option(help="Mask what is above this map value; needs no calibration.")] = None
@@ -210,9 +209,7 @@ def figure(
         Option(help="cases: input, pseudo-healthy, map, overlay, truth; restoration: step by step."),
     ] = "cases",
     truth: Truth = None,
-    slice_number: Annotated[
-        int | None, Option("--slice", help="Slice of a volume. Default: the one with the map's highest value.")
-    ] = None,
+    slice_number: Annotated[int | None, Option("--slice", help="Slice of a volume. Default: that of the peak.")] = None,
 ) -> None:
     """Draw cases as panels for a publication, on one colour scale. Needs the extra `plots`."""
     from thorad.results.figure import write_figure

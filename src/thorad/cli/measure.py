@@ -25,15 +25,11 @@ app = Typer(rich_help_panel="Evaluate and reproduce")
 class ComparisonOptions(opt.RunOptions):
     """Which methods to compare, on which models, with which noises; words separated by commas."""
 
-    model: Annotated[
-        str, opt.MethodOption(help="Models, separated by commas; each method takes the first that supports it.")
-    ] = opt.DEFAULT_MODEL
-    method: Annotated[
-        str | None, opt.MethodOption(help="Methods, separated by commas. Default: all that the models support.")
-    ] = None
-    noise: Annotated[
-        str, opt.MethodOption(help=f"{', '.join(NOISES)}, or all: every noise that method and model support.")
-    ] = "all"
+    model: Annotated[str, opt.MethodOption(help="Models, separated by commas, the preferred first.")] = (
+        opt.DEFAULT_MODEL
+    )
+    method: Annotated[str | None, opt.MethodOption(help="Methods, separated by commas. Default: all possible.")] = None
+    noise: Annotated[str, opt.MethodOption(help=f"{', '.join(NOISES)}, or all that are possible.")] = "all"
 
     def detectors(self) -> list[Detector]:
         """A detector for each method with each noise; options that a method doesn't have are not for it.
@@ -67,10 +63,9 @@ class ProtocolOptions:
         Path | None, Option(help="CSV like CASES, of other subjects, on which brain-volumes chooses its threshold.")
     ] = None
     bootstrap: opt.Bootstrap = 1000
-    permutations: Annotated[
-        int,
-        Option(help="Permutations for the test of each method against THOR and the z-score; 0: no p-values.", min=0),
-    ] = 2000
+    permutations: Annotated[int, Option(help="For the tests against THOR and the z-score; 0: no p-values.", min=0)] = (
+        2000
+    )
 
 
 @opt.verb(app, example="thorad evaluate cases.csv --method thor,zscore -o evaluation", interrupted=RESUMES)
@@ -148,10 +143,7 @@ def reproduce(
     out: Annotated[Path | None, opt.OutOption(help="Folder for report.md and the rest; --check needs none.")] = None,
     models: Annotated[
         str | None,
-        Option(
-            help="Models, separated by commas; each method takes the first that supports it. Default: hand-xray64 for "
-            "table2, otherwise brain-t1-compact,brain-t1-patched."
-        ),
+        Option(help="Models. Default: hand-xray64 for table2, otherwise brain-t1-compact,brain-t1-patched."),
     ] = None,
     check: Annotated[bool, Option("--check", help="Only check the folder and print what it holds.")] = False,
     quiet: opt.Quiet = False,

@@ -36,28 +36,18 @@ Inputs = Annotated[
     list[Path], Argument(help="Pictures, volumes, DICOM files, folders of them, or CSV files with a column image.")
 ]
 Model = Annotated[str, MethodOption(help="Name of a bundled model, or a model folder.")]
-Steps = Annotated[
-    str | None, MethodOption(help="Number of timesteps to visit, or all. Default: the fewest that keep the quality.")
-]
+Steps = Annotated[str | None, MethodOption(help="Timesteps to visit, or all. Default: the fewest of full quality.")]
 Device = Annotated[str, ComputeOption(help="auto, cpu, cuda, cuda:1 or mps.")]
 Seed = Annotated[int, ComputeOption(help="Random seed for the noise.")]
-BatchSize = Annotated[
-    int, ComputeOption(help="Images processed at once on an accelerator; a CPU takes one at a time.", min=1)
-]
+BatchSize = Annotated[int, ComputeOption(help="Images at once on an accelerator; a CPU takes one.", min=1)]
 Shard = Annotated[
-    str | None,
-    ComputeOption(help="I/N: process only part I of N. Other processes can do the other parts into the same --out."),
+    str | None, ComputeOption(help="I/N: process only part I of N. Others can do the rest into the same --out.")
 ]
-Bootstrap = Annotated[
-    int, Option(help="Bootstrap resamples over subjects for the confidence intervals; 0: no intervals.", min=0)
-]
+Bootstrap = Annotated[int, Option(help="Bootstrap resamples over subjects; 0: no confidence intervals.", min=0)]
 Slices = Annotated[
-    str | None,
-    Option(help="Axial slices of a volume, on the template's grid: 95, or 90-100. Default: the model's own."),
+    str | None, Option(help="Axial slices of a volume, in the template's grid: 95, or 90-100. Default: the model's.")
 ]
-KeepIdentity = Annotated[
-    bool, Option("--keep-identity", help="Keep the paths of DICOM files, which often tell the patient's name.")
-]
+KeepIdentity = Annotated[bool, Option("--keep-identity", help="Keep DICOM files' paths, which often name patients.")]
 Report = Annotated[bool, Option("--report", help="Also write report.html, a page with every case to look at.")]
 Json = Annotated[Path | None, Option(help="Also write the results to this JSON file.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
@@ -68,19 +58,11 @@ class RunOptions:
     """How any method is run; the fields, but for the preset, are arguments of `thorad.Detector`."""
 
     steps: Steps = None
-    noise_level: Annotated[
-        int | None, MethodOption(help="Timestep up to which images are noised. Default: the method's own.", min=1)
-    ] = None
+    noise_level: Annotated[int | None, MethodOption(help="Timestep to noise to. Default: the method's.", min=1)] = None
     preset: Annotated[
-        Literal["published"] | None,
-        MethodOption(
-            help="published: short for the methods published-..., which follow the published implementation in every "
-            "step, accidents included."
-        ),
+        Literal["published"] | None, MethodOption(help="The methods published-..., as the published code runs them.")
     ] = None
-    perceptual_weights: Annotated[
-        Path | None, MethodOption(help="torchvision's SqueezeNet 1.1 weights for LPIPS, instead of the model's.")
-    ] = None
+    perceptual_weights: Annotated[Path | None, MethodOption(help="torchvision's SqueezeNet 1.1 for LPIPS.")] = None
     device: Device = "auto"
     seed: Seed = 0
     batch_size: BatchSize = 16
