@@ -73,7 +73,7 @@ Diseased = Callable[[Pixels, str, np.random.Generator], Files]
 
 
 @dataclass(frozen=True)
-class _Making:
+class _SetKind:
     """How the cases of a set are made of healthy images, (H, W) in [0, 1], and what README.md says of them."""
 
     columns: tuple[str, ...]
@@ -120,8 +120,8 @@ def make_xray_set(
     def healthy(pixels: Pixels) -> Files:
         return {"image": pixels, "elsewhere": body_region(pixels, most=body_share)}
 
-    making = _Making(("image", "boxes", "elsewhere"), XRAY_KINDS, diseased, healthy, XRAY_README)
-    return _make(making, inputs, out, kinds, healthy_share, seed)
+    kind_of_set = _SetKind(("image", "boxes", "elsewhere"), XRAY_KINDS, diseased, healthy, XRAY_README)
+    return _make(kind_of_set, inputs, out, kinds, healthy_share, seed)
 
 
 def make_lesion_set(
@@ -149,18 +149,14 @@ def make_lesion_set(
     """
 
     def diseased(pixels: Pixels, kind: str, generator: np.random.Generator) -> Files:
-        image, mask = _lesion(pixels, _well_inside(pixels) if region is None else region, kind, generator)
+        sixteenth = max(1, min(pixels.shape) // 16)
+        inner = binary_erosion(body_region(pixels, most=1.0), iterations=sixteenth) if region is None else region
+        image, mask = _lesion(pixels, inner, kind, generator)
         return {"image": image, "mask": mask}
 
     readme = "Each diseased image holds one lesion; `mask` is where it changed by more than half its strength."
-    making = _Making(("image", "mask"), LESION_KINDS, diseased, lambda pixels: {"image": pixels}, readme)
-    return _make(making, inputs, out, kinds, healthy_share, seed)
-
-
-def _well_inside(pixels: Pixels) -> Mask:
-    """The bright part of an image without its outermost sixteenth."""
-    bright = body_region(pixels, most=1.0)
-    return np.asarray(binary_erosion(bright, iterations=max(1, min(pixels.shape) // 16)), dtype=np.bool_)
+    kind_of_set = _SetKind(("image", "mask"), LESION_KINDS, diseased, lambda pixels: {"image": pixels}, readme)
+    return _make(kind_of_set, inputs, out, kinds, healthy_share, seed)
 
 
 def _lesion(pixels: Pixels, region: Mask, kind: str, generator: np.random.Generator) -> Implanted:
@@ -222,22 +218,21 @@ def _about(box: Box, shape: tuple[int, ...]) -> Mask:
 
 
 def _make(
-    making: _Making, inputs: Sequence[Path], out: Path, kinds: Sequence[str], healthy_share: float, seed: int
+    kind_of_set: _SetKind, inputs: Sequence[Path], out: Path, kinds: Sequence[str], healthy_share: float, seed: int
 ) -> ImplantedSet:
     """Write a set beside its place, and move it there when it is whole."""
-    _check_options(kinds, making.kinds, healthy_share, seed)
     out = out.absolute()
-    _check_free(out)
+    _check_options(kinds, kind_of_set.kinds, healthy_share, seed, out)
     sources = _sources(inputs)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         made = ImplantedSet(part / "cases.csv", dict.fromkeys([*kinds, "healthy"], 0), {})
-        rows = _write_cases(making, sources, made, healthy_share, seed)
+        rows = _write_cases(kind_of_set, sources, made, healthy_share, seed)
         if not any(made.counts[kind] for kind in kinds):
             reason = next(iter(made.left_out.values()), "no image was given")
             raise ThoradError(f"Nothing could be implanted in the {len(sources)} images. The first: {reason}")
-        write_table(made.table, [*making.columns, "subject", "kind"], rows)
-        write_atomic(part / "README.md", _readme(making, made, seed).encode())
+        write_table(made.table, [*kind_of_set.columns, "subject", "kind"], rows)
+        write_atomic(part / "README.md", _readme(kind_of_set, made, seed).encode())
         try:
             os.replace(part, out)
         except OSError as error:
@@ -250,17 +245,14 @@ def _make(
 def _sources(inputs: Sequence[Path]) -> list[tuple[str, str, Scan]]:
     """(subject, name, scan) of healthy images. The name, which decides on the random numbers, is the file's alone."""
     scans = list(find_scans(inputs).values()) if inputs else []
-    paths = [scan.path for scan in scans if scan.series is None]
-    names = dict(zip(paths, case_names(paths, [path.parent for path in paths]), strict=True))
-    # The paths of DICOM files may say who was scanned; their scans' names don't.
-    return [
-        (scan.subject, scan.name, scan) if scan.series else (subject_of(scan.path), names[scan.path], scan)
-        for scan in scans
-    ]
+    files = [scan for scan in scans if not scan.is_dicom]  # a DICOM file's name may say who was scanned
+    names = case_names([scan.path for scan in files], [scan.path.parent for scan in files])
+    sources = [(subject_of(scan.path), name, scan) for name, scan in zip(names, files, strict=True)]
+    return sources + [(scan.subject, scan.name, scan) for scan in scans if scan.is_dicom]
 
 
 def _write_cases(
-    making: _Making, sources: Sequence[tuple[str, str, Scan]], made: ImplantedSet, healthy_share: float, seed: int
+    kind_of_set: _SetKind, sources: Sequence[tuple[str, str, Scan]], made: ImplantedSet, healthy_share: float, seed: int
 ) -> list[dict[str, str]]:
     """Write the files of all cases, count them, and give the rows of the table by the cases' names."""
     subjects = sorted({subject for subject, _, _ in sources})
@@ -273,9 +265,9 @@ def _write_cases(
         try:
             pixels = _pixels(scan)
             if subject in untouched:
-                kind, files = "healthy", making.healthy(pixels)
+                kind, files = "healthy", kind_of_set.healthy(pixels)
             else:
-                kind, files = _rarest_that_fits(pixels, made.counts, f"{seed}/{name}", making.diseased)
+                kind, files = _rarest_that_fits(pixels, made.counts, f"{seed}/{name}", kind_of_set.diseased)
         except ThoradError as error:
             made.left_out[scan.path] = str(error) if str(scan.path) in str(error) else f"{scan.path}: {error}"
             continue
@@ -327,7 +319,7 @@ def _write_case(folder: Path, name: str, kind: str, files: Files) -> dict[str, s
     return row
 
 
-def _readme(making: _Making, made: ImplantedSet, seed: int) -> str:
+def _readme(kind_of_set: _SetKind, made: ImplantedSet, seed: int) -> str:
     left_out = f"{len(made.left_out)} of the given images were of no use and are left out.\n\n" if made.left_out else ""
     counts = "\n".join(f"- {kind}: {count}" for kind, count in made.counts.items())
     return f"""# Implanted findings
@@ -339,17 +331,17 @@ Cases, one image each:
 
 {counts}
 
-{left_out}`cases.csv` has the columns {", ".join([*making.columns, "subject", "kind"])}; paths are relative to it.
+{left_out}`cases.csv` has the columns {", ".join([*kind_of_set.columns, "subject", "kind"])}; paths are relative to it.
 Healthy images are of other subjects than diseased ones. Pixels are divided by the image's own 98th percentile, clipped
 to [0, 1] and stored in 8 bits.
 
-{making.readme}
+{kind_of_set.readme}
 
 Source and licence of the healthy images: *to be filled in before this set is passed on.*
 """
 
 
-def _check_options(kinds: Sequence[str], known: Sequence[str], healthy_share: float, seed: int) -> None:
+def _check_options(kinds: Sequence[str], known: Sequence[str], healthy_share: float, seed: int, out: Path) -> None:
     unknown = [kind for kind in kinds if kind not in known]
     if unknown or not kinds:
         raise ThoradError(f"Findings {listing(unknown) or 'none'}; expected some of {', '.join(known)}.")
@@ -357,9 +349,6 @@ def _check_options(kinds: Sequence[str], known: Sequence[str], healthy_share: fl
         raise ThoradError(f"A healthy share of {healthy_share:g}; expected 0 up to, but without, 1.")
     if seed < 0:
         raise ThoradError(f"Seed {seed}; expected 0 or more.")
-
-
-def _check_free(out: Path) -> None:
     try:
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
