@@ -63,18 +63,12 @@ class Report:
         write_atomic(path, (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
 
 
-class Contents:
+class Contents(ExitStack):
     """Opens the files of cases, in tar archives as beside them; each archive once. A context manager."""
 
     def __init__(self) -> None:
-        self._open = ExitStack()
+        super().__init__()
         self._archives: dict[Path, tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]] = {}
-
-    def __enter__(self) -> "Contents":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
     @contextmanager
     def open(self, path: Path, archive: Path | None = None) -> Iterator[tuple[IO[bytes], int]]:
@@ -84,7 +78,7 @@ class Contents:
                 yield file, os.fstat(file.fileno()).st_size
             return
         if archive not in self._archives:
-            tar = self._open.enter_context(tarfile.TarFile(archive))
+            tar = self.enter_context(tarfile.TarFile(archive))
             members: dict[str, tarfile.TarInfo] = {}
             with suppress(tarfile.TarError):  # cut short, as `find_data_set` says; what comes before that is there
                 for member in tar:
@@ -132,16 +126,12 @@ def same_content(cases: Sequence[Case], contents: Contents) -> list[list[Case]]:
 def _digest(case: Case, contents: Contents) -> tuple[int, str]:
     """(CRC-32, SHA-256) of an image, unpacked."""
     crc, sha256 = 0, hashlib.sha256()
-    for chunk in _unpacked(case, contents):
-        crc = zlib.crc32(chunk, crc)
-        sha256.update(chunk)
-    return crc, sha256.hexdigest()
-
-
-def _unpacked(case: Case, contents: Contents) -> Iterator[bytes]:
     with contents.open(case.image, case.archive) as (file, _):
         stream = gzip.GzipFile(fileobj=file) if case.image.suffix.lower() == ".gz" else file
-        yield from iter(lambda: stream.read(2**20), b"")
+        while chunk := stream.read(2**20):
+            crc = zlib.crc32(chunk, crc)
+            sha256.update(chunk)
+    return crc, sha256.hexdigest()
 
 
 def check_data_set(folder: Path, kind: str | None = None) -> Report:
@@ -253,13 +243,8 @@ def _repeated_names(cases: Sequence[Case], groups: Sequence[Sequence[Case]], fol
 
 
 def _shared_subjects(parts: dict[str, list[Case]], folder: Path) -> list[str]:
-    first: dict[str, dict[str, Case]] = {}
+    places: dict[str, dict[str, str]] = {}  # {subject: {part: its first image there}}
     for part, of_part in parts.items():
         for case in of_part:
-            first.setdefault(case.subject, {}).setdefault(part, case)
-    return [
-        f"{subject}: in "
-        + " and in ".join(f"{part} ({shown(case.image, folder)})" for part, case in of_subject.items())
-        for subject, of_subject in first.items()
-        if len(of_subject) > 1
-    ]
+            places.setdefault(case.subject, {}).setdefault(part, f"{part} ({shown(case.image, folder)})")
+    return [f"{subject}: in {' and in '.join(of.values())}" for subject, of in places.items() if len(of) > 1]
