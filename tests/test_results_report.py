@@ -17,8 +17,8 @@ from sklearn.metrics import average_precision_score
 from result_folders import disc, head, make_results
 from thorad.errors import ThoradError
 from thorad.results import charts
+from thorad.results.folder import OVERLAY
 from thorad.results.gallery import COLOUR_MAPS
-from thorad.results.layout import OVERLAY
 from thorad.results.page import render
 from thorad.results.report import write_report
 from thorad.table import Table

@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 from result_folders import head, make_results
 from test_io_dicom import DX, base, save
 from thorad.cli import app
-from thorad.results.reader import ResultFolder
+from thorad.results.folder import ResultFolder
 from thorad.viewer import pages
-from thorad.viewer.private_folder import LOCK, private_folder
+from thorad.viewer.guard import LOCK, private_folder
 from viewer_server import Client, Viewer
 
 SAMPLE = Path(__file__).parents[1] / "src" / "thorad" / "assets" / "samples" / "head.png"

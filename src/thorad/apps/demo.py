@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -25,7 +25,7 @@ import PIL.ImageFont
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
-from thorad.apps.run import open_results
+from thorad.apps.run import Progress, open_results
 from thorad.detector import Detector
 from thorad.implant.lesions import implant_lesion
 from thorad.io.images import Image, read_image, write_png8
@@ -33,7 +33,7 @@ from thorad.io.intensity import scale
 from thorad.io.preprocess import place, to_input_grid
 from thorad.pictures import overlay
 from thorad.records import Detection
-from thorad.results.layout import OVERLAY
+from thorad.results.folder import OVERLAY
 
 METHODS = ("thor", "zscore")
 COLUMNS = ("scan", "pseudo-healthy", "THOR", "z-score", "truth")
@@ -63,11 +63,7 @@ class DemoCase:
 
 
 def run_demo(
-    out: Path,
-    model: str | Path = "brain-t1-compact",
-    *,
-    device: str = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    out: Path, model: str | Path = "brain-t1-compact", *, device: str = "auto", on_progress: Progress | None = None
 ) -> list[DemoCase]:
     """Make the demonstration's folder; `on_progress` gets (detections done, detections in all).
 
@@ -78,10 +74,11 @@ def run_demo(
     truths = _make_inputs(out, detectors[0])
     images = [read_image(out / "input" / f"{name}.png", name) for name in truths]
     cases: list[DemoCase] = []
-    detections: dict[tuple[str, str], Detection] = {}  # of (method, case)
+    restored: dict[str, Detection] = {}  # by THOR
     for detector in detectors:
         for detection, folder in _detect(detector, images, out / "results" / detector.method):
-            detections[detector.method, detection.name] = detection
+            if detector.method == "thor":
+                restored[detection.name] = detection
             truth = truths[detection.name]
             peak_in_lesion = bool(truth.flat[detection.anomaly_map.argmax()]) if truth.any() else None
             found = (detection.name, detector.method, detection.score, peak_in_lesion)
@@ -90,12 +87,9 @@ def run_demo(
                 on_progress(len(cases), len(METHODS) * len(images))
     rows = []
     for name, truth in truths.items():
-        thor = detections["thor", name]
-        overlays = [
-            overlay(thor.image, detections[detector.method, name].anomaly_map, detector.overlay_maximum)
-            for detector in detectors
-        ]
-        rows.append([grey(thor.image), grey(thor.pseudo_healthy), *overlays, outlined(thor.image, truth)])
+        overlays = [np.asarray(PIL.Image.open(case.overlay)) for case in cases if case.name == name]
+        scan = restored[name].image
+        rows.append([grey(scan), grey(restored[name].pseudo_healthy), *overlays, outlined(scan, truth)])
     write_png8(out / "montage.png", titled_grid(rows, [TITLES[name] for name in truths], COLUMNS))
     return cases
 

@@ -57,50 +57,47 @@ def import_checkpoint(
     head_channels: int | None = None,
     region: str = "",
 ) -> ImportReport:
-    """Turn a published checkpoint into a model folder, with its weights in float32 as they are.
+    """Turn a published checkpoint into a model folder of this name, with its weights in float32 as they are.
 
     Channels, levels, attention and residual blocks are read from the tensors' shapes.
 
     Args:
         checkpoint: `latest_model.pt` or `best_model.pt` of a published training.
         out: the model folder; must not exist or be empty.
-        name: of the model.
         noise: the kind it was trained with.
-        input_range: the scale of the images it was trained on; recorded in the recipe.
-        size: side of those images, px.
+        input_range, size: scale, and side in px, of the images it was trained on.
         head_channels: channels of an attention head. None: the published 256 where that divides the channels, else 32.
         region: name of a bundled region where anomalies are looked for; empty for the whole image.
 
     Raises:
-        ThoradError: the file is missing, no checkpoint, holds Python objects, or another network than the published;
-            `out` is in use.
+        ThoradError: `out` is in use; the file is missing, no checkpoint, holds Python objects or another network.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ThoradError(f"{out}: exists already. Name a folder that doesn't, so that no model is overwritten.")
     load_region(region, size)
     content, state, epoch = _read(checkpoint)
-    unet = {key.removeprefix("unet."): tensor for key, tensor in state.items() if key.startswith("unet.")}
+    taken = {key: tensor for key, tensor in state.items() if key.startswith("unet.") and ".proj_attn." not in key}
     image = {"size": size, "region": region, "input_range": input_range}
-    recipe, network = _recipe(unet, checkpoint, name, noise, image, head_channels, epoch)
-    taken = {f"unet.{monai_name(key)}": tensor for key, tensor in unet.items() if ".proj_attn." not in key}
-    wanted = build_network(recipe).state_dict()
-    # The published attention has a last layer, proj_attn, which it never calls; MONAI's calls it: so, the identity.
-    identities = {key: wanted[key] for key in wanted if ".attn.out_proj." in key}
-    identities = {k: torch.eye(len(v)) if v.ndim == 2 else torch.zeros_like(v) for k, v in identities.items()}
-    _check_fit(taken | identities, wanted, checkpoint)
-    perceptual = _perceptual(state, checkpoint)
+    recipe, network = _recipe(taken, checkpoint, name, noise, image, head_channels, epoch)
+    weights, perceptual = _weights(taken, recipe, checkpoint), _perceptual(state, checkpoint)
     card = _card(recipe, network.head_channels, checkpoint.name, hashlib.sha256(content).hexdigest())
-    save_model(out, recipe, taken | identities, None, None, card, dtype=torch.float32, perceptual=perceptual)
-    kept = {f"unet.{key}" for key in unet if ".proj_attn." not in key} | {key for key in state if perceptual_name(key)}
-    return ImportReport(
-        folder=out,
-        recipe=recipe,
-        network=network,
-        parameters=sum(tensor.numel() for tensor in taken.values()),
-        perceptual=perceptual is not None,
-        dropped=tuple(key for key in state if key not in kept),
-        head_channels_assumed=head_channels is None and any(network.attention),
-    )
+    save_model(out, recipe, weights, None, None, card, dtype=torch.float32, perceptual=perceptual)
+    dropped = tuple(key for key in state if key not in taken and not perceptual_name(key))
+    parameters = sum(tensor.numel() for tensor in taken.values())
+    assumed = head_channels is None and any(network.attention)
+    return ImportReport(out, recipe, parameters, network, perceptual is not None, dropped, assumed)
+
+
+def _weights(taken: Mapping[str, Tensor], recipe: Recipe, source: Path) -> dict[str, Tensor]:
+    """All weights of the network, under MONAI's names."""
+    weights = {monai_name(key): tensor for key, tensor in taken.items()}
+    wanted = build_network(recipe).state_dict()
+    for name, tensor in wanted.items():
+        # The published attention has a last layer, proj_attn, which it never calls; MONAI's calls it: so, the identity.
+        if ".attn.out_proj." in name:
+            weights[name] = torch.eye(len(tensor)) if tensor.ndim == 2 else torch.zeros_like(tensor)
+    _check_fit(weights, wanted, source)
+    return weights
 
 
 def monai_name(name: str) -> str:
@@ -180,8 +177,8 @@ def _recipe(
 
 def _shape(unet: Mapping[str, Tensor], source: Path) -> tuple[tuple[int, ...], tuple[bool, ...], int]:
     """Channels and attention of each level, and the number of residual blocks on each."""
-    first = [re.fullmatch(r"down_blocks\.(\d+)\.resnets\.(\d+)\.conv1\.conv\.weight", key) for key in unet]
-    blocks = sorted((int(match[1]), int(match[2])) for match in first if match)  # (level, block) of each residual block
+    first = [re.fullmatch(r"unet\.down_blocks\.(\d+)\.resnets\.(\d+)\.conv1\.conv\.weight", key) for key in unet]
+    blocks = sorted((int(match[1]), int(match[2])) for match in first if match)  # (level, number on it)
     levels = range(len({level for level, _ in blocks}))
     count = max((block + 1 for _, block in blocks), default=0)
     if not blocks or blocks != [(level, block) for level in levels for block in range(count)]:
@@ -189,8 +186,8 @@ def _shape(unet: Mapping[str, Tensor], source: Path) -> tuple[tuple[int, ...], t
             f"{source}: no U-Net with the same number of residual blocks on each level in it: found {len(unet)} "
             f"tensors under unet., {len(blocks)} residual blocks on the way down. {ADVICE}"
         )
-    channels = tuple(len(unet[f"down_blocks.{level}.resnets.0.conv1.conv.weight"]) for level in levels)
-    return channels, tuple(f"down_blocks.{level}.attentions.0.to_q.weight" in unet for level in levels), count
+    channels = tuple(len(unet[f"unet.down_blocks.{level}.resnets.0.conv1.conv.weight"]) for level in levels)
+    return channels, tuple(f"unet.down_blocks.{level}.attentions.0.to_q.weight" in unet for level in levels), count
 
 
 def _check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: Path) -> None:
@@ -210,12 +207,10 @@ def _check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source
 
 def _perceptual(state: Mapping[str, Tensor], source: Path) -> dict[str, Tensor] | None:
     """The checkpoint's LPIPS weights under thorad's names; None if it has none."""
-    own = {perceptual_name(key): tensor for key, tensor in state.items()}
-    given = {name: tensor for name, tensor in own.items() if name is not None}
-    if not given:
-        return None
-    _check_fit(given, PerceptualDistance().weights(), source)
-    return given
+    given = {name: tensor for key, tensor in state.items() if (name := perceptual_name(key))}
+    if given:
+        _check_fit(given, PerceptualDistance().weights(), source)
+    return given or None
 
 
 def _card(recipe: Recipe, head_channels: int, file: str, digest: str) -> str:

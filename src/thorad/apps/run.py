@@ -25,7 +25,7 @@ from thorad.io.tables import listing
 from thorad.io.volumes import Volume
 from thorad.records import Detection, VolumeDetection
 from thorad.results.dicom import import_highdicom
-from thorad.results.layout import STEPS
+from thorad.results.folder import STEPS
 from thorad.results.writer import ResultWriter
 from thorad.volume_detection import detect_volume
 
@@ -59,17 +59,17 @@ class RunSummary:
     seconds: float = 0.0
     """Wall time of this run."""
 
+    def add(self, name: str, score: float, p_value: float | None, finding_count: int | None) -> None:
+        """Note a case that is done."""
+        self.done[name] = score
+        if p_value is not None or finding_count is not None:
+            self.verdicts[name] = Verdict(p_value, finding_count)
+
 
 def open_results(
     detector: Detector, out: Path, shard: Shard | None = None, *, indices: Sequence[int] | None = None
 ) -> ResultWriter:
-    """The result folder of a detector's run, new or to be resumed.
-
-    Args:
-        detector: the model and the method.
-        out: the folder.
-        shard: the part of the cases that this process does; None: all.
-        indices: of the slices of volumes to detect in; None: the model's own.
+    """The result folder of a detector's run, new or to be resumed; `indices` and `shard` as for `detect_files`.
 
     Raises:
         ThoradError: the folder can't be written, or holds the results of other options.
@@ -77,9 +77,12 @@ def open_results(
     calibration, rate = detector.calibration, detector.false_positives
     options = {**detector.provenance(), "calibration": None, "threshold": detector.threshold}
     if calibration is not None and rate is not None:
-        threshold = calibration.thresholds[rate]
-        options["calibration"] = {"false_positives": rate, "threshold": threshold, "scans": calibration.scans}
-        options["calibration"]["sha256"] = calibration.sha256
+        options["calibration"] = {
+            "false_positives": rate,
+            "threshold": calibration.thresholds[rate],
+            "scans": calibration.scans,
+            "sha256": calibration.sha256,
+        }
     options["slices"] = None if indices is None else list(indices)
     # The scores are what a case's score is compared with.
     scores = None if calibration is None else list(calibration.scores)
@@ -111,13 +114,12 @@ def detect_files(
     """Detect in files and write each case as soon as it is done: first the pictures, then the volumes.
 
     Args:
-        detector: the model and the method.
         scans: of `thorad.io.scans.find_scans`; also those of the other shards.
-        results: where to, and which shard; what it has already isn't done again, unless its file was changed since.
+        results: where to, and the part of the cases (the shard) that this process does; what it has already isn't done
+            again, unless its file was changed since.
         indices: of the slices of volumes to detect in; None: the model's own.
         keep_steps: keep the pictures of every step of the restorations.
-        on_progress: see `Progress`.
-        on_step: as `Detector.detect_batch` takes it.
+        on_progress, on_step: see `Progress`, and `Detector.detect_batch`.
 
     Raises:
         ThoradError: the results can't be written, hold another file's case of the same name, need a library that is
@@ -153,12 +155,10 @@ class _Run:
     on_step: OnStep | None
 
     def report(self) -> None:
-        """Say how many cases are done."""
         if self.on_progress is not None:
             self.on_progress(len(self.summary.done) + len(self.summary.failed), self.total)
 
     def detect(self, scans: Sequence[Scan]) -> None:
-        """Detect in scans, the pictures first."""
         pictures = [scan for scan in scans if not scan.is_volume]
         size = self.detector.batch_size
         try:
@@ -209,10 +209,8 @@ class _Run:
             warnings = self.results.write(result, series=scan.series, warnings=warnings)
         if warnings:
             self.summary.warned[scan.name] = " ".join(warnings)
-        self.summary.done[scan.name] = float(result.score)
-        if result.p_value is not None or result.findings is not None:
-            count = None if result.findings is None else len(result.findings)
-            self.summary.verdicts[scan.name] = Verdict(result.p_value, count)
+        count = None if result.findings is None else len(result.findings)
+        self.summary.add(scan.name, float(result.score), result.p_value, count)
         self.report()
 
     def _fail(self, scan: Scan, message: str) -> None:
@@ -246,9 +244,7 @@ def _done_before(scans: Mapping[str, Scan], results: ResultWriter, needs_steps: 
         elif case.score is None or (needs_steps and not any(file.endswith(STEPS) for file in case.sizes)):
             continue
         elif results.is_whole(case) and not results.is_stale(case.name, scan.files):
-            summary.done[case.name] = case.score
-            if case.p_value is not None or case.findings is not None:
-                summary.verdicts[case.name] = Verdict(case.p_value, case.finding_count)
+            summary.add(case.name, case.score, case.p_value, case.finding_count)
     if others:
         raise ThoradError(
             f"the folder holds results of other files under the same names: {listing(others)}. Choose another --out."

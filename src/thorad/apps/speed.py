@@ -31,8 +31,7 @@ from thorad.table import Table
 PUBLISHED_CPU_SECONDS = (700.0, 810.0)
 """Of one slice by the published code (github ci-ber/THOR_DDPM, February 2026), measured by this project on 2 cores:
 one image at a time, the paper-size network in float32."""
-PUBLISHED_CALLS = 351
-"""Network calls of one slice by the published code: every timestep from 350 to 0."""
+PUBLISHED_CALLS = 351  # of the network, for one slice by the published code: every timestep from 350 to 0
 
 PAPER_RECIPE = "brain-t1"
 COMPACT_RECIPE = "brain-t1-compact"
@@ -61,13 +60,11 @@ class DetectionSpeed:
     def row(self) -> list[str]:
         """Its cells in the table, with what is saved against the lower of the published figures."""
         saved = PUBLISHED_CPU_SECONDS[0] / self.cpu_seconds
-        by_fewer_calls = PUBLISHED_CALLS / self.network_calls
-        return [
-            f"{self.network}, {self.steps}" + ("" if self.estimated_from_calls is None else " *"),
-            str(self.network_calls),
-            *(f"{seconds:.2f}" for seconds in (self.seconds, self.cpu_seconds)),
-            *(f"{times:.1f}" for times in (saved, by_fewer_calls, saved / by_fewer_calls)),
-        ]
+        by_fewer = PUBLISHED_CALLS / self.network_calls
+        name = f"{self.network}, {self.steps}" + ("" if self.estimated_from_calls is None else " *")
+        seconds = [f"{self.seconds:.2f}", f"{self.cpu_seconds:.2f}"]
+        ratios = [f"{ratio:.1f}" for ratio in (saved, by_fewer, saved / by_fewer)]
+        return [name, str(self.network_calls), *seconds, *ratios]
 
 
 @dataclass(frozen=True)
@@ -113,29 +110,24 @@ class Speed:
         published = f"The published code takes {low:.0f} to {high:.0f} CPU-seconds and {PUBLISHED_CALLS} calls."
         saved = f"Saved: {low:.0f} / CPU s here, by fewer calls times by cheaper calls."
         peaks = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in self.matrix_product_gflops.items())
-        return [
-            Table(
-                ["network, steps", "calls", "s", "CPU s", "saved", "by fewer", "by cheaper"],
-                [speed.row() for speed in self.detecting],
-                notes=[published, f"{saved} * estimated from {PAPER_CALLS} calls"],
-                title="One slice by THOR",
-            ),
-            Table(
-                ["network", "M params", "GFLOP", "s", "GFLOP/s", "of peak"],
-                [speed.row() for speed in self.networks],
-                notes=[f"On {self.device}, {self.precision}; matrix product here: {peaks}."],
-                title="One call of the network",
-            ),
-            Table(
-                ["what", "value"],
-                [
-                    ["training, compact recipe, images/s", f"{self.training_images_a_second:.1f}"],
-                    ["peak memory of this measurement, GB", f"{self.peak_memory_gb:.2f}"],
-                ],
-                notes=[f"{self.machine}, {self.threads} threads."],
-                title="This machine",
-            ),
+        detecting = Table(
+            ["network, steps", "calls", "s", "CPU s", "saved", "by fewer", "by cheaper"],
+            [speed.row() for speed in self.detecting],
+            notes=[published, f"{saved} * estimated from {PAPER_CALLS} calls"],
+            title="One slice by THOR",
+        )
+        networks = Table(
+            ["network", "M params", "GFLOP", "s", "GFLOP/s", "of peak"],
+            [speed.row() for speed in self.networks],
+            notes=[f"On {self.device}, {self.precision}; matrix product here: {peaks}."],
+            title="One call of the network",
+        )
+        figures = [
+            ["training, compact recipe, images/s", f"{self.training_images_a_second:.1f}"],
+            ["peak memory of this measurement, GB", f"{self.peak_memory_gb:.2f}"],
         ]
+        notes = [f"{self.machine}, {self.threads} threads."]
+        return [detecting, networks, Table(["what", "value"], figures, notes=notes, title="This machine")]
 
     def write(self, path: Path) -> None:
         """Write the figures as JSON."""
@@ -151,11 +143,11 @@ def measure_speed(
     Raises:
         ThoradError: the model or the device can't be used.
     """
-    parts = ["matrix product", "compact, default steps", "compact, all steps", "paper-size", "training"]
+    parts = ["matrix product", "compact, default steps", "compact, all steps", "paper-size", "training", "training"]
 
     def report(part: int) -> None:
         if on_progress:
-            on_progress(part, len(parts), parts[min(part, len(parts) - 1)])
+            on_progress(part, len(parts) - 1, parts[part])
 
     report(0)
     compact = Detector(model, device=device)
@@ -201,14 +193,8 @@ def _paper_size(device: str, peaks: Mapping[str, float]) -> tuple[NetworkSpeed, 
     default = _detection_speed("paper-size", detector, slices=1)
     few = _detection_speed("paper-size", unguided, slices=1)
     times = (all_calls - default.network_calls) / few.network_calls
-    estimate = DetectionSpeed(
-        network="paper-size",
-        steps="all",
-        network_calls=all_calls,
-        seconds=default.seconds + times * few.seconds,
-        cpu_seconds=default.cpu_seconds + times * few.cpu_seconds,
-        estimated_from_calls=few.network_calls,
-    )
+    seconds, cpu_seconds = default.seconds + times * few.seconds, default.cpu_seconds + times * few.cpu_seconds
+    estimate = DetectionSpeed("paper-size", "all", all_calls, seconds, cpu_seconds, few.network_calls)
     return network, default, estimate
 
 

@@ -1,10 +1,6 @@
 """DICOM out: what was found, as objects of the scan's own study that a PACS or 3D Slicer lays over the scan.
 
-    write_segmentation       the thresholded map, a DICOM Segmentation
-    write_secondary_capture  the map in colours over the scan, one picture a slice, for viewers that know nothing else
-    write_parametric_map     the map's own numbers
-
-All of them refer to the source's instances, and hold its patient and study, as DICOM needs them to. File names don't.
+All refer to the source's instances, and hold its patient and study, as DICOM needs them to. File names don't.
 Instances' UIDs come from the source's UIDs, the content and the run's time: what differs never has the same UID.
 """
 
@@ -41,12 +37,8 @@ from thorad.io.dicom import (
 from thorad.pictures import overlay
 
 RESEARCH: Final = "Research use only"
-
-COLOUR: Final = (248, 149, 64)
-"""RGB that viewers are recommended to show the segment in: that of a high map in the pictures."""
-
-SERIES: Final = {"SEG": 1, "SC": 2, "PM": 3}
-"""Place of each kind behind the source's series in a viewer's list."""
+COLOUR: Final = (248, 149, 64)  # RGB recommended to viewers for the segment: that of a high map in the pictures
+SERIES: Final = {"SEG": 1, "SC": 2, "PM": 3}  # place of each kind behind the source's series in a viewer's list
 
 # highdicom logs a patient's name where its form is unusual.
 logging.getLogger("highdicom").setLevel(logging.CRITICAL)
@@ -75,8 +67,7 @@ def write_segmentation(path: Path, mask: NDArray[np.bool_], series: Series, deri
     Args:
         path: the file.
         mask: (I, J, K) on the grid of `read_series`; (H, W) of a picture.
-        series: the source.
-        derivation: how it was made.
+        series, derivation: the source, and how the mask was made.
 
     Raises:
         ThoradError: the source lacks UIDs or was changed, highdicom is not installed, the disk doesn't allow it.
@@ -129,8 +120,7 @@ def write_parametric_map(
         path: the file.
         anomaly_map: (I, J, K) on the grid of `read_series`, >= 0, NaN where nothing is known: slices of NaN only are
             left out, other NaN become 0.
-        series: the source, a volume.
-        derivation: how it was made.
+        series, derivation: the source, a volume, and how the map was made.
 
     Raises:
         ThoradError: no slice is covered; as `write_segmentation`.
@@ -148,26 +138,24 @@ def write_parametric_map(
         values, datasets = np.ascontiguousarray(values[covered]), [datasets[index] for index in covered]
     highest = float(max(values.max(), np.finfo(np.float32).tiny))
     derived = _DerivedSeries(sources, "PM", derivation, [values.tobytes()])
-    window = highdicom.VOILUTTransformation(highest / 2, highest, voi_lut_function="LINEAR_EXACT")
     with _writing(series):
         dataset = highdicom.pm.ParametricMap(
             source_images=datasets,
             pixel_array=values,
             contains_recognizable_visual_features=False,
-            real_world_value_mappings=[_own_units(highest)],
-            voi_lut_transformations=[window],
             content_label="ANOMALY_MAP",
             content_description=derivation.description[:64],
+            **_map_values(highest),
             **derived.arguments("instance"),
         )
         _copy_image_elements(dataset, sources.datasets[0])
         derived.save(path, dataset)
 
 
-def _own_units(highest: float) -> Any:
-    """That stored numbers are the map's own, from 0 to `highest`."""
+def _map_values(highest: float) -> dict[str, Any]:
+    """That stored numbers are the map's own, and shown from 0 to `highest`."""
     highdicom = import_highdicom()
-    return highdicom.pm.RealWorldValueMapping(
+    mapping = highdicom.pm.RealWorldValueMapping(
         lut_label="anomaly",
         lut_explanation="Anomaly map of thorad",
         unit=highdicom.sr.CodedConcept("1", "UCUM", "no units"),
@@ -176,6 +164,8 @@ def _own_units(highest: float) -> Any:
         intercept=0,
         quantity_definition=highdicom.sr.CodedConcept("anomaly", "99THORAD", "Anomaly map"),
     )
+    window = highdicom.VOILUTTransformation(highest / 2, highest, voi_lut_function="LINEAR_EXACT")
+    return {"real_world_value_mappings": [mapping], "voi_lut_transformations": [window]}
 
 
 def write_secondary_capture(
@@ -187,8 +177,7 @@ def write_secondary_capture(
         folder: gets one file a picture, `0001.dcm` ...
         pictures: {index k of the slice in the volume: (rows, columns, 3) RGB}, as of `overlay_pictures`; {0: ...} for a
             picture.
-        series: the source.
-        derivation: how they were made.
+        series, derivation: the source, and how the pictures were made.
 
     Returns:
         The files, in the order of the slices.
@@ -214,12 +203,11 @@ def write_secondary_capture(
 def overlay_pictures(
     scan: NDArray[Any], anomaly_map: NDArray[np.floating[Any]], maximum: float
 ) -> dict[int, NDArray[np.uint8]]:
-    """The scan's slices that the map covers, with the map in colours over them.
+    """The scan's slices that the map covers, with the map in colours over them; `maximum` has the strongest colour.
 
     Args:
         scan: (I, J, K) in [0, 1] on the grid of `read_series`, or (H, W) of a picture.
         anomaly_map: of the same shape, >= 0, NaN where nothing is known.
-        maximum: value of the strongest colour.
 
     Returns:
         {index k: (rows, columns, 3)}, for `write_secondary_capture`; {0: ...} for a picture.
@@ -261,13 +249,9 @@ class _Sources:
 
 
 class _DerivedSeries:
-    """A series of objects that are made of one source, and what they have in common.
+    """A series of objects of a kind (of `SERIES`) that are made of one source, and what they have in common.
 
-    Args:
-        sources: the source.
-        kind: a key of `SERIES`.
-        derivation: how they are made.
-        content: of all of them; the same source, kind, derivation and content have the same UIDs.
+    The same source, kind, derivation and content (of all objects) have the same UIDs.
     """
 
     def __init__(self, sources: _Sources, kind: str, derivation: DerivationInfo, content: Iterable[bytes]) -> None:
@@ -355,16 +339,11 @@ def _complete(dataset: Any, path: Path, *, needs_frame_of_reference: bool) -> No
         dataset.PatientSex = ""
     optional = ("PatientID", "PatientName", "PatientBirthDate", "AccessionNumber", "StudyID", "StudyDate", "StudyTime")
     for keyword in optional:
-        if keyword not in dataset:
-            setattr(dataset, keyword, "")
+        dataset.setdefault(keyword, "")
 
 
 def import_highdicom() -> Any:
-    """The module highdicom.
-
-    Raises:
-        ThoradError: it, or pydicom, is not installed.
-    """
+    """The module highdicom; a ThoradError where it, or pydicom, is not installed."""
     import_pydicom()
     try:
         highdicom = importlib.import_module("highdicom")

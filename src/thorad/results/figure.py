@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.pictures import COLOURS
-from thorad.results.reader import Pictures, match_truth, read_folder, read_pictures, truth_of
+from thorad.results.folder import Pictures, match_truth, read_folder, read_pictures, truth_of
 
-KINDS: Final = (".pdf", ".png", ".svg")
-RESOLUTION: Final = 300
-"""dots an inch, of a PNG and of what is drawn within PDF and SVG."""
-PANEL: Final = 1.35
-"""Width of a panel, inches: five of them and the scale make a page's width."""
+KINDS: Final = {".pdf": {"CreationDate": None}, ".png": {}, ".svg": {"Date": None}}
+"""{suffix: metadata}: without the date, the same results give the same file."""
+RESOLUTION: Final = 300  # dots an inch, of a PNG and of what is drawn within PDF and SVG
+PANEL: Final = 1.35  # width of a panel, inches: five of them and the scale make a page's width
 TRUTH, MASK = "#00a7bd", "#ffffff"
 
 Layout = Literal["cases", "restoration"]
@@ -59,25 +58,22 @@ def write_figure(
     import_matplotlib()  # an error before the work, not after it
     folder = read_folder(results)
     rows = match_truth(folder, truth) if truth else {}
-    maximum = float(folder.run["overlay_maximum"])
     drawn: list[tuple[str, Row]] = []
     for name in names:
         picture = _chosen(read_pictures(folder.case(name)), slice_number, name)
-        if picture.scan is None:
-            raise ThoradError(f"{results}: made by a version that kept no scan. Detect again for a figure.")
         if layout == "restoration" and not picture.steps:
             raise ThoradError(f"{name}: the run kept no steps of its restoration. Detect again and keep them.")
         lesion = truth_of(rows[name], picture.shape) if name in rows and picture.slice_index is None else None
         rows_of = _case_rows if layout == "cases" else _restoration_rows
-        drawn += rows_of(f"{name}\n{picture.label}".strip(), picture, lesion, maximum)
+        drawn += rows_of(f"{name}\n{picture.label}".strip(), picture, lesion, folder.maximum)
     buffer = io.BytesIO()
-    # Without the date, the same results give the same file.
-    date = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}[suffix]
-    _draw(drawn, maximum).savefig(buffer, format=suffix[1:], dpi=RESOLUTION, metadata=date)
+    _draw(drawn, folder.maximum).savefig(buffer, format=suffix[1:], dpi=RESOLUTION, metadata=KINDS[suffix])
     write_atomic(out, buffer.getvalue())
 
 
 def _chosen(pictures: Sequence[Pictures], number: int | None, name: str) -> Pictures:
+    if pictures[0].scan is None:
+        raise ThoradError(f"{name}: made by a version that kept no scan. Detect again for a figure.")
     if number is None or pictures[0].slice_index is None:
         return max(pictures, key=lambda picture: float(picture.anomaly_map.max()))
     for picture in pictures:
@@ -173,11 +169,7 @@ def _colour_map() -> Any:
 
 
 def import_matplotlib() -> Any:
-    """The class `matplotlib.figure.Figure`.
-
-    Raises:
-        ThoradError: matplotlib is not installed.
-    """
+    """The class `matplotlib.figure.Figure`; a ThoradError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -15,8 +15,16 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from thorad.pictures import COLOURS, coded_map, grey_png, mask_png, png_text, reduced, reduced_colours, reduced_shape
-from thorad.results.layout import OVERLAY, PSEUDO_HEALTHY, SCAN, STEPS, CaseRecord
-from thorad.results.reader import Pictures, ResultFolder, read_pictures, slice_label
+from thorad.results.folder import (
+    OVERLAY,
+    PSEUDO_HEALTHY,
+    SCAN,
+    STEPS,
+    CaseRecord,
+    Pictures,
+    ResultFolder,
+    slice_label,
+)
 
 COLOUR_MAPS: Final[Mapping[str, Sequence[tuple[int, ...]]]] = {
     "plasma (upper part)": [tuple(int(level) for level in colour) for colour in COLOURS],
@@ -52,19 +60,15 @@ def by_score(cases: Iterable[CaseRecord]) -> list[CaseRecord]:
 def gallery_index(
     folder: ResultFolder, entries: Sequence[Mapping[str, Any]], *, largest: float, scans: bool, dice_at: str = ""
 ) -> dict[str, Any]:
-    """The index that the script starts from.
+    """The index that the script starts from: one of `entries` for each case, as of `case_entry`.
 
-    Args:
-        folder: of the cases.
-        entries: one for each case, as of `case_entry`.
-        largest: map value at which the sliders end.
-        scans: whether every case has its scan.
-        dice_at: the threshold of the entries' Dice, in words.
+    The sliders end at the map value `largest`; `scans`: whether every case has its scan; `dice_at`: the threshold of
+    the entries' Dice, in words.
     """
     return {
         "cases": entries,
         "threshold": folder.threshold,
-        "maximum": float(folder.run["overlay_maximum"]),
+        "maximum": folder.maximum,
         "largest": largest,
         "colours": COLOUR_MAPS,
         "scans": scans,
@@ -101,15 +105,6 @@ def case_entry(number: int, case: CaseRecord, side: int) -> dict[str, Any]:
 def has_scan(case: CaseRecord) -> bool:
     """Whether the scan was kept beside the map, which older versions did not do."""
     return (case.picture_folders[0][1] / SCAN).is_file()
-
-
-def encode_case(case: CaseRecord, side: int) -> list[dict[str, Any]]:
-    """The pictures of a case that did not fail: one of an image, one for each slice of a volume; see `encode_picture`.
-
-    Raises:
-        ThoradError: a file is missing or damaged.
-    """
-    return [encode_picture(picture, side) for picture in read_pictures(case)]
 
 
 def encode_picture(picture: Pictures, side: int, truth: NDArray[np.bool_] | None = None) -> dict[str, Any]:

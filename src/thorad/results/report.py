@@ -17,10 +17,9 @@ from thorad.errors import ThoradError
 from thorad.evaluation.sizes import SIZE_GROUPS
 from thorad.evaluation.tables import table_of
 from thorad.io.atomic import write_atomic
-from thorad.results.gallery import NO_PICTURES, by_score, case_entry, encode_picture, gallery_index
-from thorad.results.layout import RUN, CaseRecord
-from thorad.results.page import LARGEST_PAGE, json_text, render
-from thorad.results.reader import (
+from thorad.results.folder import (
+    RUN,
+    CaseRecord,
     Pictures,
     ResultFolder,
     match_truth,
@@ -29,16 +28,13 @@ from thorad.results.reader import (
     read_pictures,
     truth_of,
 )
+from thorad.results.gallery import NO_PICTURES, by_score, case_entry, encode_picture, gallery_index
+from thorad.results.page import LARGEST_PAGE, json_text, render
 from thorad.results.truth import Measured, measure
 
-SIDES: Final = (512, 384, 256, 192, 128)
-"""Longest side of a page's pictures, px: the largest that fits."""
-
-SAMPLE: Final = 12
-"""Cases whose pictures tell how large a page will be."""
-
-MARGIN: Final = 0.97
-"""Share of the page that the expected size may fill, for the sample is not all cases."""
+SIDES: Final = (512, 384, 256, 192, 128)  # longest side of a page's pictures, px: the largest that fits
+SAMPLE: Final = 12  # cases whose pictures tell how large a page will be
+MARGIN: Final = 0.97  # share of the page that the expected size may fill, for the sample is not all cases
 
 Progress = Callable[[int, int], None]
 """Called with (cases done, cases in all)."""
@@ -85,40 +81,53 @@ def write_report(
     if (results / "metrics.json").is_file():
         if truth is not None:
             raise ThoradError(f"{results}: an evaluation knows its truth; leave --truth out.")
-        page = _evaluation_page(results).encode("utf-8", "replace")
-        write_atomic(path, page)
-        return ReportSummary(path, len(page), cases=0)
+        return ReportSummary(path, _write(path, _evaluation_page(results)), cases=0)
     folder = read_folder(results)
     rows = match_truth(folder, truth) if truth else {}
     measured = measure(folder, rows, bootstrap=bootstrap, seed=seed)
     gallery = _PackedGallery(folder, rows, measured, largest, on_progress or (lambda done, total: None))
-    page = render(
+    size = _write(path, _detection_page(folder, rows, truth, measured, gallery))
+    return ReportSummary(path, size, len(folder.cases), gallery.side, gallery.without_pictures)
+
+
+def _write(path: Path, page: str) -> int:
+    content = page.encode("utf-8", "replace")
+    write_atomic(path, content)
+    return len(content)
+
+
+def _detection_page(
+    folder: ResultFolder,
+    rows: Mapping[str, Case],
+    truth: Path | None,
+    measured: Measured | None,
+    gallery: "_PackedGallery",
+) -> str:
+    return render(
         "report/detection.html",
         folder=folder,
-        title=method_title(folder.run["options"]),
+        title=method_title(folder.options),
         run={key: value for key, value in folder.run.items() if key != "healthy_scores"},
         truth=truth,
         measured=measured,
         scores=_scores(folder, rows),
         p_values=[case.p_value for case in folder.cases if case.p_value is not None],
         gallery=gallery,
-    ).encode("utf-8", "replace")
-    write_atomic(path, page)
-    return ReportSummary(path, len(page), len(folder.cases), gallery.side, gallery.without_pictures)
+    )
 
 
 def _scores(folder: ResultFolder, rows: Mapping[str, Case]) -> Mapping[str, Any] | None:
     """What the histograms of the scores show; None where no case was done."""
-    done = [(case.name, float(case.score)) for case in folder.cases if case.done and case.score is not None]
+    done = {case.name: float(case.score) for case in folder.cases if case.done and case.score is not None}
     if not done:
         return None
-    scores, others = [score for _, score in done], "cases without a known truth" if rows else "cases"
-    groups: dict[tuple[str, bool], list[float]] = {("healthy scans of the calibration", True): [*folder.healthy_scores]}
-    groups |= {("healthy cases", True): [], ("cases with a lesion", False): [], (others, False): []}
-    for name, score in done:
-        healthy = name in rows and rows[name].mask is None
-        label = "healthy cases" if healthy else "cases with a lesion" if name in rows else others
-        groups[label, healthy].append(score)
+    scores, others = list(done.values()), "cases without a known truth" if rows else "cases"
+    groups: list[tuple[str, Sequence[float], bool]] = [
+        ("healthy scans of the calibration", folder.healthy_scores, True),
+        ("healthy cases", [done[name] for name in done if name in rows and rows[name].mask is None], True),
+        ("cases with a lesion", [done[name] for name in done if name in rows and rows[name].mask is not None], False),
+        (others, [done[name] for name in done if name not in rows], False),
+    ]
     everything = [*folder.healthy_scores, *scores]
     low, high = min(everything), max(everything)
     if high <= low:
@@ -127,7 +136,7 @@ def _scores(folder: ResultFolder, rows: Mapping[str, Case]) -> Mapping[str, Any]
         "median": float(np.median(scores)),
         "lowest": min(scores),
         "highest": max(scores),
-        "rows": [(label, each, float(np.median(each)), healthy) for (label, healthy), each in groups.items() if each],
+        "rows": [(label, each, float(np.median(each)), healthy) for label, each, healthy in groups if each],
         "range": (low, high),
     }
 
@@ -162,7 +171,7 @@ class _PackedGallery:
         return gallery_index(
             self._folder,
             [self._entry(number, case) for number, case in enumerate(self._cases)],
-            largest=max([float(self._folder.run["overlay_maximum"]), *peaks]),
+            largest=max(self._folder.maximum, *peaks, 0.0),
             scans=self.scans,
             dice_at="" if self._measured is None else f"{self._measured.threshold:.3g}",
         )
@@ -186,7 +195,7 @@ class _PackedGallery:
     def _pack(self, largest: int) -> None:
         """Fill the blocks, with pictures of the largest side with which all fit."""
         sample = [(case, read_pictures(case)) for case in self._done[:: max(1, len(self._done) // SAMPLE)]]
-        longest = max((max(picture.shape) for _, pictures in sample for picture in pictures))
+        longest = max(max(picture.shape) for _, pictures in sample for picture in pictures)
         sides = [side for side in SIDES if side < longest]
         for side in (longest, *sides) if longest <= SIDES[0] else sides:
             if side != SIDES[-1]:
@@ -236,7 +245,7 @@ def _evaluation_page(folder: Path) -> str:
             run=json.loads(run_file.read_bytes()) if run_file.is_file() else {},  # `thorad reproduce` writes none
             table=table_of(results),
             counts=[(name.replace("_", " "), count) for name, count in results[0]["counts"].items()],
-            sizes=[_of_size(results, size) for size in SIZE_GROUPS] if "best_dice" in results[0] else [],
+            sizes=[_best_dice(results, size) for size in SIZE_GROUPS] if "best_dice" in results[0] else [],
             dice=[(title, curve["predicted_share"], curve["dice"]) for title, curve in curves.items()],
             precision=[(title, curve["recall"], curve["precision"]) for title, curve in curves.items()],
         )
@@ -244,9 +253,7 @@ def _evaluation_page(folder: Path) -> str:
         raise ThoradError(f"{folder}: not a whole folder of `thorad evaluate` ({error!r}). Evaluate again.") from error
 
 
-def _of_size(results: Sequence[Mapping[str, Any]], size: str) -> tuple[str, list[tuple[str, Any, Any]]]:
+def _best_dice(results: Sequence[Mapping[str, Any]], size: str) -> tuple[str, list[tuple[str, Any, Any]]]:
     """Heading of a size, and title, best Dice and its interval of each method."""
-    lines = [
-        (method_title(result), result["best_dice"][size], result["intervals"]["best_dice"][size]) for result in results
-    ]
+    lines = [(method_title(each), each["best_dice"][size], each["intervals"]["best_dice"][size]) for each in results]
     return f"{size} ({results[0]['counts'][size]} cases)", lines

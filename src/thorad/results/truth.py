@@ -17,7 +17,7 @@ from thorad.evaluation import metrics
 from thorad.evaluation.metrics import Bools, Floats, ThresholdCounts
 from thorad.evaluation.sizes import SIZE_GROUPS, size_group
 from thorad.results.charts import Interval
-from thorad.results.reader import ResultFolder, read_pictures, truth_of
+from thorad.results.folder import ResultFolder, read_pictures, truth_of
 
 SAMPLED = 2**16
 """Pixels of an image among which thresholds are chosen; all are measured."""

@@ -26,24 +26,23 @@ from thorad.io.atomic import write_atomic
 from thorad.io.tables import listing
 from thorad.io.volumes import PACKING, import_nibabel, read_volume, times
 from thorad.pictures import COLOURS
-from thorad.results.layout import CASE, VOLUME_MAP, VOLUME_MASK, VOLUME_PSEUDO_HEALTHY, CaseRecord
+from thorad.results.folder import (
+    CASE,
+    VOLUME_MAP,
+    VOLUME_MASK,
+    VOLUME_PSEUDO_HEALTHY,
+    CaseRecord,
+    ResultFolder,
+    method_title,
+    read_folder,
+)
 from thorad.results.page import LARGEST_PAGE, asset, render
-from thorad.results.reader import ResultFolder, method_title, read_folder
 
-MOST_VOXELS: Final = 40_000_000
-"""A page's grid: more is slow to draw, and too much for small graphics cards. Heads of 1 mm have 7 million."""
-
-LEAST_SIDE: Final = 16
-"""voxels; a smaller side shows nothing, so it is not reduced further: the viewer's script alone has its size."""
-
-BRIGHTEST: Final = 98
-"""Percentile of the scan's voxels that is white, as for the pictures beside the maps."""
-
-NOT_LOOKED_AT: Final = -1.0
-"""In a page's map, where the result has NaN: NiiVue takes NaN for 0, which is a value of its own."""
-
-SAME_PLACE_MM: Final = 0.01
-"""How far two grids' voxels may be apart and count as one grid: headers store single precision."""
+MOST_VOXELS: Final = 40_000_000  # more is slow to draw, and too much for small graphics cards; heads of 1 mm have 7e6
+LEAST_SIDE: Final = 16  # voxels; a smaller side shows nothing, so it is not reduced further
+BRIGHTEST: Final = 98  # percentile of the scan's voxels that is white, as for the pictures beside the maps
+NOT_LOOKED_AT: Final = -1.0  # in a page's map, where the result has NaN: NiiVue takes NaN for 0, a value of its own
+SAME_PLACE_MM: Final = 0.01  # between two grids' voxels that count as one grid: headers store single precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,22 +119,17 @@ def volume_cases(results: Path) -> list[str]:
 def write_volume_page(
     results: Path, case: str, out: Path, *, scan: Path | None = None, largest: int = LARGEST_PAGE
 ) -> Path:
-    """Write the page of one volume.
+    """Write the page of one volume of a folder of `thorad detect` to the file `out`.
 
     Values of the map are those of the result. Where the page would be larger than `largest`, blocks of 2 x 2 x 2
     voxels (or 3 x 3 x 3, ...) become one, with the highest value of the map and the mean of the scan in them; the page
     says so.
 
     Args:
-        results: a folder of `thorad detect`.
-        case: name of a volume in it.
-        out: the HTML file.
+        results, case, out: the folder, the name of a volume in it, and the HTML file.
         scan: the volume that was looked at (NIfTI, NRRD, MHA), for it isn't in the folder; None: the file that
             case.json names, if it is still there, and else a page with the pseudo-healthy volume alone.
         largest: bytes that the page may have.
-
-    Returns:
-        `out`.
 
     Raises:
         ThoradError: no result folder, no such case, not a volume, a damaged file, a scan that can't be read or lies on
@@ -145,10 +139,8 @@ def write_volume_page(
     record = folder.case(case)
     if not (record.folder / VOLUME_MAP).is_file():
         names = volume_cases(results)
-        raise ThoradError(
-            f"{results}: the case {case} is a picture, not a volume. "
-            + (f"Its volumes are {listing(names)}." if names else "It holds no volume; see `thorad report`.")
-        )
+        others = f"Its volumes are {listing(names)}." if names else "It holds no volume; see `thorad report`."
+        raise ThoradError(f"{results}: the case {case} is a picture, not a volume. {others}")
     volumes, note = _read(record, scan)
     factor = 1
     while True:
@@ -163,11 +155,10 @@ def write_volume_page(
 
 def _read(case: CaseRecord, scan: Path | None) -> tuple[_Volumes, str]:
     """The volumes, and why the scan is not among them, empty where it is."""
-    anomaly_map, affine = _nifti(case.folder / VOLUME_MAP)
+    path = case.folder / VOLUME_MAP
+    anomaly_map, affine = _nifti(path)
     if not np.isfinite(anomaly_map).any():
-        raise ThoradError(
-            f"{case.folder / VOLUME_MAP}: no voxel was looked at, so there is nothing to show. Detect again."
-        )
+        raise ThoradError(f"{path}: no voxel was looked at, so there is nothing to show. Detect again.")
     others = {}
     for name in (VOLUME_PSEUDO_HEALTHY, VOLUME_MASK):
         path = case.folder / name
@@ -216,8 +207,7 @@ def _nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     try:
         image = nibabel.load(path)
         voxels = np.asarray(image.dataobj, np.float32)
-    except Exception as error:
-        # Parsers raise nearly anything on damaged files.
+    except Exception as error:  # parsers raise nearly anything on damaged files
         raise ThoradError(f"{path}: missing or damaged ({error}). Detect again.") from error
     if voxels.ndim != 3:
         raise ThoradError(f"{path}: {times(voxels.shape)} voxels; expected three axes. Detect again.")
@@ -234,8 +224,8 @@ def _page(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid
     page = render(
         "volume_page/volume.html",
         case=case,
-        options=folder.run["options"],
-        method=method_title(folder.run["options"]),
+        options=folder.options,
+        method=method_title(folder.options),
         note=note,
         percent=100 * np.isfinite(volumes.anomaly_map).mean(),
         factor=grid.factor,
@@ -255,20 +245,16 @@ def _embedded(volumes: _Volumes, grid: _Grid) -> dict[str, str]:
         grey = grid.blocks(volumes.scan, 0).mean(axis=-1) / volumes.white
         embedded["scan"] = grid.packed(np.rint(255 * np.clip(grey, 0, 1)).astype(np.uint8))
     if volumes.pseudo_healthy is not None:
-        embedded["healthy"] = grid.packed(_page_healthy(volumes.pseudo_healthy, grid))
+        # 0 where no slice was looked at, else 1...255 for [0, 1].
+        parts = grid.blocks(volumes.pseudo_healthy, np.nan)
+        count = np.isfinite(parts).sum(axis=-1)
+        mean = np.nansum(parts, axis=-1) / np.maximum(count, 1)
+        levels = np.where(count > 0, 1 + np.rint(254 * np.clip(mean, 0, 1)), 0)
+        embedded["healthy"] = grid.packed(levels.astype(np.uint8))
     if volumes.mask is not None:
         mask = grid.blocks(volumes.mask, 0).any(axis=-1)
         embedded["mask"] = _packed(np.packbits(mask.ravel("F")).tobytes())
     return embedded
-
-
-def _page_healthy(pseudo_healthy: NDArray[np.float32], grid: _Grid) -> NDArray[np.uint8]:
-    """(P, Q, R): 0 where no slice was looked at, else 1...255 for [0, 1]."""
-    parts = grid.blocks(pseudo_healthy, np.nan)
-    looked_at = np.isfinite(parts)
-    count = looked_at.sum(axis=-1)
-    mean = np.where(looked_at, parts, 0).sum(axis=-1) / np.maximum(count, 1)
-    return np.where(count > 0, 1 + np.rint(254 * np.clip(mean, 0, 1)), 0).astype(np.uint8)
 
 
 def _about(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid) -> Mapping[str, Any]:
@@ -289,7 +275,7 @@ def _about(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Gri
         "affine": (grid.affine @ grid.to_source).tolist(),
         "factor": grid.factor,
         "white": volumes.white,
-        "maximum": float(folder.run["overlay_maximum"]),
+        "maximum": folder.maximum,
         "highest": max(value, 0.0),
         "threshold": folder.threshold,
         "notLookedAt": NOT_LOOKED_AT,

@@ -1,4 +1,4 @@
-"""Writing a result folder, new or of a run that resumes; `thorad.results.layout` says what is in it."""
+"""Writing a result folder, new or of a run that resumes; `thorad.results.folder` says what is in it."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from thorad.io.tables import listing, write_table
 from thorad.io.volumes import write_nifti
 from thorad.pictures import montage, overlay
 from thorad.records import Detection, StepPictures, VolumeDetection, current_options
-from thorad.results import layout
+from thorad.results import folder as layout
 from thorad.results.dicom import (
     DerivationInfo,
     overlay_pictures,
@@ -28,7 +28,7 @@ from thorad.results.dicom import (
     write_secondary_capture,
     write_segmentation,
 )
-from thorad.results.layout import CaseRecord, read_case
+from thorad.results.folder import CaseRecord, read_case
 
 COLUMNS: Final = ("name", "source", "score", "p_value", "findings", "network_calls", "seconds", "status", "message")
 """Of cases.csv, where `findings` is their number; case.json lists them."""

@@ -1,10 +1,17 @@
-"""The viewer's guard: the token, the Host and the Origin of every request, and the headers of every answer.
+"""Who may see what: the token, the Host and the Origin of every request, the headers of every answer, a private folder.
 
 A page elsewhere that finds the port gets nothing: the Host must be this server's (against DNS rebinding), and so must
 an Origin, where one is sent.
 """
 
+import fcntl
+import os
 import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from starlette.requests import Request
@@ -23,6 +30,8 @@ HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+PREFIX: Final = "thorad-view-"
+LOCK: Final = "lock"
 
 
 class Guard:
@@ -79,3 +88,33 @@ class Guard:
                 "Open that address in this browser."
             )
         return None
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """A temporary folder for what users drop in and what is found in it: only this user can read it, gone at the end.
+
+    What viewers that were killed have left goes first.
+    """
+    _remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # 0700
+    try:
+        with (folder / LOCK).open("w") as lock:
+            # Until the process ends, however it ends: process numbers are used again, and differ between containers.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers() -> None:
+    """Remove this user's folders of viewers that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with (folder / LOCK).open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # in use, or not yet locked by a viewer that is just starting
+            continue

@@ -21,29 +21,14 @@ from thorad.io.scans import DICOM_SUFFIXES, Scan, find_scans
 from thorad.io.volumes import VOLUME_SUFFIXES
 from thorad.viewer.order import Order, Settings
 
-LARGEST_TOGETHER: Final = 2**30
-"""bytes of all files that wait or are being detected in."""
-
-MOST_FILES: Final = 5000
-"""Of one job: more than the slices of any head."""
-
-MOST_WAITING: Final = 100
-"""Jobs that are not done yet."""
-
-LONGEST_NAME: Final = 200
-"""Characters shown of a file's name."""
-
-MOST_EVENTS: Final = 300
-"""Pictures of restorations that a job keeps to be watched."""
-
+LARGEST_TOGETHER: Final = 2**30  # bytes of all files that wait or are being detected in
+MOST_FILES: Final = 5000  # of one job: more than the slices of any head
+MOST_WAITING: Final = 100  # jobs that are not done yet
+LONGEST_NAME: Final = 200  # characters shown of a file's name
+MOST_EVENTS: Final = 300  # pictures of restorations that a job keeps to be watched
 MOST_EVENTS_AT_ONCE: Final = 60
-
-LONGEST_PAUSE: Final = 60.0
-"""seconds between two pieces of an upload, after which it is given up."""
-
-DETACHED_HEADERS: Final = (".nhdr", ".mhd")
-"""Files that name another file, which isn't found under its number."""
-
+LONGEST_PAUSE: Final = 60.0  # seconds between two pieces of an upload, after which it is given up
+DETACHED_HEADERS: Final = (".nhdr", ".mhd")  # these name another file, which isn't found under its number
 WORKER_ENDED: Final = (
     "The process that detects has ended before it was done: it was killed, or the memory was too small. A new one has "
     "been started for the other scans."
@@ -64,7 +49,9 @@ class Job:
     """bytes of each file, as announced."""
     settings: Settings
     files: Path
+    """The folder of what has been received."""
     out: Path
+    """The result folder."""
     state: State = "receiving"
     message: str = ""
     """Why it failed; otherwise empty."""
@@ -93,13 +80,14 @@ class Job:
         titles = list(self.titles.values()) or self.names
         return titles[0] if len(titles) == 1 else f"{titles[0]} and {len(titles) - 1} more"
 
-    def about(self, position: int | None) -> dict[str, Any]:
+    def about(self, position: int | None, method_title: str) -> dict[str, Any]:
         """What the page shows of it; `position` in the queue, from 1, while it waits."""
         return {
             "number": self.number,
             "title": self.title,
             "model": Path(self.settings.model).name,
             "method": self.settings.method,
+            "method_title": method_title,
             "noise": self.settings.noise,
             "state": self.state,
             "position": position,
@@ -158,8 +146,6 @@ class Jobs:
         """Why there is no worker."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-
-    # ------------------------------------------------------------------------------------------- from the page
 
     def announce(self, files: Sequence[tuple[str, int]], settings: Settings) -> Job:
         """Open a job for files (name, bytes) that are about to come.
@@ -256,12 +242,14 @@ class Jobs:
         """What the page shows of all jobs, the newest first."""
         with self._changed:
             self._give_up_on_stalled()
-            return [self._about(job) for job in reversed(self._jobs.values())]
+            return [self.about(job) for job in reversed(self._jobs.values())]
 
     def about(self, job: Job) -> dict[str, Any]:
         """What the page shows of one job."""
         with self._changed:
-            return self._about(job)
+            queued = [other for other in self._jobs.values() if other.state == "queued"]
+            position = queued.index(job) + 1 if job in queued else None
+            return job.about(position, self.method_title(job.settings.method))
 
     def method_title(self, method: str) -> str:
         """What an offered method is called; its plain name until the worker is ready."""
@@ -290,20 +278,11 @@ class Jobs:
         if len(waiting) >= MOST_WAITING:
             raise ThoradError(f"{MOST_WAITING} jobs are waiting already. Let some of them finish first.")
 
-    def _about(self, job: Job) -> dict[str, Any]:
-        return {**job.about(self._position(job)), "method_title": self.method_title(job.settings.method)}
-
-    def _position(self, job: Job) -> int | None:
-        waiting = [other for other in self._jobs.values() if other.state == "queued"]
-        return waiting.index(job) + 1 if job in waiting else None
-
     def _give_up_on_stalled(self) -> None:
         now = time.monotonic()
         for job in self._jobs.values():
             if job.state == "receiving" and now - job.touched > LONGEST_PAUSE:
                 self.end(job, "failed", STOPPED_COMING)
-
-    # ------------------------------------------------------------------------------------------- the thread
 
     def _run(self) -> None:
         while not self._closing:
@@ -338,7 +317,7 @@ class Jobs:
             self._run_job(connection, job)
 
     def _next_job(self, worker: SpawnProcess) -> Job | None:
-        """Wait for a job, which is running then; None where the worker has ended, as it may while it waits."""
+        """Wait for a job and mark it as running; None where the worker has ended, as it may while it waits."""
         with self._changed:
             while not self._closing and worker.is_alive():
                 for job in self._jobs.values():
@@ -432,11 +411,7 @@ def _check_files(files: Sequence[tuple[str, int]]) -> None:
 
 
 def _scans_in(job: Job) -> tuple[dict[str, Scan], dict[str, str]]:
-    """The scans of a job under names that identify nobody, and what the user calls them.
-
-    Raises:
-        ThoradError: no scan among its files.
-    """
+    """The scans of a job under names that identify nobody, and what the user calls them."""
     titles_of = {path: job.names[index] for index, path in job.received.items()}
     # A single file is judged by its content, whatever its name; among many, those that look like no scan are skipped.
     inputs = [job.files] if len(titles_of) > 1 else list(titles_of)
@@ -454,8 +429,7 @@ def _scans_in(job: Job) -> tuple[dict[str, Scan], dict[str, str]]:
     for number, scan in enumerate(found.values(), start=1):
         title = titles_of.get(scan.path, job.title)
         if scan.series is None and scan.problem is None:
-            name = f"scan-{number}"
-            scan = Scan(name, scan.path, f"file {number} of an upload")
+            scan = Scan(f"scan-{number}", scan.path, f"file {number} of an upload")
         elif scan.problem is not None:
             scan = replace(scan, problem=scan.problem.replace(str(scan.path), title))
         titles[scan.name] = title if len(scan.files) == 1 else f"{scan.name} ({len(scan.files)} files)"

@@ -4,21 +4,18 @@ The script is that of the report, thorad/assets/report/gallery.js; what a report
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from thorad.errors import ThoradError
-from thorad.results.gallery import by_score, case_entry, encode_case, gallery_index, has_scan
-from thorad.results.layout import CASE, OVERLAY, RUN, CaseRecord
-from thorad.results.reader import read_folder
+from thorad.results.folder import CASE, OVERLAY, RUN, CaseRecord, read_folder, read_pictures
+from thorad.results.gallery import by_score, case_entry, encode_picture, gallery_index, has_scan
 from thorad.results.volume_page import write_volume_page
 
-LARGEST_SIDE: Final = 1024
-"""px; larger pictures are reduced in the page, to keep its sliders responsive."""
-
-PLANES: Final = "planes.html"
-"""Of a volume's case: its page of three planes, which holds the scan."""
+LARGEST_SIDE: Final = 1024  # px; larger pictures are reduced in the page, to keep its sliders responsive
+PLANES: Final = "planes.html"  # of a volume's case: its page of three planes, which holds the scan
 
 
 class Results:
@@ -46,21 +43,28 @@ class Results:
         """What is known without opening the pictures.
 
         Raises:
-            ThoradError: see `thorad.results.reader.read_folder`.
+            ThoradError: see `thorad.results.folder.read_folder`.
         """
         folder = read_folder(self.path)
         cases = by_score(folder.cases)
         done = [case for case in cases if case.done]
         self._cases = {case.name: case for case in done}
-        options = folder.run["options"]
         asked = ("model", "method", "noise", "steps", "seed", "thorad", "calibration")
         # A score is a mean of the highest values, which are seldom above twice of it.
-        largest = max(float(folder.run["overlay_maximum"]), *(2 * (case.score or 0.0) for case in cases))
-        entries = [self._entry(number, case) for number, case in enumerate(cases)]
+        largest = max(folder.maximum, *(2 * (case.score or 0.0) for case in cases))
+        entries = [
+            {
+                **case_entry(number, case, LARGEST_SIDE),
+                "key": case.name,
+                "name": self._display_name(case.name),
+                "places": list(case.findings or ()),
+            }
+            for number, case in enumerate(cases)
+        ]
         return {
             **gallery_index(folder, entries, largest=largest, scans=all(map(has_scan, done))),
-            "volumes": [case.name for case in done if _is_volume(case)],
-            "run": {**{key: options.get(key) for key in asked}, "status": folder.run.get("status")},
+            "volumes": [case.name for case in done if case.is_volume],
+            "run": {**{key: folder.options.get(key) for key in asked}, "status": folder.run.get("status")},
         }
 
     def pictures(self, name: str) -> list[dict[str, Any]]:
@@ -69,14 +73,12 @@ class Results:
         Raises:
             ThoradError: no such case, or its pictures are damaged.
         """
-        return encode_case(self._case(name), LARGEST_SIDE)
+        return [encode_picture(picture, LARGEST_SIDE) for picture in read_pictures(self._case(name))]
 
     def planes(self, name: str, folder: Path) -> bytes:
-        """The HTML page of a volume's three planes, with its scan where that is still at hand.
+        """The HTML page of the three planes of a volume of the last index, with its scan where that is still at hand.
 
-        Args:
-            name: of a case of the last index.
-            folder: for the page while it is made.
+        `folder` holds the page while it is made.
 
         Raises:
             ThoradError: no such case, or no volume.
@@ -104,14 +106,6 @@ class Results:
             raise ThoradError("no such case.")
         return self._cases[name]
 
-    def _entry(self, number: int, case: CaseRecord) -> dict[str, Any]:
-        return {
-            **case_entry(number, case, LARGEST_SIDE),
-            "key": case.name,
-            "name": self._display_name(case.name),
-            "places": list(case.findings or ()),
-        }
-
     def _modification_times(self) -> Mapping[Path, int]:
         """{file: ns}, of those that a summary is made of."""
         times = {}
@@ -128,9 +122,8 @@ class Results:
             folder = read_folder(self.path)
         except ThoradError as error:
             return {"title": title, "message": str(error)}
-        options = folder.run["options"]
         return {
-            **{key: options.get(key) for key in ("model", "method", "noise")},
+            **{key: folder.options.get(key) for key in ("model", "method", "noise")},
             "title": title,
             "cases": len(folder.cases),
             "failed": sum(not case.done for case in folder.cases),
@@ -160,12 +153,6 @@ def result_folders(path: Path) -> list[Path]:
 
 
 def _is_result_folder(path: Path) -> bool:
-    try:
-        read_folder(path)
-    except ThoradError:
-        return False
-    return True
-
-
-def _is_volume(case: CaseRecord) -> bool:
-    return case.picture_folders[0][0] is not None
+    with suppress(ThoradError):
+        return bool(read_folder(path))
+    return False

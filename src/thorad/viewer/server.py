@@ -3,14 +3,7 @@
 Every request needs the session's token, which comes once in the address that `thorad view` opens and then as a cookie
 that no script can read and no other site can send (`thorad.viewer.guard`). Nothing is logged but counts.
 
-    GET    /                          the start page; ?token=... opens the session
-    GET    /jobs/{number}             a restoration as it happens
-    GET    /results/{id}              results: job-1, job-2, ... and folder-1, ... of the command line
-    GET    /results/{id}/index, .../cases/{name}, .../thumbnail, .../save, .../report, .../planes/{name}
-    GET    /api/state, /api/jobs/{number}?after=n
-    POST   /api/jobs                  announce files;  PUT /api/jobs/{number}/files/{index}  send one
-    POST   /api/jobs/{number}/start;  DELETE /api/jobs/{number}
-    GET    /static/{name}
+`viewer_app` lists all addresses. The id of results is job-1, job-2, ... and folder-1, ... of the command line.
 """
 
 import json
@@ -42,11 +35,10 @@ from thorad.errors import ThoradError
 from thorad.records import parse_indices
 from thorad.results.page import asset, render
 from thorad.results.report import write_report
-from thorad.viewer.guard import Guard
+from thorad.viewer.guard import Guard, private_folder
 from thorad.viewer.jobs import LARGEST_TOGETHER, MOST_FILES, STOPPED_COMING, Job, Jobs
 from thorad.viewer.order import Settings
 from thorad.viewer.pages import Results, result_folders
-from thorad.viewer.private_folder import private_folder
 
 LARGEST_ANNOUNCEMENT: Final = 2**21
 """bytes: the names of all files of a job."""
@@ -72,7 +64,7 @@ def serve(
     on_ready: Callable[[str], None],
     browser: bool = True,
 ) -> int:
-    """Serve until Ctrl-C or SIGTERM; then nothing is left.
+    """Serve until Ctrl-C or SIGTERM, when nothing is left; returns how many scans were detected in.
 
     Args:
         results: result folders, or folders of result folders, to browse.
@@ -82,13 +74,29 @@ def serve(
         on_ready: called with the address, which holds the token.
         browser: whether to open the address in the user's browser.
 
-    Returns:
-        How many scans were detected in.
-
     Raises:
         ThoradError: no results there, no such model, the folder to keep can't be written, or the port is taken.
     """
     folders = [folder for path in results for folder in result_folders(path)]
+    _check_folders(models, keep)
+    try:
+        listening = socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        raise ThoradError(f"port {port} can't be used ({error.strerror}). Leave --port out for a free one.") from error
+    for number in (signal.SIGTERM, signal.SIGHUP):  # otherwise these end the process before the folder is removed
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    with listening, private_folder() as folder:
+        jobs = Jobs(folder, [str(Path(model).resolve()) for model in models], keep)
+        port, token = listening.getsockname()[1], secrets.token_urlsafe(32)
+        app = viewer_app(jobs, folders, folder, token, port)
+        try:
+            _run(app, listening, f"http://127.0.0.1:{port}/?token={token}", on_ready, browser)
+        finally:
+            jobs.close()
+    return jobs.detected
+
+
+def _check_folders(models: Sequence[str], keep: Path | None) -> None:
     for model in models:
         if not (Path(model) / "recipe.toml").is_file():
             raise ThoradError(f"{model}: not a model folder, for it has no recipe.toml. `thorad train` makes one.")
@@ -97,52 +105,15 @@ def serve(
             keep.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ThoradError(f"{keep}: can't be made ({error.strerror}). Choose another --out.") from error
-    listening = _listen(port)
-    port = listening.getsockname()[1]
-    token = secrets.token_urlsafe(32)
-    address = f"http://127.0.0.1:{port}/?token={token}"
 
-    def ready() -> None:
-        on_ready(address)
+
+def _run(app: ASGIApp, listening: socket.socket, address: str, on_ready: Callable[[str], None], browser: bool) -> None:
+    config = uvicorn.Config(app, log_level="critical", server_header=False, timeout_graceful_shutdown=1, lifespan="off")
+    with suppress(KeyboardInterrupt):  # the usual way to end it
+        on_ready(address)  # the socket listens already: whoever comes before the server runs waits for it
         if browser:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-
-    for number in (signal.SIGTERM, signal.SIGHUP):  # otherwise these end the process before the folder is removed
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    with listening, private_folder() as folder:
-        jobs = Jobs(folder, [str(Path(model).resolve()) for model in models], keep)
-        app = viewer_app(jobs, folders, folder, token, port)
-        server = _Server(
-            uvicorn.Config(app, log_level="critical", server_header=False, timeout_graceful_shutdown=1, lifespan="off")
-        )
-        server.ready = ready
-        try:
-            with suppress(KeyboardInterrupt):  # the usual way to end it
-                server.run(sockets=[listening])
-        finally:
-            jobs.close()
-    return jobs.detected
-
-
-def _listen(port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind(("127.0.0.1", port))
-    except OSError as error:
-        listening.close()
-        raise ThoradError(f"port {port} can't be used ({error.strerror}). Leave --port out for a free one.") from error
-    return listening
-
-
-class _Server(uvicorn.Server):
-    """Calls `ready` once it listens."""
-
-    ready: Callable[[], None]
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready()
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, port: int) -> ASGIApp:
@@ -167,8 +138,7 @@ def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, po
         Route("/static/{name}", pages.static),
     ]
     handlers = {ThoradError: _error, HTTPException: _http_error, Exception: _unexpected_error}
-    app = Starlette(routes=routes, exception_handlers=handlers)
-    return Guard(app, token, port)
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), token, port)
 
 
 class _Pages:
@@ -178,8 +148,6 @@ class _Pages:
         self._jobs, self._folder = jobs, folder
         self._folders = {f"folder-{number}": path for number, path in enumerate(folders, start=1)}
         self._results = {name: Results(path) for name, path in self._folders.items()}
-
-    # ------------------------------------------------------------------------------------------- pages
 
     def start(self, request: Request) -> Response:
         return HTMLResponse(render("viewer/start.html"))
@@ -243,8 +211,6 @@ class _Pages:
         content = self._result(request).planes(request.path_params["name"], self._folder)
         return HTMLResponse(content, headers=_attached("thorad-three-planes.html"))
 
-    # ------------------------------------------------------------------------------------------- jobs
-
     def state(self, request: Request) -> Response:
         folders = [{"id": name, **self._with_title(self._results[name].summary())} for name in self._folders]
         limits = {"bytes": LARGEST_TOGETHER, "files": MOST_FILES}
@@ -300,8 +266,6 @@ class _Pages:
     def remove(self, request: Request) -> Response:
         self._jobs.remove(self._job(request))
         return _Json({})
-
-    # ------------------------------------------------------------------------------------------- what is meant
 
     def _with_title(self, run: Mapping[str, Any]) -> dict[str, Any]:
         return {**run, "method_title": self._jobs.method_title(run["method"])} if "method" in run else dict(run)

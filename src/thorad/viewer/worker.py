@@ -163,7 +163,8 @@ def _detect(order: Order, send: Send) -> None:
 
 def _write_planes(scan: Scan, out: Path) -> None:
     """The page of a volume's three planes: now, for the scan goes when the job is done."""
-    if not scan.is_volume or not isinstance(volume := scan.read(), Volume):
+    volume = scan.read() if scan.is_volume else None
+    if not isinstance(volume, Volume):
         return
     with TemporaryDirectory(dir=out) as folder:
         path = Path(folder) / "scan.nii.gz"

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from result_folders import make_results
 from thorad.cli import app
-from thorad.results.reader import match_truth, method_title, read_folder, read_pictures
+from thorad.results.folder import match_truth, method_title, read_folder, read_pictures
 
 
 def test_folder_is_read_as_it_was_written(tmp_path: Path) -> None:

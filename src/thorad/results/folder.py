@@ -1,4 +1,34 @@
-"""Reading what a run left: the cases of a result folder and their pictures, one case at a time.
+"""A result folder: its layout, which no other room knows, and reading it, one case at a time.
+
+    run.json                      what was run: options, versions, seconds, how many cases are done and failed; its
+                                  status is "running" until every case that was asked for is done or failed
+    cases.csv                     one line a case
+    shards/<i>-of-<n>.json        seconds that each part of the run took; 1-of-1 where it was not split
+    cases/<name>/case.json        what cases.csv is made of, and the score of each slice of a volume; written last, so a
+                                  case that has it is complete
+    cases/<name>/scan.png         8-bit: the image as the model saw it, on the input's own grid
+    cases/<name>/anomaly_map.npy  (H, W) float32 on that grid, raw
+    cases/<name>/pseudo_healthy.png  8-bit
+    cases/<name>/overlay.png      the image with the map over it, one colour scale for the whole run
+    cases/<name>/mask.png         255 where that map is above the threshold; where the run has one
+    cases/<name>/steps.npz        where asked for: timesteps (n,), clean (n, S, S) uint8, maps (n, S, S) float16 of the
+                                  harmonised steps, on the model's grid; without such steps of all, and maps of NaN
+
+A volume has the same pictures for each slice k, in the template's plane, and beside them, on its own grid:
+
+    cases/<name>/slices/<k>/      the pictures above
+    cases/<name>/overlay.png      those of all slices
+    cases/<name>/anomaly_map.nii.gz, pseudo_healthy.nii.gz  float32, NaN where no slice was looked at; mask.nii.gz
+    cases/<name>/registration.json  the matrix from the volume's mm to the template's, and how well it fits
+
+DICOM has objects of its own study beside all this, which do hold the patient's name, as a PACS needs it:
+
+    cases/<name>/dicom/segmentation.dcm  the mask; where the run has a threshold
+    cases/<name>/dicom/parametric_map.dcm  the map's numbers, of a volume
+    cases/<name>/dicom/overlay/   the map over the scan, as Secondary Capture
+
+Every file is there whole or not at all, so a run that was killed resumes where it stopped. Several processes may write
+into one folder at the same time, each the cases of its own shard.
 
 Shapes: H, W the image's own grid; S the model's grid.
 """
@@ -6,10 +36,10 @@ Shapes: H, W the image's own grid; S the model's grid.
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import PIL.Image
@@ -20,9 +50,63 @@ from thorad.errors import ThoradError
 from thorad.io.images import read_mask
 from thorad.io.tables import listing
 from thorad.records import current_options
-from thorad.results.layout import MAP, MASK, OVERLAY, PSEUDO_HEALTHY, RUN, SCAN, STEPS, CaseRecord, read_case
 
 Bytes8 = NDArray[np.uint8]
+
+RUN, TABLE, CASE = "run.json", "cases.csv", "case.json"
+SCAN, MAP, PSEUDO_HEALTHY = "scan.png", "anomaly_map.npy", "pseudo_healthy.png"
+OVERLAY, MASK, STEPS = "overlay.png", "mask.png", "steps.npz"
+VOLUME_MAP, VOLUME_PSEUDO_HEALTHY, VOLUME_MASK = "anomaly_map.nii.gz", "pseudo_healthy.nii.gz", "mask.nii.gz"
+REGISTRATION: Final = "registration.json"
+FILES_OF_A_CASE: Final = (
+    *(SCAN, MAP, PSEUDO_HEALTHY, OVERLAY, MASK, STEPS, "*.nii.gz", REGISTRATION),
+    *("slices/*/*", "dicom/*.dcm", "dicom/overlay/*.dcm"),
+)
+"""Patterns of all files that a case may have, beside case.json."""
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What case.json says; of a case that failed only name, source and message."""
+
+    name: str
+    source: str
+    """The file it came from."""
+    folder: Path
+    status: str
+    """ok or failed."""
+    message: str
+    """Why it failed, or why the result may mean less than it looks like; mostly empty."""
+    score: float | None
+    p_value: float | None = None
+    findings: Sequence[Mapping[str, Any]] | None = None
+    """Each as `thorad.records.Finding` has it; None where the run has no threshold."""
+    network_calls: int | None = None
+    seconds: float | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """{file: bytes}."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it did not fail."""
+        return self.status == "ok"
+
+    @property
+    def finding_count(self) -> int | None:
+        """Number of findings; None where the run has no threshold."""
+        return None if self.findings is None else len(self.findings)
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is a volume, of which each slice has pictures."""
+        return (self.folder / "slices").is_dir()
+
+    @property
+    def picture_folders(self) -> list[tuple[int | None, Path]]:
+        """Index and folder of each slice of a volume, ascending; (None, the case's own folder) for an image."""
+        if self.is_volume:
+            return [(int(folder.name), folder) for folder in sorted((self.folder / "slices").iterdir())]
+        return [(None, self.folder)]
 
 
 @dataclass(frozen=True)
@@ -76,12 +160,22 @@ class ResultFolder:
     """Sorted by name, failed ones too."""
 
     @property
+    def options(self) -> Mapping[str, Any]:
+        """What decided on the results: method, model, seed ..."""
+        options: Mapping[str, Any] = self.run["options"]
+        return options
+
+    @property
+    def maximum(self) -> float:
+        """The map value from which on colours no longer change."""
+        return float(self.run["overlay_maximum"])
+
+    @property
     def threshold(self) -> float | None:
         """Where the run's masks begin, in map units; None without."""
-        options = self.run["options"]
-        threshold = options.get("threshold")
+        threshold = self.options.get("threshold")
         if threshold is None:
-            threshold = (options.get("calibration") or {}).get("threshold")
+            threshold = (self.options.get("calibration") or {}).get("threshold")
         return None if threshold is None else float(threshold)
 
     @property
@@ -110,14 +204,37 @@ def read_folder(path: Path) -> ResultFolder:
     Raises:
         ThoradError: no result folder, no case in it, or a damaged file.
     """
-    run = _json(path / RUN)
+    file = path / RUN
+    try:
+        run = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise ThoradError(f"{file}: no such file. Name a folder of `thorad detect` or `thorad evaluate`.") from error
+    except (OSError, ValueError) as error:
+        raise ThoradError(f"{file}: can't be read ({error}). Was it copied whole?") from error
     if not (isinstance(run, dict) and {"options", "overlay_maximum"} <= run.keys()):
-        raise ThoradError(f"{path / RUN}: not the run.json of a result folder. Name a folder of `thorad detect`.")
+        raise ThoradError(f"{file}: not the run.json of a result folder. Name a folder of `thorad detect`.")
     folders = sorted((path / "cases").iterdir()) if (path / "cases").is_dir() else []
     cases = tuple(case for case in map(read_case, folders) if case is not None)
     if not cases:
         raise ThoradError(f"{path}: no case in it yet. Let `thorad detect` finish one first.")
     return ResultFolder(path, run, cases)
+
+
+def read_case(folder: Path) -> CaseRecord | None:
+    """Read a case's record; None where there is none, or no longer: another shard may just be trying the case again.
+
+    Raises:
+        ThoradError: a damaged file.
+    """
+    path = folder / CASE
+    try:
+        content = json.loads(path.read_bytes())
+        known = {each.name for each in fields(CaseRecord)}
+        return CaseRecord(**{key: value for key, value in content.items() if key in known}, folder=folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ThoradError(f"{path}: damaged ({error!r}). Delete it, and detect again.") from error
 
 
 def read_pictures(case: CaseRecord) -> list[Pictures]:
@@ -141,13 +258,10 @@ def method_title(options: Mapping[str, Any]) -> str:
 
 
 def match_truth(folder: ResultFolder, table: Path) -> dict[str, Case]:
-    """Find the rows of an evaluation table that are about a folder's cases.
+    """{case name: row of an evaluation table}, of those of a folder's cases that the table knows.
 
     By the image's file, else by the case's name, else by the file's name where the table has it once: results may have
     come from another machine.
-
-    Returns:
-        {case name: row}, of those cases only that the table knows.
 
     Raises:
         ThoradError: as `read_cases`; no row fits any case.
@@ -216,12 +330,3 @@ def _steps(path: Path) -> tuple[StepPicture, ...]:
         StepPicture(int(time), picture, anomaly_map.astype(np.float32) if np.isfinite(anomaly_map).all() else None)
         for time, picture, anomaly_map in zip(times, clean, maps, strict=True)
     )
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ThoradError(f"{path}: no such file. Name a folder of `thorad detect` or `thorad evaluate`.") from error
-    except (OSError, ValueError) as error:
-        raise ThoradError(f"{path}: can't be read ({error}). Was it copied whole?") from error
