@@ -46,6 +46,7 @@ LARGEST_ANNOUNCEMENT: Final = 2**21
 STATIC: Final = {
     **{name: f"viewer/{name}" for name in ("viewer.css", "shell.js", "start.js", "job.js", "result.js")},
     **{name: f"report/{name}" for name in ("report.css", "gallery.js")},
+    "page.css": "page.css",
 }
 """The only files that are served by name, and their paths in thorad/assets."""
 

@@ -138,6 +138,9 @@ const valueOf = (level, maximum) => maximum * (level / 255) ** 2;
 const SCAN = "scan", HEALTHY = "pseudo-healthy", MAP = "map";
 
 class Card {
+  /** What may help where pictures can't be shown. */
+  static remedy = "Make the report again.";
+
   constructor(position, about) {
     this.position = position;
     this.about = about;
@@ -236,7 +239,7 @@ class Card {
         this.pictures = pictures;
         this.draw();
       } catch (error) {
-        this.showError(`The pictures of this case can't be shown (${error.message}). Make the report again.`);
+        this.showError(`The pictures of this case can't be shown (${error.message}). ${Card.remedy}`);
       } finally {
         this.loading = null; // after an error, the next look at the case tries again
       }

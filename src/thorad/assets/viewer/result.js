@@ -3,7 +3,7 @@
 
 const base = location.pathname;
 
-/** gallery.js reads its index from the page, and gets its pictures from Card.load. */
+/** gallery.js reads its index from the page, and gets its pictures from Card.read. */
 function startGallery(index) {
   const block = make("script");
   block.type = "application/json";
@@ -14,7 +14,8 @@ function startGallery(index) {
   script.src = "/static/gallery.js";
   // Runs right after the script, before anything comes into view.
   script.addEventListener("load", () => {
-    Card.prototype.load = fetchCase;
+    Card.prototype.read = fetchPictures;
+    Card.remedy = "Load the page again.";
     for (const card of cards) {
       if (card.about.slices.length && card.about.slices[0]) markSides(card);
     }
@@ -30,26 +31,12 @@ function startGallery(index) {
   document.body.append(script);
 }
 
-async function fetchCase() {
-  if (!this.about.pictures) return;
-  this.wanted = true;
-  if (this.pictures || this.loading) return this.loading;
-  this.loading = (async () => {
-    try {
-      const coded = await call(`${base}/cases/${encodeURIComponent(this.about.key)}`);
-      const pictures = await Promise.all(coded.map(decodePicture));
-      if (!this.wanted) return;
-      if (!this.seen) this.slice = pictures.reduce((best, one, at) => (one.maximum > pictures[best].maximum ? at : best), 0);
-      this.seen = true;
-      this.pictures = pictures;
-      this.draw();
-    } catch (error) {
-      this.reading.textContent = error.message;
-    } finally {
-      this.loading = null;
-    }
-  })();
-  return this.loading;
+/** The case's pictures; a volume opens at the slice with the highest value, which the index doesn't know. */
+async function fetchPictures() {
+  const coded = await call(`${base}/cases/${encodeURIComponent(this.about.key)}`);
+  if (!this.seen) this.slice = coded.reduce((best, one, at) => (one.maximum > coded[best].maximum ? at : best), 0);
+  this.seen = true;
+  return coded;
 }
 
 /** Slices of volumes are shown in the template's axes: x grows to the right, and that is the patient's right. */

@@ -1,18 +1,10 @@
-"use strict";
 // The viewer of one volume. NiiVue draws the planes; this file reads what is embedded, moves the cross-hair, and draws
 // the outline of the mask over NiiVue's canvas. Indices i, j, k run to the right, to anterior and to superior.
 
-const element = (id) => document.getElementById(id);
 const about = JSON.parse(element("about").textContent);
 const [SIDE_I, SIDE_J, SIDE_K] = about.shape;
 const STEPS = 1000;
 const number = (value, digits = 3) => (Number.isFinite(value) ? String(Number(value.toPrecision(digits))) : "–");
-
-const root = document.documentElement;
-const setTheme = (dark) => { root.dataset.theme = dark ? "dark" : "light"; };
-setTheme(window.matchMedia("(prefers-color-scheme: dark)").matches);
-window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => setTheme(event.matches));
-element("theme").addEventListener("click", () => setTheme(root.dataset.theme !== "dark"));
 
 // ---------------------------------------------------------------------------------------------- what is set
 

@@ -1,5 +1,5 @@
 "use strict";
-// What every report has: light and dark. A report with cases has gallery.js behind it.
+// What every saved page has: light and dark, and printing. gallery.js or volume.js come behind it.
 
 const element = (id) => document.getElementById(id);
 
@@ -8,4 +8,4 @@ const setTheme = (dark) => { root.dataset.theme = dark ? "dark" : "light"; };
 setTheme(window.matchMedia("(prefers-color-scheme: dark)").matches);
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => setTheme(event.matches));
 element("theme").addEventListener("click", () => setTheme(root.dataset.theme !== "dark"));
-element("print").addEventListener("click", () => (window.printCases ? window.printCases() : window.print()));
+element("print")?.addEventListener("click", () => (window.printCases ? window.printCases() : window.print()));
