@@ -34,16 +34,11 @@ class ImportReport:
 
     folder: Path
     recipe: Recipe
-    parameters: int
-    """How many numbers of the network were taken over."""
-    network: UNetSection
-    """The recipe's network."""
-    perceptual: bool
-    """Whether the checkpoint's own LPIPS weights were kept."""
-    dropped: tuple[str, ...]
-    """Names of the checkpoint's tensors that the model folder doesn't hold."""
-    head_channels_assumed: bool
-    """Whether the width of the attention heads was not given: no checkpoint says it."""
+    parameters: int  # how many numbers of the network were taken over
+    network: UNetSection  # the recipe's
+    perceptual: bool  # whether the checkpoint's own LPIPS weights were kept
+    dropped: tuple[str, ...]  # names of the checkpoint's tensors that the model folder doesn't hold
+    head_channels_assumed: bool  # whether the width of the attention heads was not given: no checkpoint says it
 
 
 def import_checkpoint(

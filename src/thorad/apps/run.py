@@ -36,10 +36,8 @@ Progress = Callable[[int, int], None]
 class Verdict(NamedTuple):
     """How a score and a map compare with healthy ones."""
 
-    p_value: float | None
-    """None where the model isn't calibrated."""
-    finding_count: int | None
-    """None where there is no threshold."""
+    p_value: float | None  # None where the model isn't calibrated
+    finding_count: int | None  # None where there is no threshold
 
 
 @dataclass
@@ -54,10 +52,8 @@ class RunSummary:
     """{name: why}, as the results keep it: without paths of DICOM files, unless identity is kept."""
     warned: dict[str, str] = field(default_factory=dict)
     """{name: why its result may mean less than it looks like}, of the cases of this run."""
-    already_done: int = 0
-    """How many of `done` were there before this run."""
-    seconds: float = 0.0
-    """Wall time of this run."""
+    already_done: int = 0  # how many of `done` were there before this run
+    seconds: float = 0.0  # wall time of this run
 
     def add(self, name: str, score: float, p_value: float | None, finding_count: int | None) -> None:
         """Note a case that is done."""

@@ -52,10 +52,8 @@ class DetectionSpeed:
     steps: str
     network_calls: int
     seconds: float
-    cpu_seconds: float
-    """Of all threads together."""
-    estimated_from_calls: int | None
-    """None: measured in full. Otherwise the time of so many calls was multiplied."""
+    cpu_seconds: float  # of all threads together
+    estimated_from_calls: int | None  # None: measured in full; otherwise the time of so many calls was multiplied
 
     def row(self) -> list[str]:
         """Its cells in the table, with what is saved against the lower of the published figures."""
@@ -75,10 +73,8 @@ class NetworkSpeed:
     parameters: int
     gflop_a_call: float
     seconds_a_call: float
-    gflops: float
-    """10^9 operations a second."""
-    share_of_peak: float
-    """Of the machine's matrix product in the same precision."""
+    gflops: float  # 10^9 operations a second
+    share_of_peak: float  # of the machine's matrix product in the same precision
 
     def row(self) -> list[str]:
         """Its cells in the table."""
@@ -95,14 +91,11 @@ class Speed:
     device: str
     threads: int
     precision: str
-    matrix_product_gflops: dict[str, float]
-    """{precision: 10^9 operations a second}."""
+    matrix_product_gflops: dict[str, float]  # {precision: 10^9 operations a second}
     networks: list[NetworkSpeed]
     detecting: list[DetectionSpeed]
-    training_images_a_second: float
-    """The compact recipe: noise, forward, backward and optimiser."""
-    peak_memory_gb: float
-    """Of this process, the measurement of both networks and the training together."""
+    training_images_a_second: float  # the compact recipe: noise, forward, backward and optimiser
+    peak_memory_gb: float  # of this process, the measurement of both networks and the training together
 
     def tables(self) -> list[Table]:
         """One slice, one call of the network, and the machine."""

@@ -52,10 +52,8 @@ class DerivationInfo:
     """Of the series, as viewers list it: 64 characters at most, with RESEARCH."""
     algorithm: str
     """Name of method and model."""
-    version: str
-    """Of thorad."""
-    time: datetime
-    """Of the run."""
+    version: str  # of thorad
+    time: datetime  # of the run
 
 
 def write_segmentation(path: Path, mask: NDArray[np.bool_], series: Series, derivation: DerivationInfo) -> None:

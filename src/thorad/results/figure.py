@@ -41,8 +41,7 @@ def write_figure(
     """Draw cases of a result folder as panels and write them as PDF, PNG or SVG.
 
     Args:
-        results: a folder of `thorad detect`.
-        names: of the cases, one row each.
+        results, names: a folder of `thorad detect`, and its cases to draw, one row each.
         out: the file; its suffix says which kind.
         layout: cases: input, pseudo-healthy, map, overlay and truth (the paper's figure 3); restoration: the clean
             estimate over the map at every harmonised step, and at its end (figure 2), for a run that kept its steps.

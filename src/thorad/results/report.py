@@ -37,7 +37,6 @@ SAMPLE: Final = 12  # cases whose pictures tell how large a page will be
 MARGIN: Final = 0.97  # share of the page that the expected size may fill, for the sample is not all cases
 
 Progress = Callable[[int, int], None]
-"""Called with (cases done, cases in all)."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,11 @@ def write_report(
     """Write the report of a folder that `thorad detect` or `thorad evaluate` has left.
 
     Args:
-        results: the folder.
-        out: the HTML file; report.html in the folder where not given.
+        results, out: the folder, and the HTML file; report.html in the folder where not given.
         truth: table with columns image and mask, as `thorad evaluate` takes it, of a folder of `thorad detect`.
-        bootstrap: resamples over subjects for the intervals; 0 for none.
-        seed: of the bootstrap.
+        bootstrap, seed: resamples over subjects for the intervals, 0 for none, and their random seed.
         largest: bytes that the pictures may have together.
-        on_progress: see `Progress`.
+        on_progress: called with (cases done, cases in all).
 
     Raises:
         ThoradError: no result folder, a damaged file, a truth that doesn't fit, or the page can't be written.
@@ -85,8 +82,8 @@ def write_report(
     folder = read_folder(results)
     rows = match_truth(folder, truth) if truth else {}
     measured = measure(folder, rows, bootstrap=bootstrap, seed=seed)
-    gallery = _PackedGallery(folder, rows, measured, largest, on_progress or (lambda done, total: None))
-    size = _write(path, _detection_page(folder, rows, truth, measured, gallery))
+    gallery = _PackedGallery(folder, rows, measured, largest, on_progress)
+    size = _write(path, _detection_page(gallery, truth))
     return ReportSummary(path, size, len(folder.cases), gallery.side, gallery.without_pictures)
 
 
@@ -96,21 +93,16 @@ def _write(path: Path, page: str) -> int:
     return len(content)
 
 
-def _detection_page(
-    folder: ResultFolder,
-    rows: Mapping[str, Case],
-    truth: Path | None,
-    measured: Measured | None,
-    gallery: "_PackedGallery",
-) -> str:
+def _detection_page(gallery: "_PackedGallery", truth: Path | None) -> str:
+    folder = gallery.folder
     return render(
         "report/detection.html",
         folder=folder,
         title=method_title(folder.options),
         run={key: value for key, value in folder.run.items() if key != "healthy_scores"},
         truth=truth,
-        measured=measured,
-        scores=_scores(folder, rows),
+        measured=gallery.measured,
+        scores=_scores(folder, gallery.rows),
         p_values=[case.p_value for case in folder.cases if case.p_value is not None],
         gallery=gallery,
     )
@@ -141,20 +133,19 @@ def _scores(folder: ResultFolder, rows: Mapping[str, Case]) -> Mapping[str, Any]
     }
 
 
+@dataclass
 class _PackedGallery:
     """The cases for the page's script: an index, and a block of pictures for each, as many as `largest` bytes hold."""
 
-    def __init__(
-        self,
-        folder: ResultFolder,
-        rows: Mapping[str, Case],
-        measured: Measured | None,
-        largest: int,
-        on_progress: Progress,
-    ) -> None:
-        self._folder, self._rows, self._measured, self._on_progress = folder, rows, measured, on_progress
+    folder: ResultFolder
+    rows: Mapping[str, Case]
+    measured: Measured | None
+    largest: int
+    on_progress: Progress | None
+
+    def __post_init__(self) -> None:
         # Highest scores first: these are read first, and keep their pictures where not all fit.
-        self._cases = by_score(folder.cases)
+        self._cases = by_score(self.folder.cases)
         self._done = [case for case in self._cases if case.done]
         self.side: int | None = None
         self.scans = True
@@ -162,18 +153,18 @@ class _PackedGallery:
         self._peaks: dict[str, list[float]] = {}  # highest map value of each picture, by case, as in `blocks`
         self._side = SIDES[0]
         if self._done:
-            self._pack(largest)
+            self._pack()
 
     @property
     def index(self) -> dict[str, Any]:
         """Of all cases."""
         peaks = [peak for of_case in self._peaks.values() for peak in of_case]
         return gallery_index(
-            self._folder,
+            self.folder,
             [self._entry(number, case) for number, case in enumerate(self._cases)],
-            largest=max(self._folder.maximum, *peaks, 0.0),
+            largest=max(self.folder.maximum, *peaks, 0.0),
             scans=self.scans,
-            dice_at="" if self._measured is None else f"{self._measured.threshold:.3g}",
+            dice_at="" if self.measured is None else f"{self.measured.threshold:.3g}",
         )
 
     @property
@@ -187,12 +178,12 @@ class _PackedGallery:
             entry["first"] = int(np.argmax(self._peaks[case.name]))
         else:
             entry |= NO_PICTURES
-        if self._measured is not None:
-            known = {"truth": self._measured.lesion_pixels, "size": self._measured.size, "dice": self._measured.dice}
+        if self.measured is not None:
+            known = {"truth": self.measured.lesion_pixels, "size": self.measured.size, "dice": self.measured.dice}
             entry |= {key: figures.get(case.name) for key, figures in known.items()}
         return entry
 
-    def _pack(self, largest: int) -> None:
+    def _pack(self) -> None:
         """Fill the blocks, with pictures of the largest side with which all fit."""
         sample = [(case, read_pictures(case)) for case in self._done[:: max(1, len(self._done) // SAMPLE)]]
         longest = max(max(picture.shape) for _, pictures in sample for picture in pictures)
@@ -200,13 +191,13 @@ class _PackedGallery:
         for side in (longest, *sides) if longest <= SIDES[0] else sides:
             if side != SIDES[-1]:
                 expected = sum(len(self._block(case, pictures, side)) for case, pictures in sample) / len(sample)
-                if expected * len(self._done) > MARGIN * largest:
+                if expected * len(self._done) > MARGIN * self.largest:
                     continue
-            self._fill(side, largest)
+            self._fill(side)
             if not self.without_pictures:
                 return
 
-    def _fill(self, side: int, largest: int) -> None:
+    def _fill(self, side: int) -> None:
         """Fill the blocks until the page is full."""
         self.blocks, self._peaks, self._side = [], {}, side
         total, reduced = 0, False
@@ -214,19 +205,20 @@ class _PackedGallery:
             pictures = read_pictures(case)
             block = self._block(case, pictures, side)
             total += len(block)
-            if total > largest:
+            if total > self.largest:
                 break
             reduced |= any(max(picture.shape) > side for picture in pictures)
             self.blocks.append(block)
             self._peaks[case.name] = [float(picture.anomaly_map.max()) for picture in pictures]
             self.scans &= all(picture.scan is not None for picture in pictures)
-            self._on_progress(number, len(self._done))
+            if self.on_progress:
+                self.on_progress(number, len(self._done))
         self.side = side if reduced else None
 
     def _block(self, case: CaseRecord, pictures: Sequence[Pictures], side: int) -> str:
         encoded = []
         for picture in pictures:
-            row = self._rows.get(case.name) if picture.slice_index is None else None
+            row = self.rows.get(case.name) if picture.slice_index is None else None
             truth = truth_of(row, picture.shape) if row is not None and row.mask is not None else None
             encoded.append(encode_picture(picture, side, truth))
         return json_text(encoded)

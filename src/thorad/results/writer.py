@@ -37,6 +37,8 @@ COLUMNS: Final = ("name", "source", "score", "p_value", "findings", "network_cal
 class ResultWriter:
     """Write the cases of one run, or of one that was interrupted and resumes.
 
+    Every method raises a ThoradError where the disk or the permissions don't allow its files, or one is damaged.
+
     Args:
         out: the result folder; made if need be.
         run: goes to run.json. `run["options"]` holds all that decides on the results (method, seed, the model's hash);
@@ -64,11 +66,7 @@ class ResultWriter:
     def cases(self, names: Iterable[str] | None = None) -> Iterator[CaseRecord]:
         """The cases that are there, done or failed, sorted by name; read one at a time, for there may be thousands.
 
-        Args:
-            names: only these; None for all in the folder, those of other shards too.
-
-        Raises:
-            ThoradError: a damaged case.json.
+        Only those of these names; None for all in the folder, those of other shards too.
         """
         for name in sorted((path.name for path in (self._out / "cases").glob("*")) if names is None else names):
             case = read_case(self.case_folder(name))
@@ -99,9 +97,6 @@ class ResultWriter:
 
         Returns:
             The warnings, and why DICOM objects are missing, where the source doesn't allow them.
-
-        Raises:
-            ThoradError: the disk or the permissions don't allow it.
         """
         folder = self._clear(result.name)
         self._write_pictures(folder, result)
@@ -137,13 +132,8 @@ class ResultWriter:
         """Write the objects of a DICOM source; returns why some are missing, for the rest is still of use."""
         if series is None:
             return []
-        options = self._run["options"]
-        derivation = DerivationInfo(
-            "thorad anomaly map, research use only",
-            f"{options['method']}, {options['model']}",
-            __version__,
-            self._began,
-        )
+        algorithm = f"{self._run['options']['method']}, {self._run['options']['model']}"
+        derivation = DerivationInfo("thorad anomaly map, research use only", algorithm, __version__, self._began)
         try:
             pictures = overlay_pictures(result.image, result.anomaly_map, self._overlay_maximum)
             write_secondary_capture(folder / "overlay", pictures, series, derivation)
@@ -175,11 +165,7 @@ class ResultWriter:
         write_atomic(folder / layout.CASE, _json(content))
 
     def fail(self, name: str, source: str, message: str) -> None:
-        """Record that a case failed, and why. It is tried again when the run resumes.
-
-        Raises:
-            ThoradError: the disk or the permissions don't allow it.
-        """
+        """Record that a case failed, and why. It is tried again when the run resumes."""
         content = {**dict.fromkeys(COLUMNS), "name": name, "source": source, "status": "failed", "message": message}
         write_atomic(self._clear(name) / layout.CASE, _json({**content, "sizes": {}}))
 
@@ -190,9 +176,6 @@ class ResultWriter:
             seconds: wall time of this run; run.json holds the sum with those of the runs it continues and of the
                 other shards.
             asked: the names of all cases of the run, those of other shards too: it is finished when all are there.
-
-        Raises:
-            ThoradError: the disk or the permissions don't allow it.
         """
         write_atomic(self._shard_file, _json({"seconds": self._seconds_before + seconds}))
         # Two shards may end at once, and the first to read the cases may be the last to write the table. So whoever has
@@ -217,11 +200,11 @@ class ResultWriter:
         # Asked first: another shard, that starts at this moment, writes run.json before its first case.
         has_cases = (self._out / "cases").exists()
         options = self._options_before()
+        if options is None and has_cases:
+            raise ThoradError(
+                f"{self._out}: holds cases, but no run.json says how they were made. Choose another --out."
+            )
         if options is None:
-            if has_cases:
-                raise ThoradError(
-                    f"{self._out}: has a folder cases, but no run.json says how they were made. Choose another --out."
-                )
             return
         wanted = {**current_options(self._run["options"]), "overlay_maximum": self._run["overlay_maximum"]}
         different = [

@@ -35,13 +35,7 @@ LOCK: Final = "lock"
 
 
 class Guard:
-    """Passes on only requests that have the token and come from this server's own pages.
-
-    Args:
-        app: the application behind it.
-        token: of the session.
-        port: of 127.0.0.1, where it listens.
-    """
+    """Passes on to `app` only requests that have the session's token and come from this server's own pages."""
 
     def __init__(self, app: ASGIApp, token: str, port: int) -> None:
         self._app, self._token = app, token

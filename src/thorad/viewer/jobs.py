@@ -124,10 +124,7 @@ class Job:
 class Jobs:
     """All jobs of a session, oldest first, and the thread that passes them to the worker.
 
-    Args:
-        folder: the private folder.
-        models: model folders that the user named, to be offered beside the bundled ones.
-        keep: a folder where the results of every job are copied to; None: nowhere.
+    `folder` is the private one; `models` and `keep` are as for `thorad.viewer.server.serve`.
     """
 
     def __init__(self, folder: Path, models: Sequence[str], keep: Path | None = None) -> None:
@@ -138,12 +135,9 @@ class Jobs:
         self._closing = False
         self._cancelled: Job | None = None
         self._worker: SpawnProcess | None = None
-        self.offers: list[dict[str, Any]] = []
-        """Models and methods; empty until the worker is ready."""
-        self.detected = 0
-        """Scans that are done."""
-        self.trouble = ""
-        """Why there is no worker."""
+        self.offers: list[dict[str, Any]] = []  # models and methods; empty until the worker is ready
+        self.detected = 0  # scans that are done
+        self.trouble = ""  # why there is no worker
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

@@ -72,8 +72,7 @@ def serve(
         models: model folders that are offered beside the bundled ones.
         keep: a folder that gets a copy of the results of everything that is dropped in.
         port: of 127.0.0.1; 0 for any that is free.
-        on_ready: called with the address, which holds the token.
-        browser: whether to open the address in the user's browser.
+        on_ready: called with the address, which holds the token; `browser`: whether a browser opens it, too.
 
     Raises:
         ThoradError: no results there, no such model, the folder to keep can't be written, or the port is taken.
@@ -138,7 +137,7 @@ def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, po
         Route("/api/jobs/{number:int}/start", pages.begin, methods=["POST"]),
         Route("/static/{name}", pages.static),
     ]
-    handlers = {ThoradError: _error, HTTPException: _http_error, Exception: _unexpected_error}
+    handlers = {ThoradError: _error, HTTPException: _error, Exception: _unexpected_error}
     return Guard(Starlette(routes=routes, exception_handlers=handlers), token, port)
 
 
@@ -320,12 +319,9 @@ def _parse_announcement(content: bytes) -> tuple[list[tuple[str, int]], Settings
 
 
 async def _error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return _Json({"message": error.detail}, error.status_code)
     return _Json({"message": str(error)}, 400)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _Json({"message": error.detail}, error.status_code)
 
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:

@@ -75,11 +75,7 @@ def work(connection: Connection, models: Sequence[str]) -> None:
 
 
 def offers(models: Sequence[str]) -> list[dict[str, Any]]:
-    """The models to choose from, each with the methods and kinds of noise that it can do.
-
-    Args:
-        models: model folders that the user named; they come before the bundled ones.
-    """
+    """The models to choose from, each with its methods and kinds of noise; those that the user named come first."""
     offered = []
     for model in [*models, *bundled_models()]:
         recipe = load_recipe_of(model)
@@ -108,7 +104,6 @@ class _Watcher:
         self._lock = threading.Lock()
 
     def __call__(self, case: str, pictures: StepPictures) -> None:
-        """Send one step."""
         self._begin(case, pictures.image)
         over = None
         if pictures.anomaly_map is not None:
@@ -118,7 +113,6 @@ class _Watcher:
         self._send(("step", case, pictures.timestep, _grey(pictures.clean), over))
 
     def end(self) -> None:
-        """All restorations have ended."""
         for case in self._restoring:
             self._send(("restored", case))
 
