@@ -37,9 +37,6 @@ from thorad.io.template import MNI_2009A, cut_axial
 from thorad.io.volumes import Volume
 from thorad.recipe import VolumeSection, load_recipe
 
-Progress = Callable[[int, int], None]
-"""Called with (volumes done or failed, volumes in all)."""
-
 OUTLINE: Final = (255, 96, 0)
 CORONAL_MM, SAGITTAL_MM = -20.0, -4.0
 """Of the overlay's planes, in the template: through the brain stem, and beside the midline's furrow."""
@@ -106,7 +103,7 @@ def prepare_files(
     skull: bool = True,
     indices: Sequence[int] = (MNI_2009A.axial_slice,),
     jobs: int = 1,
-    on_progress: Progress = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PrepareSummary:
     """Register volumes, cut their slices and write them; last `out`/slices.csv, which lists all that are there.
 
@@ -116,7 +113,7 @@ def prepare_files(
         skull: whether the slices show the head or the brain alone; see `register`.
         indices: of the axial slices, in the template's grid.
         jobs: processes. The results are the same for any number.
-        on_progress: see `Progress`.
+        on_progress: called with (volumes done or failed, volumes in all).
 
     Raises:
         ThoradError: no volume, an index outside the template, `out` can't be written; never for one bad volume.
@@ -177,11 +174,8 @@ def overlay(registration: Registration, axial_mm: float) -> NDArray[np.uint8]:
     brain, brain_affine = template_brain()
     axes = [origin + np.arange(extent) for origin, extent in zip(MNI_2009A.origin_mm, MNI_2009A.shape, strict=True)]
     x, y, z = axes[0], axes[1][::-1], axes[2][::-1]
-    planes: list[tuple[Any, ...]] = [
-        (x, y[:, None], axial_mm),
-        (x, CORONAL_MM, z[:, None]),
-        (SAGITTAL_MM, y[::-1], z[:, None]),
-    ]
+    planes: tuple[tuple[Any, ...], ...]
+    planes = (x, y[:, None], axial_mm), (x, CORONAL_MM, z[:, None]), (SAGITTAL_MM, y[::-1], z[:, None])
     picture = np.zeros((len(y), len(x) + len(x) + len(y), 3), dtype=np.uint8)
     left = 0
     for plane in planes:

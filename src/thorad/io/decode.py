@@ -40,15 +40,13 @@ def decode(content: bytes, source: str) -> NDArray[Any]:
     kind = kind_of(content)
     if kind is None:
         raise ThoradError(f"{source}: not an image. Expected PNG, JPEG, TIFF or NPY; convert it to one of these.")
-    try:
-        with one_error(source, f"{kind} file"):
+    with one_error(source, f"{kind} file"):
+        try:
             return _READERS[kind](content, source)
-    except ThoradError as error:
-        if not isinstance(error.__cause__, PIL.Image.DecompressionBombError):
-            raise
-        raise ThoradError(
-            f"{source}: {error.__cause__}. Expected sides of {LARGEST_SIDE} px at most; crop or shrink it."
-        ) from error
+        except PIL.Image.DecompressionBombError as error:
+            raise ThoradError(
+                f"{source}: {error}. Expected sides of {LARGEST_SIDE} px at most; crop or shrink it."
+            ) from error
 
 
 def kind_of(start: bytes) -> str | None:

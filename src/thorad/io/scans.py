@@ -70,11 +70,7 @@ class Scan:
         return message.replace(str(self.path), self.name)
 
     def read(self) -> Image | Volume:
-        """Read it.
-
-        Raises:
-            ThoradError: as `read_image`, `read_volume`, `read_series` or `read_radiograph`.
-        """
+        """Read it by `read_image`, `read_volume`, `read_series` or `read_radiograph`, with their errors."""
         if self.problem is not None:
             raise ThoradError(self.problem)
         found: Image | Volume
@@ -112,16 +108,13 @@ def find_scans(
         ThoradError: an input is missing or unreadable, a folder holds nothing to look at or is `leave_out` itself, a
             CSV names missing files.
     """
-    plain: dict[Path, Path] = {}  # {file: the folder that its name is relative to}
-    dicom: dict[Path, Path] = {}
-    seen: set[str] = set()
+    found: dict[str, tuple[Path, Path, bool]] = {}  # file, the folder that its name is relative to, whether DICOM
     for given in inputs:
         files, folder = _scan_files(given, leave_out)
         for path, as_dicom in files.items():
-            real = os.path.realpath(path)
-            if real not in seen:
-                seen.add(real)
-                (dicom if as_dicom else plain)[path] = folder
+            found.setdefault(os.path.realpath(path), (path, folder, as_dicom))
+    plain = {path: folder for path, folder, as_dicom in found.values() if not as_dicom}
+    dicom = {path: folder for path, folder, as_dicom in found.values() if as_dicom}
     names = case_names(list(plain), list(plain.values()))
     scans = [Scan(name, path, str(path)) for name, path in zip(names, plain, strict=True)]
     if dicom:
@@ -180,13 +173,9 @@ def picture_files(scans: Mapping[str, Scan]) -> list[Path]:
     return files
 
 
-def read_picture(path: Path, name: str | None = None) -> Image:
-    """Read one picture of any kind, as a table of cases names it: PNG, JPEG, TIFF, NPY or a DICOM file.
-
-    Raises:
-        ThoradError: as `read_image` or `read_radiograph`.
-    """
-    return read_radiograph(path, name) if _is_dicom_file(path) else read_image(path, name)
+def read_picture(path: Path) -> Image:
+    """Read one picture of any kind, as a table of cases names it, by `read_image` or `read_radiograph`."""
+    return read_radiograph(path) if _is_dicom_file(path) else read_image(path)
 
 
 def _scan_files(given: Path, leave_out: Path | None) -> tuple[dict[Path, bool], Path]:
