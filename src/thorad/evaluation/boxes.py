@@ -33,9 +33,8 @@ from thorad.datasets.boxes import Box, boxes_to_model_grid, read_boxes
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics, statistics
-from thorad.evaluation.contract import Measured, Protocol, Resampling, Rows, percent
 from thorad.evaluation.metrics import Bools, Floats
-from thorad.evaluation.runs import DetectorRun
+from thorad.evaluation.runs import DetectorRun, Measured, Protocol, Resampling, Rows, percent
 from thorad.evaluation.statistics import Sample, interval
 from thorad.findings import components, peak_pixels
 from thorad.io.images import read_mask

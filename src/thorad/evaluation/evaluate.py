@@ -18,9 +18,8 @@ import numpy as np
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation.boxes import BOXES
-from thorad.evaluation.contract import Protocol, Resampling
 from thorad.evaluation.lesions import BRAIN_LESIONS
-from thorad.evaluation.runs import MapDetector, Progress
+from thorad.evaluation.runs import MapDetector, Progress, Protocol, Resampling
 from thorad.evaluation.statistics import FLOOR, PERMUTATIONS, title
 from thorad.evaluation.tables import table_of
 from thorad.evaluation.volumes import BRAIN_VOLUMES

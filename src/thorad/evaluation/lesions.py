@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thorad.evaluation import metrics, statistics
-from thorad.evaluation.contract import Measured, Protocol, Resampling, Rows
 from thorad.evaluation.metrics import Bools, Floats
-from thorad.evaluation.runs import DetectorRun, read_masked
+from thorad.evaluation.runs import DetectorRun, Measured, Protocol, Resampling, Rows, read_masked
 from thorad.evaluation.sizes import SIZE_GROUPS, lesion_weighted_average, paper_mix, size_group
 from thorad.evaluation.statistics import Figures, Sample, interval
 

@@ -22,9 +22,8 @@ from scipy import ndimage
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics, statistics
-from thorad.evaluation.contract import Measured, Protocol, Resampling, percent
 from thorad.evaluation.metrics import Bools, Floats
-from thorad.evaluation.runs import DetectorRun, read_masked
+from thorad.evaluation.runs import DetectorRun, Measured, Protocol, Resampling, percent, read_masked
 from thorad.evaluation.statistics import Sample, interval
 from thorad.findings import components
 from thorad.io.tables import listing
