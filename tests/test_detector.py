@@ -508,6 +508,45 @@ def test_images_as_pythons_users_have_them(tiny_model: Path, tmp_path: Path) -> 
         detector.detect(tmp_path / "missing.png")
 
 
+def test_a_picture_of_monai_is_turned(tiny_model: Path, tmp_path: Path) -> None:
+    from monai.transforms import LoadImage
+
+    path = tmp_path / "image.png"
+    PIL.Image.fromarray(picture("image").pixels.round().astype(np.uint8)).save(path)
+    detector = Detector(tiny_model, method="zscore", device="cpu")
+    for options in ({}, {"reverse_indexing": False}):
+        loaded = LoadImage("pilreader", image_only=True, ensure_channel_first=True, **options)(path)
+        assert_same(detector.detect(loaded), detector.detect(path), tolerance=0)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (
+            lambda image: image[:, 0],
+            r"method 'odd' made .* of \(1, 32, 32\) and \(1, 32, 32\), expected \(1, 1, 32, 32\)",
+        ),
+        (lambda image: None, "method 'odd' failed on image: AttributeError"),
+    ],
+)
+def test_what_a_method_makes_is_checked(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, made: Any, message: str
+) -> None:
+    def restore(denoise: object, image: Tensor, *rest: object, **options: object) -> Restoration:
+        return Restoration(made(image), made(image))
+
+    monkeypatch.setattr(
+        METHODS, "_loaded", {**METHODS._loaded, "odd": replace(METHODS["zscore"], name="odd", restore=restore)}
+    )
+    with pytest.raises(ThoradError, match=message):
+        Detector(tiny_model, method="odd", device="cpu").detect(picture("image"))
+
+
+def test_a_batch_is_not_a_path(tiny_model: Path) -> None:
+    with pytest.raises(ThoradError, match=r"found '/x\.png'\. Put it in a list"):
+        list(Detector(tiny_model, method="zscore", device="cpu").detect_batch("/x.png"))  # type: ignore[arg-type]
+
+
 def test_what_is_found_is_one_line(tiny_model: Path) -> None:
     found = Detector(tiny_model, method="zscore", device="cpu", threshold=0.5).detect(picture("x"))
     assert repr(found) == f"Detection('x', 40x30 px, score {found.score:.4g}, {len(found.findings or ())} findings)"

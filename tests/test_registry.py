@@ -37,6 +37,9 @@ def test_registered_entries(registry: Registry[str]) -> None:
             registry.register(taken, "again")
     with pytest.raises(ThoradError, match="is a int, expected a str"):
         registry.register("number", 3)  # type: ignore[arg-type]
+    for name in ("", "two words", "a,b", None):
+        with pytest.raises(ThoradError, match="can't name a word"):
+            registry.register(name, "x")  # type: ignore[arg-type]
     assert "number" not in registry
 
 
@@ -67,6 +70,18 @@ def test_every_method_says_all_of_itself() -> None:
         assert "\n" not in method.blurb
         assert set(method.default_steps) <= set(method.noises) <= set(NOISES)
         assert method.step_maximum > 0
+
+
+def test_what_is_registered_must_be_of_its_kind() -> None:
+    for wrong in (None, len, thorad.Method):
+        with pytest.raises(ThoradError, match="expected a Method"):
+            thorad.register_method(wrong)  # type: ignore[arg-type]
+    for section in (None, nn.Module, NetworkSection):
+        with pytest.raises(ThoradError, match="network"):
+            thorad.register_network(section)  # type: ignore[arg-type]
+    with pytest.raises(ThoradError, match="expected something to call"):
+        thorad.register_noise("pink", 3)  # type: ignore[arg-type]
+    assert "pink" not in NOISES
 
 
 class _Tiny(nn.Module):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -197,6 +198,8 @@ class Detector:
             on_step: as for `detect`; on a CPU several threads call it.
             keep_steps: keep the pictures of every step in the detections.
         """
+        if isinstance(images, str | PathLike):
+            raise ThoradError(f"detect_batch takes several images, found {images!r}. Put it in a list, or use detect.")
         groups = [images[i : i + self._together] for i in range(0, len(images), self._together)]
 
         def detected(group: Sequence[ImageLike]) -> Iterable[Detection]:
@@ -307,9 +310,22 @@ class Detector:
         def denoise(x_t: Tensor, t: int) -> Tensor:
             return self._engine(x_t, torch.full((len(x_t),), t, device=self.device), kind)
 
-        restoration = self._method.restore(
-            denoise, x, self.model.schedule, noise, self._compare, options=self.options, on_step=on_step
-        )
+        try:
+            restoration = self._method.restore(
+                denoise, x, self.model.schedule, noise, self._compare, options=self.options, on_step=on_step
+            )
+            shapes = [tuple(made.shape) for made in (restoration.anomaly_map, restoration.pseudo_healthy)]
+        except (ThoradError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of a method, noise, network or engine, which may be anybody's
+            raise ThoradError(
+                f"method {self.method!r} failed on {names[0]}: {type(error).__name__}: {error}"
+            ) from error
+        if shapes != [tuple(x.shape)] * 2:
+            raise ThoradError(
+                f"method {self.method!r} made an anomaly map and a pseudo-healthy image of {shapes[0]} and {shapes[1]}, "
+                f"expected {tuple(x.shape)} of both."
+            )
         return replace(restoration, anomaly_map=restoration.anomaly_map * self._region)
 
     def _pictures(self, x: Tensor, step: Step) -> list[StepPictures]:

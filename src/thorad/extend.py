@@ -12,12 +12,12 @@ from thorad.datasets import DATASETS
 from thorad.datasets.contract import Layout
 from thorad.diffusion import ENGINES, NOISES
 from thorad.methods import METHODS, Method
-from thorad.recipe import NETWORKS, NetworkSection
+from thorad.recipe import NETWORKS, NetworkSection, is_section
 
 
 def register_method(method: Method) -> None:
     """Add a method under its own name (`thorad.methods.contract.Method`)."""
-    METHODS.register(method.name, method)
+    METHODS.register(getattr(method, "name", ""), method)
 
 
 def register_noise(name: str, draw: Callable[..., Any]) -> None:
@@ -32,7 +32,8 @@ def register_noise(name: str, draw: Callable[..., Any]) -> None:
 
 def register_network(section: type[NetworkSection]) -> None:
     """Add a kind of network by the section that describes and builds it; its name is the default of its `kind`."""
-    NETWORKS.register(str(section.model_fields["kind"].default), section)
+    kind = section.model_fields["kind"].default if is_section(section) else ""
+    NETWORKS.register(kind, section)
 
 
 def register_engine(name: str, make: Callable[..., Any]) -> None:

@@ -143,6 +143,13 @@ NETWORKS: Final = Registry("thorad.networks", "network", type, {"unet": "thorad.
 """Kind -> its `NetworkSection`; other packages add theirs under the entry-point group `thorad.networks`."""
 
 
+def is_section(section: object) -> bool:
+    """Whether it is a kind of network: a `NetworkSection` with a `build` of its own."""
+    return (
+        isinstance(section, type) and issubclass(section, NetworkSection) and section.build is not NetworkSection.build
+    )
+
+
 def _network_of_kind(content: Any) -> Any:
     """The section of the kind that it names; recipes from before there were kinds are U-Nets."""
     if isinstance(content, NetworkSection):
@@ -152,8 +159,8 @@ def _network_of_kind(content: Any) -> Any:
     if kind not in NETWORKS:
         raise ValueError(f"unknown kind {kind!r}. Known: {', '.join(NETWORKS)}")
     section = NETWORKS[kind]
-    if not issubclass(section, NetworkSection):
-        raise ValueError(f"kind {kind!r} is {section.__name__}, which is no NetworkSection")
+    if not is_section(section):
+        raise ValueError(f"kind {kind!r} is {section.__name__}, which is no NetworkSection with a build of its own")
     try:
         return section.model_validate(content)
     except ValidationError as error:

@@ -51,6 +51,12 @@ class StepPictures:
     anomaly_map: NDArray[np.float32] | None
     """(S, S) >= 0, 0 outside the model's region; at a harmonised step only."""
 
+    def __repr__(self) -> str:
+        """One line: the timestep and what there is."""
+        return (
+            f"StepPictures(timestep={self.timestep}, {_side(self.clean.shape)} px, map: {self.anomaly_map is not None})"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Detection:

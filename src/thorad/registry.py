@@ -6,6 +6,7 @@ costs no import of torch. Other packages add entries by an entry point in the gr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -36,11 +37,14 @@ class Registry(Mapping[str, Entry]):
         """Add an entry for this process.
 
         Raises:
-            ThoradError: the name is taken, or the entry is of another type.
+            ThoradError: the name is taken or can't be one, or the entry is of another type.
         """
+        self._checked(name, entry, "registered here")
+        if not isinstance(name, str) or not re.fullmatch(r"[^\s,]+", name):
+            raise ThoradError(f"{name!r} can't name a {self.what}: expected text without blanks and commas.")
         if name in self:
             raise ThoradError(f"{self.what} {name!r} exists already. Choose another name.")
-        self._loaded[name] = self._checked(name, entry, "register")
+        self._loaded[name] = entry
 
     def __getitem__(self, name: str) -> Entry:
         """The entry of that name.

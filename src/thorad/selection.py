@@ -42,9 +42,15 @@ def possible_noises(method: str, recipe: Recipe, asked: Sequence[str] | None = N
     if not possible:
         raise ThoradError(
             f"method {method!r} with noise {' or '.join(asked or allowed)} is not possible: the method works with "
-            f"{' or '.join(allowed)}, the model {recipe.name!r} was trained with {' and '.join(trained)}."
+            f"{' or '.join(allowed)}, the model {recipe.name!r} was trained with {' and '.join(trained)}. "
+            f"Methods for it: {', '.join(_methods_with(trained)) or 'none'}."
         )
     return possible
+
+
+def _methods_with(noises: Sequence[str]) -> list[str]:
+    """Methods that work with one of these kinds of noise."""
+    return [name for name in METHODS if set(METHODS[name].noises) & set(noises) and not METHODS[name].published]
 
 
 def methods_for(model: str | Path, asked: Sequence[str] | None = None) -> list[tuple[str, str | None]]:

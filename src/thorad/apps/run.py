@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -177,9 +177,24 @@ class _Run:
                 images += images_of(scan, skull=False, indices=())
             except ThoradError as error:
                 self._fail(scan, str(error))
-        for detection in self.detector.detect_batch(images, on_step=self.on_step, keep_steps=self.keep_steps):
+        for detection in self._detections(images, by_name):
             scan = by_name[detection.name]
             self._write(scan, detection, _picture_warnings(scan, self.detector))
+
+    def _detections(self, images: Sequence[Image], scans: Mapping[str, Scan]) -> Iterator[Detection]:
+        """Of a batch; where it fails, of its images one by one, so that only the bad ones are lost."""
+        done: set[str] = set()
+        try:
+            for detection in self.detector.detect_batch(images, on_step=self.on_step, keep_steps=self.keep_steps):
+                done.add(detection.name)
+                yield detection
+        except ThoradError as error:
+            left = [image for image in images if image.name not in done]
+            if len(images) == 1:
+                self._fail(scans[images[0].name], str(error))
+                return
+            for image in left:
+                yield from self._detections([image], scans)
 
     def _detect_volume(self, scan: Scan) -> None:
         try:

@@ -30,6 +30,8 @@ def as_image(image: ImageLike) -> Image:
 
     Args:
         image: a path of a picture or a DICOM file; pixels (H, W) or (1, H, W), rows first, of any scale; a PIL image.
+            MONAI's `LoadImage` reads pictures columns first; its MetaTensors say so and are turned, square ones, which
+            can't say, are taken rows first.
 
     Returns:
         The image. Its name is the file's, that of a MetaTensor's file, or "image".

@@ -117,6 +117,8 @@ def fit(
         # Checkpoints of runs that were killed are unknown to the last run's own tidying.
         for path in {*(out / "checkpoints").glob("*.ckpt")} - {_newest_checkpoint(out / "checkpoints")}:
             path.unlink()
+        if not all(bool(weights.isfinite().all()) for weights in module.network.state_dict().values()):
+            raise ThoradError(f"{out}: the training diverged, weights are not finite. Lower training.learning_rate.")
         card = _card(recipe, len(images), len(held_out), trainer, time.monotonic() - began)
         save_model(model, recipe, module.network.state_dict(), *mean_and_deviation(images), card)
     return model

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from thorad.diffusion import NOISES
 from thorad.diffusion.schedule import Schedule
+from thorad.errors import ThoradError
 from thorad.model import build_network
 from thorad.recipe import Recipe
 from thorad.training.augmentation import augment
@@ -49,6 +50,11 @@ class DiffusionTraining(lightning.LightningModule):
         loss, of_kind = self._losses(x, t, kind, generator, cell)
         self.log_dict({f"train/{name}": value for name, value in of_kind.items()}, on_step=True, on_epoch=False)
         self.log("train/loss", loss, prog_bar=True)
+        if batch_index % 10 == 0 and not bool(loss.isfinite()):  # not each time: an accelerator would wait for it
+            raise ThoradError(
+                f"the loss is {float(loss):g} at step {self.global_step}: the training diverged. Start anew with a lower "
+                "training.learning_rate in the recipe, or check a noise or network of your own."
+            )
         return loss
 
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
