@@ -508,6 +508,7 @@ def test_images_as_pythons_users_have_them(tiny_model: Path, tmp_path: Path) -> 
         detector.detect(tmp_path / "missing.png")
 
 
+@pytest.mark.filterwarnings("ignore:NvImgCodec")  # MONAI's readers look for a decoder on graphics cards
 def test_a_picture_of_monai_is_turned(tiny_model: Path, tmp_path: Path) -> None:
     from monai.transforms import LoadImage
 

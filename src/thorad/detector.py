@@ -323,8 +323,8 @@ class Detector:
             ) from error
         if shapes != [tuple(x.shape)] * 2:
             raise ThoradError(
-                f"method {self.method!r} made an anomaly map and a pseudo-healthy image of {shapes[0]} and {shapes[1]}, "
-                f"expected {tuple(x.shape)} of both."
+                f"method {self.method!r} made an anomaly map and a pseudo-healthy image of {shapes[0]} and "
+                f"{shapes[1]}, expected {tuple(x.shape)} of both."
             )
         return replace(restoration, anomaly_map=restoration.anomaly_map * self._region)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeGuard
 
 import tomli_w
 from pydantic import (
@@ -143,7 +143,7 @@ NETWORKS: Final = Registry("thorad.networks", "network", type, {"unet": "thorad.
 """Kind -> its `NetworkSection`; other packages add theirs under the entry-point group `thorad.networks`."""
 
 
-def is_section(section: object) -> bool:
+def is_section(section: object) -> TypeGuard[type[NetworkSection]]:
     """Whether it is a kind of network: a `NetworkSection` with a `build` of its own."""
     return (
         isinstance(section, type) and issubclass(section, NetworkSection) and section.build is not NetworkSection.build

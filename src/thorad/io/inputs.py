@@ -51,9 +51,10 @@ def as_image(image: ImageLike) -> Image:
     if isinstance(image, torch.Tensor):
         values = image.detach().cpu()
         values = values.float() if values.is_floating_point() else values  # NumPy has no bfloat16
-        return image_from_array(
-            _plane(values.numpy()), _name(str(getattr(image, "meta", {}).get("filename_or_obj", "")))
-        )
+        meta, plane = getattr(image, "meta", {}), _plane(values.numpy())
+        if {"width", "height"} <= meta.keys() and plane.shape != (meta["height"], meta["width"]):
+            plane = plane.T  # MONAI's reader of pictures has columns first, unless it is told otherwise
+        return image_from_array(plane, _name(str(meta.get("filename_or_obj", ""))))
     if isinstance(image, np.ndarray):
         return image_from_array(_plane(image))
     raise ThoradError(f"an image is a {type(image).__name__}; expected {ACCEPTED}.")

@@ -52,8 +52,8 @@ class DiffusionTraining(lightning.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         if batch_index % 10 == 0 and not bool(loss.isfinite()):  # not each time: an accelerator would wait for it
             raise ThoradError(
-                f"the loss is {float(loss):g} at step {self.global_step}: the training diverged. Start anew with a lower "
-                "training.learning_rate in the recipe, or check a noise or network of your own."
+                f"the loss is {float(loss):g} at step {self.global_step}: the training diverged. Start anew with a "
+                "lower training.learning_rate in the recipe, or check a noise or network of your own."
             )
         return loss
 
