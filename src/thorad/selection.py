@@ -53,21 +53,20 @@ def _methods_with(noises: Sequence[str]) -> list[str]:
     return [name for name in METHODS if set(METHODS[name].noises) & set(noises) and not METHODS[name].published]
 
 
-def methods_for(model: str | Path, asked: Sequence[str] | None = None) -> list[tuple[str, str | None]]:
+def methods_for(model: str | Path) -> list[tuple[str, str | None]]:
     """All that a model can do: (method, noise), in the order of `METHODS`; noise is None for a method without.
 
     Args:
         model: bundled name or folder.
-        asked: only these kinds of noise; None for all.
 
     Raises:
-        ThoradError: unknown model or noise.
+        ThoradError: unknown model.
     """
     recipe = load_recipe_of(model)
     found: list[tuple[str, str | None]] = []
     for method in METHODS:
         try:
-            found += [(method, noise) for noise in _noises_with(model, recipe, method, asked)]
+            found += [(method, noise) for noise in _noises_with(model, recipe, method)]
         except ThoradError:
             continue
     return found
@@ -126,7 +125,9 @@ def default_network_calls(model: str | Path, method: Method, noise: str | None) 
     return method.options(request).network_calls()
 
 
-def _noises_with(model: str | Path, recipe: Recipe, method: str, asked: Sequence[str] | None) -> list[str] | list[None]:
+def _noises_with(
+    model: str | Path, recipe: Recipe, method: str, asked: Sequence[str] | None = None
+) -> list[str] | list[None]:
     noises = possible_noises(method, recipe, asked)
     if METHODS[method].statistics and not has_statistics(model):
         raise ThoradError(f"model {recipe.name!r} has no statistics, which method {method!r} needs.")

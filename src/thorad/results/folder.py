@@ -162,8 +162,7 @@ class ResultFolder:
     @property
     def options(self) -> Mapping[str, Any]:
         """What decided on the results: method, model, seed ..."""
-        options: Mapping[str, Any] = self.run["options"]
-        return options
+        return current_options(self.run["options"])
 
     @property
     def maximum(self) -> float:
