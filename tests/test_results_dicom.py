@@ -236,6 +236,31 @@ def test_captures_lie_on_their_slices(tmp_path: Path, series: Series, anomaly_ma
     np.testing.assert_array_equal(captures[0].pixel_array[:, :3], np.repeat(grey[..., None], 3, axis=2))
 
 
+def test_captures_tell_no_more_than_they_need(tmp_path: Path) -> None:
+    """The institution, its address, the scanner and the patient's body stay in the scan."""
+    dataset = base(DX, "DX", blob()[:, :, 0].T.copy(), FrameOfReferenceUID=None)
+    private = {
+        **{
+            "InstitutionName": "Clinic",
+            "InstitutionAddress": "Street 1",
+            "StationName": "room",
+            "Manufacturer": "Maker",
+        },
+        **{"DeviceSerialNumber": "SERIAL-9", "PatientSize": "1.8", "PatientWeight": "80", "PatientAge": "044Y"},
+    }
+    for keyword, value in private.items():
+        setattr(dataset, keyword, value)
+    series = only([save(dataset, tmp_path / "scan")])
+    (path,) = write_secondary_capture(
+        tmp_path / "sc", {0: np.zeros((*dataset.pixel_array.shape, 3), np.uint8)}, series, DERIVATION
+    )
+    capture = pydicom.dcmread(path)
+    kept = {element.keyword for element in capture.iterall()}
+    assert kept.isdisjoint({"InstitutionName", "InstitutionAddress", "StationName", "PatientSize", "PatientWeight"})
+    assert "SERIAL-9" not in str(capture)
+    assert capture.PatientAge == "044Y"
+
+
 def test_parametric_map_holds_the_numbers(tmp_path: Path, series: Series, anomaly_map: np.ndarray) -> None:
     path = tmp_path / "anomaly.pm.dcm"
     write_parametric_map(path, anomaly_map, series, DERIVATION)

@@ -302,12 +302,14 @@ class _DerivedSeries:
         write_atomic(path, buffer.getvalue())
 
 
-_IMAGE: Final = (
+_SHARED: Final = (
+    *("StudyDescription", "IssuerOfPatientID", "PatientAge"),
     *("BodyPartExamined", "Laterality", "ImageLaterality", "PatientPosition", "PatientOrientation"),
     *("FrameOfReferenceUID", "PositionReferenceIndicator"),
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
-"""What a picture shares with the one that it lies over."""
+"""What a picture shares with the one that it lies over, beside the identity that highdicom copies; no more of the
+patient, the institution or the scanner than this."""
 
 _PLACE: Final = {
     "ImagePositionPatient": "PlanePositionSequence",
@@ -371,7 +373,7 @@ def _writing(series: Series) -> Iterator[None]:
 
 def _copy_image_elements(dataset: Any, source: Any) -> None:
     """What a picture shares with the one that it lies over; empty where DICOM wants it to be there."""
-    for keyword in _IMAGE:
+    for keyword in _SHARED:
         if keyword in source:
             dataset[keyword] = source[keyword]
     for keyword in ("PatientOrientation", "Laterality"):
@@ -397,7 +399,7 @@ def _secondary_capture(picture: NDArray[np.uint8], derived: _DerivedSeries, inde
         **derived.arguments(f"instance {index}"),
     )
     del dataset.PatientOrientation
-    dataset.copy_patient_and_study_information(source)
+    dataset.pop("ContributingEquipmentSequence", None)  # institution, address and scanner, copied unasked
     _copy_image_elements(dataset, source)
     if "FrameOfReferenceUID" in dataset and "PositionReferenceIndicator" not in dataset:
         dataset.PositionReferenceIndicator = ""
