@@ -191,7 +191,9 @@ def bench(model: opt.Model = opt.DEFAULT_MODEL, device: opt.Device = "auto", jso
 
 @opt.verb(app, example="thorad implant healthy/ -o test-set --findings dark,bright")
 def implant(
-    healthy: opt.Inputs,
+    healthy: Annotated[
+        list[Path], Argument(help="Pictures, DICOM pictures, folders of them, or CSV files with a column image.")
+    ],
     out: Annotated[Path, opt.OutOption(help="Folder for the test set; must be new or empty.")],
     findings: Annotated[
         str, Option(help="Kinds, separated by commas: these for X-rays; dark,bright for lesions in anything else.")

@@ -85,7 +85,7 @@ class Request:
     """Mean and standard deviation of the training images, (1, S, S) each on the [-1, 1] scale; None where the method
     does not need them."""
 
-    def level_and_steps(self, level: int, harmonise_at: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    def level_and_harmonise_at(self, level: int, harmonise_at: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         """The noise level, and those of a method's harmonised timesteps that are not above it.
 
         Args:

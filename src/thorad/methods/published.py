@@ -182,7 +182,7 @@ def _to_unit(x: Tensor) -> Tensor:
 
 def _thor_options(request: Request) -> PublishedThorOptions:
     paper = PUBLISHED_THOR_GAUSSIAN if request.noise == "gaussian" else PublishedThorOptions()
-    return PublishedThorOptions(*request.level_and_steps(paper.noise_level, paper.harmonise_at))
+    return PublishedThorOptions(*request.level_and_harmonise_at(paper.noise_level, paper.harmonise_at))
 
 
 def _ddpm_options(level: int) -> Callable[[Request], PublishedDdpmOptions]:

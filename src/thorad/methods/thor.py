@@ -108,7 +108,7 @@ def thor(
 
 def _options(request: Request) -> ThorOptions:
     paper = THOR_GAUSSIAN if request.noise == "gaussian" else ThorOptions()
-    level, harmonise_at = request.level_and_steps(paper.noise_level, paper.harmonise_at)
+    level, harmonise_at = request.level_and_harmonise_at(paper.noise_level, paper.harmonise_at)
     return ThorOptions(level, harmonise_at, request.steps, request.finish)
 
 

@@ -74,7 +74,7 @@ def thor_plus(
 
 def _options(request: Request) -> ThorPlusOptions:
     assert request.statistics is not None, "a method with statistics=True always gets them"
-    level, harmonise_at = request.level_and_steps(ThorPlusOptions.noise_level, ThorPlusOptions.harmonise_at)
+    level, harmonise_at = request.level_and_harmonise_at(ThorPlusOptions.noise_level, ThorPlusOptions.harmonise_at)
     return ThorPlusOptions(level, harmonise_at, request.steps, standard_deviation=request.statistics[1])
 
 
