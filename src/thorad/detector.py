@@ -25,8 +25,7 @@ from thorad.errors import ThoradError
 from thorad.findings import findings_in
 from thorad.io.images import Image
 from thorad.io.inputs import ImageLike, as_image
-from thorad.io.intensity import scale
-from thorad.io.preprocess import to_input_grid, to_model_input
+from thorad.io.preprocess import to_input_grid, to_model_grid
 from thorad.maps.anomaly_map import AnomalyMap, residual
 from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
 from thorad.methods import METHODS, Method, Request, Restoration, Step
@@ -230,7 +229,7 @@ class Detector:
         self, images: Sequence[Image], on_step: OnStep | None, keep_steps: bool
     ) -> Iterator[Detection]:
         began = time.perf_counter()
-        inputs = [to_model_input(image.pixels, self.model_size) for image in images]
+        inputs = [to_model_grid(image.scaled, self.model_size) for image in images]
         x = torch.stack([pixels for pixels, _ in inputs])  # (B, 1, S, S)
         kept: list[list[StepPictures]] = [[] for _ in images]
 
@@ -253,7 +252,7 @@ class Detector:
             yield Detection(
                 name=image.name,
                 source=image.source,
-                image=scale(image.pixels),
+                image=image.scaled,
                 anomaly_map=anomaly_map,
                 pseudo_healthy=to_input_grid(healthy[i, 0], placement),
                 score=score,

@@ -29,7 +29,6 @@ from thorad.apps.run import Progress, open_results
 from thorad.detector import Detector
 from thorad.implant.lesions import implant_lesion
 from thorad.io.images import Image, read_image, write_png8
-from thorad.io.intensity import scale
 from thorad.io.preprocess import place, to_input_grid
 from thorad.pictures import overlay
 from thorad.records import Detection
@@ -109,7 +108,7 @@ def _detect(detector: Detector, images: Sequence[Image], out: Path) -> Iterator[
 def _make_inputs(out: Path, detector: Detector) -> dict[str, NDArray[np.bool_]]:
     """Write the scans and their truth; returns {case name: lesion (H, W)}, none in the healthy one."""
     head = read_image(Path(str(resources.files("thorad"))) / "assets" / "samples" / "head.png")
-    healthy = scale(head.pixels)  # (H, W) in [0, 1]
+    healthy = head.scaled  # (H, W) in [0, 1]
     placement = place(healthy.shape[0], healthy.shape[1], detector.model_size)
     region = to_input_grid(detector.region.astype(np.float32), placement) > 0.5
     scans = {"healthy": (healthy, np.zeros(healthy.shape, dtype=np.bool_))}

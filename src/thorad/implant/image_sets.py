@@ -24,7 +24,6 @@ from thorad.implant.regions import UNIT, body_region, bone_region
 from thorad.implant.xray import implant_foreign_body, implant_fracture, implant_pins, implant_plate, implant_swelling
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, write_png8
-from thorad.io.intensity import scale
 from thorad.io.scans import Scan, find_scans, subject_of
 from thorad.io.slices import images_of
 from thorad.io.tables import listing, write_table
@@ -302,7 +301,7 @@ def _pixels(scan: Scan) -> Pixels:
             f"{scan.path}: the image is {width} x {height} px; expected sides of {SMALLEST_SIDE} px at "
             "least, so that thin findings can be seen. Use larger images."
         )
-    return scale(image.pixels)
+    return image.scaled
 
 
 def _write_case(folder: Path, name: str, kind: str, files: Files) -> dict[str, str]:

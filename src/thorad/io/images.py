@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.decode import check_array, decode, to_grey
+from thorad.io.intensity import scale
 from thorad.io.reading import check_file, one_error
 from thorad.io.tables import files_in_column, read_table
 
@@ -40,6 +42,11 @@ class Image:
     """Case id: unique in a run, safe as a file name. Seeds the image's own random numbers."""
     spacing: tuple[float, float] | None = None
     """Pixel height and width in mm, where known. None for the formats here: their resolution tags speak of printing."""
+
+    @cached_property
+    def scaled(self) -> NDArray[np.float32]:
+        """(H, W) in [0, 1], as the model sees it: `thorad.io.intensity.scale`, which says what it refuses."""
+        return scale(self.pixels)
 
 
 def read_image(path: Path, name: str | None = None) -> Image:

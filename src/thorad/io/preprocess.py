@@ -41,15 +41,20 @@ def place(height: int, width: int, size: int) -> Placement:
 
 
 def to_model_input(pixels: NDArray[Any], size: int = 128) -> tuple[torch.Tensor, Placement]:
-    """Scale (H, W) finite pixels by their own 98th percentile, pad to a square with zeros, resize.
-
-    Returns:
-        (1, S, S) float32 in [0, 1], and the placement that `to_input_grid` needs to come back.
+    """Scale (H, W) finite pixels by their own 98th percentile and bring them `to_model_grid`.
 
     Raises:
         ThoradError: as `scale`.
     """
-    scaled = scale(pixels)
+    return to_model_grid(scale(pixels), size)
+
+
+def to_model_grid(scaled: NDArray[np.float32], size: int = 128) -> tuple[torch.Tensor, Placement]:
+    """Pad (H, W) pixels in [0, 1] to a square with zeros, and resize it.
+
+    Returns:
+        (1, S, S) float32 in [0, 1], and the placement that `to_input_grid` needs to come back.
+    """
     placement = place(scaled.shape[0], scaled.shape[1], size)
     square = torch.zeros(1, 1, placement.side, placement.side)
     square[0, 0][placement.inside] = torch.from_numpy(scaled)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
 from thorad.io.images import Image
-from thorad.io.intensity import scale
 from thorad.io.registration import register
 from thorad.io.scans import Scan
 from thorad.io.template import cut_axial
@@ -71,6 +70,6 @@ def slice_name(index: int) -> str:
 
 def _check_scale(image: Image, source: str) -> None:
     try:
-        scale(image.pixels)
+        _ = image.scaled
     except ThoradError as error:
         raise ThoradError(f"{source}: {error}") from error
