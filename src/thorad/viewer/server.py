@@ -108,12 +108,27 @@ def _check_folders(models: Sequence[str], keep: Path | None) -> None:
 
 
 def _run(app: ASGIApp, listening: socket.socket, address: str, on_ready: Callable[[str], None], browser: bool) -> None:
-    config = uvicorn.Config(app, log_level="critical", server_header=False, timeout_graceful_shutdown=1, lifespan="off")
-    with suppress(KeyboardInterrupt):  # the usual way to end it
-        on_ready(address)  # the socket listens already: whoever comes before the server runs waits for it
+    def announce() -> None:
+        on_ready(address)
         if browser:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        uvicorn.Server(config).run(sockets=[listening])
+
+    config = uvicorn.Config(app, log_level="critical", server_header=False, timeout_graceful_shutdown=1, lifespan="off")
+    with suppress(KeyboardInterrupt):  # the usual way to end it
+        _Server(config, announce).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Announces itself once it answers and handles signals: one that came between the two left a warning."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to answer, then say so."""
+        await super().startup(sockets)
+        self._announce()
 
 
 def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, port: int) -> ASGIApp:
