@@ -68,7 +68,7 @@ def test_cases(folder: Path) -> None:
 
 
 def test_dicom_rows_are_named_as_their_scans_are(folder: Path) -> None:
-    """A name seeds the noise, and a path may tell the patient."""
+    """A path may tell the patient."""
     save(base(DX, "DX", blob()[:, :, 0]), folder / "Mustermann.dcm")
     for place, dataset in enumerate(slices(blob(), AXIAL)[:2]):
         save(dataset, folder / f"slice{place}.dcm")

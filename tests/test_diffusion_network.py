@@ -125,7 +125,7 @@ def test_trained_weights_fit_and_know_their_noise(shared_data: Path) -> None:
     image = 2 * x[None] - 1  # (1, 1, 128, 128) in [-1, 1]
     t = torch.tensor([200])
     for kind, name in enumerate(recipe.noise.kinds):
-        noise = NOISES[name]([case_generator(0, name)], 128, 128, CPU)
+        noise = NOISES[name]([case_generator(kind, x)], 128, 128, CPU)
         x_t = Schedule().add_noise(image, noise, t)
         error = [float((network(x_t, t, torch.tensor([told])) - noise).square().mean()) for told in (0, 1)]
         # Folding in another order, or the classes exchanged, leaves the network blind.

@@ -66,7 +66,7 @@ def test_nothing_tells_the_patient_unless_asked(tmp_path: Path) -> None:
     assert not any(word in text for word in PATIENT for text in (name, scan.source, told))
     assert "damaged" in told
     ((same, scan),) = find_scans([tmp_path], keep_identity=True).items()
-    assert same == name, "the name seeds the noise"
+    assert same == name
     assert scan.source == str(tmp_path / "Mustermann_PAT-4711")
     assert str(files[2]) in scan.redacted(f"{files[2]}: damaged")
 

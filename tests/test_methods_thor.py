@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from thorad.diffusion.network import Denoiser
-from thorad.diffusion.noise import case_generator, gaussian_noise, simplex_noise
+from thorad.diffusion.noise import gaussian_noise, simplex_noise
 from thorad.diffusion.schedule import Schedule, visited_timesteps
 from thorad.maps.anomaly_map import AnomalyMap, guidance_mask, residual
 from thorad.maps.perceptual import load_perceptual_distance
@@ -315,7 +315,7 @@ def test_an_images_result_does_not_depend_on_its_batch(draw: Callable[..., Tenso
     options = ThorOptions(steps=5, finish=True)
 
     def restore(which: list[int]) -> tuple[Tensor, Tensor]:
-        generators = [case_generator(0, f"case-{i}") for i in which]
+        generators = [torch.Generator().manual_seed(i) for i in which]
         restored = thor(
             lambda x_t, t: network(x_t, torch.full((len(x_t),), t), torch.zeros(len(x_t), dtype=torch.long)),
             images[which],

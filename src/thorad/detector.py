@@ -62,7 +62,8 @@ class Detector:
             of its timesteps that are not above it.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         engine: what runs the network: one of `thorad.diffusion.ENGINES`, or an engine (`thorad.diffusion.engine`).
-        seed: random seed for the noise. An image's noise depends on this seed and the image's name only.
+        seed: random seed for the noise. An image's noise depends on this seed and on what the image shows, not
+            on its name or file.
         batch_size: images at once on an accelerator, in bfloat16 where it has that: there a result may depend on its
             batch in the last digits of bfloat16 (not measured). On a CPU every image goes by itself, on a thread of its
             own: a result is the same to the last bit whatever its batch and the number of threads.
@@ -270,7 +271,7 @@ class Detector:
 
         Args:
             x: (B, 1, S, S) in [0, 1].
-            names: of the cases, which seed their noise.
+            names: of the cases, for messages.
 
         Returns:
             (B, 1, S, S) >= 0, 0 outside the model's region.
@@ -296,8 +297,8 @@ class Detector:
 
     @torch.inference_mode()
     def _restore(self, x: Tensor, names: Sequence[str], on_step: OnBatchStep | None = None) -> Restoration:
+        generators = [case_generator(self.seed, picture) for picture in x]
         x = x.to(self.device) * 2 - 1  # the one place where [0, 1] becomes [-1, 1]
-        generators = [case_generator(self.seed, name) for name in names]
         kinds = self.model.recipe.noise.kinds
         draw_noise = NOISES[self.noise or kinds[0]]
         kind = torch.full((len(x),), kinds.index(self.noise) if self.noise in kinds else 0, device=self.device)

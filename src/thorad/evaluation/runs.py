@@ -257,14 +257,14 @@ def _maps_of_batch(
 ) -> dict[str, _CachedMap]:
     """Take those of a batch's maps that are kept, and make and keep the others.
 
-    A kept map's file is named by a digest of the detector, the case's name and the pixels.
+    A kept map's file is named by a digest of the detector and the pixels.
     """
     made: dict[str, _CachedMap] = {}
     files: dict[str, Path] = {}
     if keep is not None:
         provenance = json.dumps(detector.provenance(), sort_keys=True).encode()
         for name, image in zip(names, images, strict=True):
-            digest = hashlib.sha256(b"\0".join((provenance, name.encode(), image.numpy().tobytes())))
+            digest = hashlib.sha256(provenance + b"\0" + image.numpy().tobytes())
             files[name] = keep / f"{digest.hexdigest()[:32]}.npz"
             if files[name].is_file():
                 with np.load(files[name], allow_pickle=False) as content:

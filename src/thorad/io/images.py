@@ -39,7 +39,7 @@ class Image:
     source: str
     """The file it came from, as the user named it."""
     name: str
-    """Case id: unique in a run, safe as a file name. Seeds the image's own random numbers."""
+    """Case id: unique in a run, safe as a file name."""
     spacing: tuple[float, float] | None = None
     """Pixel height and width in mm, where known. None for the formats here: their resolution tags speak of printing."""
 

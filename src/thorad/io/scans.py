@@ -97,7 +97,7 @@ def find_scans(
         inputs: files, folders and CSV tables. A file reached twice counts once.
         leave_out: a folder that is passed over where it lies in an input folder: that of the results, whose pictures
             would be the next run's inputs.
-        keep_identity: keep the paths of DICOM files as their sources. Names stay: they seed the noise.
+        keep_identity: keep the paths of DICOM files as their sources; names stay.
 
     Returns:
         {case name: scan}: pictures and volumes in the order of the inputs, then series. A name comes from the path

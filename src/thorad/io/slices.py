@@ -1,6 +1,6 @@
 """From a scan to the pictures that a model looks at: itself, or its axial slices in the template.
 
-Every verb cuts here, so a slice has one name, and with it one noise, wherever it comes from.
+Every verb cuts here, so a slice has one name and one picture, and with it one noise, wherever it comes from.
 """
 
 from collections.abc import Sequence
