@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from thorad.check import Check
 from thorad.errors import ThoradError
 from thorad.io.images import read_mask
 from thorad.io.shards import Shard
@@ -406,7 +407,7 @@ def test_a_volume(tmp_path: Path) -> None:
         score=0.3,
         network_calls=18,
         seconds=0.5,
-        warnings=("it fits badly", "out of range"),
+        check=Check(warnings=("it fits badly", "out of range")),
         mask=np.nan_to_num(anomaly_map) > 0.5,
         findings=(place(3, 1, 2, 0),),
     )
@@ -429,7 +430,7 @@ def test_a_volume(tmp_path: Path) -> None:
         "similarity": 0.8,
         "slices": [7, 12],
     }
-    assert json.loads((folder / "case.json").read_text())["message"] == "it fits badly out of range"
+    assert json.loads((folder / "case.json").read_text())["message"] == "it fits badly; out of range"
     assert whole_cases(results) == {"v"}
     (folder / "slices" / "012" / "scan.png").write_bytes(b"")
     assert whole_cases(results) == set()

@@ -18,7 +18,7 @@ from thorad.errors import ThoradError
 from thorad.io.registration import Registration
 from thorad.io.template import MNI_2009A
 from thorad.io.volumes import Volume, read_volume, write_nifti
-from thorad.volume_detection import detect_volume
+from thorad.volume_detection import RefusedVolumeError, detect_volume
 
 LESION_MM = (30.0, -18.0, 24.0)
 """In the white matter of the right hemisphere, template RAS."""
@@ -73,11 +73,11 @@ def test_slices_are_the_models_own_unless_asked(volume_model: Path) -> None:
     detector = Detector(volume_model, method="zscore", device="cpu")
     own = detect_volume(detector, volume, registration=in_place(volume))
     assert own.indices == (95, 96, 97)
-    assert own.warnings == ()
+    assert own.check.status == "ok"
     assert [one.name for one in own.slices] == [f"head__slice_0{index}" for index in (95, 96, 97)]
     other = detect_volume(detector, volume, indices=[97, 98, 98], registration=in_place(volume, "it fits badly"))
-    assert other.warnings[0] == "it fits badly"
-    assert other.warnings[1].startswith(
+    assert other.check.warnings[0] == "it fits badly"
+    assert other.check.warnings[1].startswith(
         "1 of the 2 slices are outside what model 'tiny' was trained on (slices 95 to 97)"
     )
     assert own.where == "slices 95 to 97 of MNI152"
@@ -95,6 +95,19 @@ def test_what_cannot_be_looked_at_is_refused(tiny_model: Path, volume_model: Pat
         detect_volume(detector, volume, indices=[95], registration=in_place(nothing))
     with pytest.raises(ThoradError, match="is for pictures, not for volumes"):
         detect_volume(Detector(tiny_model, method="zscore", device="cpu"), volume)
+
+
+def test_a_failed_registration_is_refused_unless_forced(volume_model: Path) -> None:
+    volume = head()
+    failed = replace(in_place(volume, "it failed"), doubtful=True)
+    with pytest.raises(RefusedVolumeError, match=r"head\.nii: refused: it failed") as refused:
+        detect_volume(Detector(volume_model, method="zscore", device="cpu"), volume, registration=failed)
+    assert refused.value.registration is failed
+    forced = detect_volume(
+        Detector(volume_model, method="zscore", device="cpu", force=True), volume, registration=failed
+    )
+    assert forced.check.refusals == ("it failed",)
+    assert "Forced: it failed" in forced._repr_html_()
 
 
 def test_the_p_value_of_several_slices_is_bonferronis(volume_model: Path) -> None:

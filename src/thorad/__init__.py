@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from thorad.errors import ThoradError
 
 if TYPE_CHECKING:
+    from thorad.check import Check, RefusedError
     from thorad.detector import Detector
     from thorad.extend import register_dataset, register_engine, register_method, register_network, register_noise
     from thorad.methods import METHODS, Method
@@ -21,11 +22,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     "METHODS": "thorad.methods",
+    "Check": "thorad.check",
     "Detection": "thorad.records",
     "Detector": "thorad.detector",
     "Finding": "thorad.records",
     "Method": "thorad.methods",
     "Recipe": "thorad.recipe",
+    "RefusedError": "thorad.check",
     "VolumeDetection": "thorad.records",
     "detect_volume": "thorad.volume_detection",
     "fit": "thorad.training.fit",
@@ -39,11 +42,13 @@ _HOME = {
 
 __all__ = [
     "METHODS",
+    "Check",
     "Detection",
     "Detector",
     "Finding",
     "Method",
     "Recipe",
+    "RefusedError",
     "ThoradError",
     "VolumeDetection",
     "__version__",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from thorad import __version__
 from thorad.calibration import matching_calibration, read_calibrations
+from thorad.check import Check, RefusedError
 from thorad.diffusion import ENGINES, NOISES
 from thorad.diffusion.engine import Engine
 from thorad.diffusion.noise import case_generator
@@ -73,6 +74,7 @@ class Detector:
         false_positives: share of healthy pixels that a detection's mask may hold, one of the model's calibration for
             these options; None is the smallest of them, or no mask where there is no such calibration.
         threshold: the mask is what is above this value of the map, whatever the calibration says.
+        force: detect also in what the model can't judge (`check`); the detection says so.
 
     Raises:
         ThoradError: unknown model, method, noise, engine or device, a damaged model, one for images in [0, 1], steps
@@ -96,6 +98,7 @@ class Detector:
         perceptual_weights: Path | None = None,
         false_positives: float | None = None,
         threshold: float | None = None,
+        force: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ThoradError(f"the batch size is {batch_size}, expected 1 or more.")
@@ -103,7 +106,7 @@ class Detector:
             raise ThoradError("a threshold and a share of false positives were given: choose one of them.")
         self._method: Method = METHODS[method]
         self.method, self.seed, self.finish, self.noise_level = method, seed, finish, noise_level
-        self.perceptual_weights = perceptual_weights
+        self.perceptual_weights, self.force = perceptual_weights, force
         self.device = _device(device)
         on_cpu = self.device.type == "cpu"
         self._together, self.batch_size = (1, torch.get_num_threads()) if on_cpu else (batch_size, batch_size)
@@ -175,6 +178,10 @@ class Detector:
             "thorad": __version__,
         }
 
+    def check(self, image: Image) -> Check:
+        """Whether an image is what the model can judge; takes milliseconds."""
+        return Check()
+
     def detect(self, image: ImageLike, on_step: OnStep | None = None) -> Detection:
         """Find what is not healthy in one image.
 
@@ -184,6 +191,7 @@ class Detector:
             on_step: called with the pictures of every step, on the model's grid.
 
         Raises:
+            RefusedError: it is not the model's kind of image, and the detector isn't forced.
             ThoradError: another type, a file that can't be read, pixels that are not a finite, varying picture.
         """
         return next(iter(self.detect_batch([image], on_step)))
@@ -197,6 +205,9 @@ class Detector:
             images: any number of them, of any sizes, each as `detect` takes it.
             on_step: as for `detect`; on a CPU several threads call it.
             keep_steps: keep the pictures of every step in the detections.
+
+        Raises:
+            RefusedError, ThoradError: as `detect`, at the first image that is to blame.
         """
         if isinstance(images, str | PathLike):
             raise ThoradError(f"detect_batch takes several images, found {images!r}. Put it in a list, or use detect.")
@@ -230,6 +241,10 @@ class Detector:
         self, images: Sequence[Image], on_step: OnStep | None, keep_steps: bool
     ) -> Iterator[Detection]:
         began = time.perf_counter()
+        checks = [self.check(image) for image in images]
+        for image, check in zip(images, checks, strict=True):
+            if check.refusals and not self.force:
+                raise RefusedError(image.source, check)
         inputs = [to_model_grid(image.scaled, self.model_size) for image in images]
         x = torch.stack([pixels for pixels, _ in inputs])  # (B, 1, S, S)
         kept: list[list[StepPictures]] = [[] for _ in images]
@@ -264,6 +279,7 @@ class Detector:
                 findings=None if mask is None else findings_in(anomaly_map, mask, image.spacing),
                 steps=tuple(kept[i]),
                 overlay_maximum=self.overlay_maximum,
+                check=checks[i],
             )
 
     def model_maps(self, x: Tensor, names: Sequence[str]) -> Tensor:

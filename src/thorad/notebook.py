@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from thorad.pictures import overlay, png_text, reduced, reduced_colours, reduced_shape
 
 if TYPE_CHECKING:
+    from thorad.check import Check
     from thorad.records import Detection
 
 SIDE = 320
@@ -45,17 +46,23 @@ def result_html(result: Detection, overlay_maximum: float | None, title: str = "
     return f"<div><p><b>{escape(title or result.name)}</b>: {', '.join(facts)}. Research use only.</p>{cells}</div>"
 
 
+def check_html(check: Check) -> str:
+    """What speaks against a result, a paragraph each; empty where nothing does."""
+    reasons = [*(f"Forced: {reason}" for reason in check.refusals), *(f"Warning: {one}" for one in check.warnings)]
+    return "".join(f"<p>{escape(reason)}</p>" for reason in reasons)
+
+
 def volume_html(
     name: str,
     indices: Sequence[int],
     slices: Sequence[Detection],
-    warnings: Sequence[str],
+    check: Check,
     overlay_maximum: float | None,
 ) -> str:
     """A volume's slices, one below the other."""
     return "".join(
         [
-            *(f"<p>Warning: {escape(warning)}</p>" for warning in warnings),
+            check_html(check),
             *(
                 result_html(detection, overlay_maximum, f"{name}, slice {index}")
                 for index, detection in zip(indices, slices, strict=True)

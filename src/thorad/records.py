@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thorad.check import NOTHING_FOUND, Check
 from thorad.errors import ThoradError
 from thorad.io.intensity import scale
 
@@ -85,6 +86,8 @@ class Detection:
     """The restoration, step after step, where it was asked for."""
     overlay_maximum: float | None = None
     """Map value at which an overlay's colours end, one for a method, so that detections compare."""
+    check: Check = NOTHING_FOUND
+    """What speaks against the result; with refusals, it was forced."""
 
     def __repr__(self) -> str:
         """One line: name, size, score and what else is known."""
@@ -92,9 +95,9 @@ class Detection:
 
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
-        from thorad.notebook import result_html
+        from thorad.notebook import check_html, result_html
 
-        return result_html(self, self.overlay_maximum)
+        return check_html(self.check) + result_html(self, self.overlay_maximum)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +121,8 @@ class VolumeDetection:
     """The highest of the slices' scores."""
     network_calls: int
     seconds: float
-    warnings: tuple[str, ...]
-    """Why the result may mean less than it looks like."""
+    check: Check
+    """What speaks against the result: of its registration, of all its slices; with refusals, it was forced."""
     p_value: float | None = None
     """The smallest of the slices', times their number (Bonferroni), 1 at most; None where the detector isn't
     calibrated."""
@@ -148,7 +151,7 @@ class VolumeDetection:
         from thorad.notebook import volume_html
 
         maximum = self.slices[0].overlay_maximum
-        return volume_html(self.name, self.indices, self.slices, self.warnings, maximum)
+        return volume_html(self.name, self.indices, self.slices, self.check, maximum)
 
 
 def format_indices(indices: Sequence[int]) -> str:
@@ -179,6 +182,7 @@ def _facts(detection: Detection | VolumeDetection) -> str:
     facts = [f"score {detection.score:.4g}"]
     facts += [f"p {detection.p_value:.3g}"] if detection.p_value is not None else []
     facts += [f"{len(detection.findings)} findings"] if detection.findings is not None else []
+    facts += [detection.check.status] if detection.check.message else []
     return ", ".join(facts)
 
 

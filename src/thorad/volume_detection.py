@@ -12,6 +12,7 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
+from thorad.check import Check, RefusedError
 from thorad.detector import Detector, OnStep
 from thorad.errors import ThoradError
 from thorad.findings import findings_in
@@ -22,6 +23,14 @@ from thorad.io.template import MNI_2009A, paste_axial
 from thorad.io.volumes import Volume
 from thorad.recipe import VolumeSection
 from thorad.records import VolumeDetection, format_indices
+
+
+class RefusedVolumeError(RefusedError):
+    """A volume that the model can't judge, with the registration that says why, or comes before the reason."""
+
+    def __init__(self, source: str, check: Check, registration: Registration) -> None:
+        super().__init__(source, check)
+        self.registration = registration
 
 
 def detect_volume(
@@ -47,6 +56,7 @@ def detect_volume(
         on_step: as `Detector.detect_batch` takes it; called with the slices' names.
 
     Raises:
+        RefusedVolumeError: the registration failed, or this is not the model's kind of scan, and the detector isn't forced.
         ThoradError: the model isn't for volumes, an index outside the template, a slice that shows nothing.
     """
     began = time.perf_counter()
@@ -55,6 +65,9 @@ def detect_volume(
     chosen = checked_indices(section, indices, detector.model_name)
     registration = registration or register(volume, skull=section.skull)
     slices = axial_images(registration.volume, registration.to_template, chosen)
+    check = sum(map(detector.check, slices), _check(section, chosen, registration, detector.model_name))
+    if check.refusals and not detector.force:
+        raise RefusedVolumeError(volume.source, check, registration)
     detections = tuple(detector.detect_batch(slices, on_step, keep_steps=keep_steps))
     anomaly_map = _pasted([one.anomaly_map for one in detections], chosen, volume, registration)
     mask = None if detector.threshold is None else np.nan_to_num(anomaly_map, nan=0.0) > detector.threshold
@@ -70,7 +83,7 @@ def detect_volume(
         score=max(one.score for one in detections),
         network_calls=sum(one.network_calls for one in detections),
         seconds=time.perf_counter() - began,
-        warnings=_warnings(section, chosen, registration, detector.model_name),
+        check=check,
         p_value=_bonferroni([one.p_value for one in detections]) if mask is not None else None,
         mask=mask,
         findings=None if mask is None else findings_in(anomaly_map, mask, volume.spacing),
@@ -104,17 +117,20 @@ def _bonferroni(p_values: Sequence[float | None]) -> float | None:
     return min(1.0, len(known) * min(known)) if known else None
 
 
-def _warnings(section: VolumeSection, chosen: Sequence[int], registration: Registration, model: str) -> tuple[str, ...]:
-    warnings = [registration.warning] if registration.warning else []
+def _check(section: VolumeSection, chosen: Sequence[int], registration: Registration, model: str) -> Check:
+    reasons = (registration.warning,) if registration.warning else ()
+    registered = Check(refusals=reasons) if registration.doubtful else Check(warnings=reasons)
     first, last = section.axial_slices
     outside = [index for index in chosen if not first <= index <= last]
-    if outside:
-        known = f"slice {first}" if first == last else f"slices {first} to {last}"
-        warnings.append(
+    if not outside:
+        return registered
+    known = f"slice {first}" if first == last else f"slices {first} to {last}"
+    return registered + Check(
+        warnings=(
             f"{len(outside)} of the {len(chosen)} slices are outside what model {model!r} was trained on ({known}): "
-            "what is normal there may light up."
+            "what is normal there may light up",
         )
-    return tuple(warnings)
+    )
 
 
 def _pasted(

@@ -100,7 +100,12 @@ class ResultWriter:
         """
         folder = self._clear(result.name)
         self._write_pictures(folder, result)
-        messages = [*warnings, *self._write_dicom(folder / "dicom", series, result)]
+        messages = [
+            *result.check.refusals,
+            *result.check.warnings,
+            *warnings,
+            *self._write_dicom(folder / "dicom", series, result),
+        ]
         self._write_done(folder, result, messages)
         return messages
 
@@ -113,7 +118,11 @@ class ResultWriter:
         overlays = [overlay(each.image, each.anomaly_map, self._overlay_maximum) for each in result.slices]
         write_png8(folder / layout.OVERLAY, montage(overlays))
         _write_volumes(folder, result)
-        messages = [*result.warnings, *self._write_dicom(folder / "dicom", series, result)]
+        messages = [
+            *result.check.refusals,
+            *result.check.warnings,
+            *self._write_dicom(folder / "dicom", series, result),
+        ]
         scores = [{"index": index, "score": float(each.score), "p_value": each.p_value} for index, each in slices]
         self._write_done(folder, result, messages, slices=scores)
         return messages
@@ -158,7 +167,7 @@ class ResultWriter:
             "network_calls": int(result.network_calls),
             "seconds": float(result.seconds),
             "status": "ok",
-            "message": " ".join(messages),
+            "message": "; ".join(messages),
             "sizes": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
             **more,
         }
