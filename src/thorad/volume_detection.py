@@ -56,7 +56,7 @@ def detect_volume(
         on_step: as `Detector.detect_batch` takes it; called with the slices' names.
 
     Raises:
-        RefusedVolumeError: the registration failed, or this is not the model's kind of scan, and the detector isn't forced.
+        RefusedVolumeError: the registration failed or this is no scan for the model, and the detector isn't forced.
         ThoradError: the model isn't for volumes, an index outside the template, a slice that shows nothing.
     """
     began = time.perf_counter()
