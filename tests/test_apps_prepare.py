@@ -7,10 +7,11 @@ import PIL.Image
 import pytest
 
 from thorad.apps import prepare
-from thorad.apps.prepare import load_prepared, overlay, prepare_files, volume_section
+from thorad.apps.prepare import load_prepared, prepare_files, volume_section
 from thorad.errors import ThoradError
 from thorad.io.images import read_image
 from thorad.io.registration import Registration, template_brain
+from thorad.io.registration_picture import registration_picture
 from thorad.io.scans import find_scans
 from thorad.io.tables import read_table
 from thorad.io.template import MNI_2009A, cut_axial, paste_axial
@@ -144,7 +145,7 @@ def test_processes_write_what_one_process_writes(tmp_path: Path, monkeypatch: py
 
 def test_overlay_outlines_the_brain(tmp_path: Path) -> None:
     head = write_head(tmp_path / "head.nii.gz")
-    picture = overlay(Registration(SHIFT, 1, 1, None, head), axial_mm=23)
+    picture = registration_picture(Registration(SHIFT, 1, 1, None, head))
     assert picture.shape == (233, 197 + 197 + 233, 3)
     outline = (picture == (255, 96, 0)).all(axis=2)
     grey = picture.astype(int).max(axis=2) == picture.astype(int).min(axis=2)

@@ -19,27 +19,23 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from thorad import __version__
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import write_png8, write_png16
-from thorad.io.registration import Registration, register, template_brain
+from thorad.io.registration import register
+from thorad.io.registration_picture import registration_picture
 from thorad.io.scans import Scan
 from thorad.io.slices import slice_name
 from thorad.io.tables import write_table
 from thorad.io.template import MNI_2009A, cut_axial
 from thorad.io.volumes import Volume
 from thorad.recipe import VolumeSection, load_recipe
-
-OUTLINE: Final = (255, 96, 0)
-CORONAL_MM, SAGITTAL_MM = -20.0, -4.0
-"""Of the overlay's planes, in the template: through the brain stem, and beside the midline's furrow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,41 +161,6 @@ def load_prepared(folder: Path) -> Prepared:
         raise ThoradError(f"{path}: missing or damaged ({error}). Delete it, and `thorad prepare` makes it.") from error
 
 
-def overlay(registration: Registration, axial_mm: float) -> NDArray[np.uint8]:
-    """An axial (at this z of the template), a coronal and a sagittal plane of a head, the template's brain outlined.
-
-    Returns:
-        (233, 627, 3) uint8, 1 mm a px: anterior or superior up; x ascending, then y ascending, to the right.
-    """
-    brain, brain_affine = template_brain()
-    axes = [origin + np.arange(extent) for origin, extent in zip(MNI_2009A.origin_mm, MNI_2009A.shape, strict=True)]
-    x, y, z = axes[0], axes[1][::-1], axes[2][::-1]
-    planes: tuple[tuple[Any, ...], ...]
-    planes = (x, y[:, None], axial_mm), (x, CORONAL_MM, z[:, None]), (SAGITTAL_MM, y[::-1], z[:, None])
-    picture = np.zeros((len(y), len(x) + len(x) + len(y), 3), dtype=np.uint8)
-    left = 0
-    for plane in planes:
-        points = np.stack(np.broadcast_arrays(*plane))  # (3, rows, columns)
-        head = _sample(registration.volume.voxels, registration.to_template @ registration.volume.affine, points)
-        inside = _sample((brain > 0).astype(np.float32), brain_affine, points) > 0.5
-        brightest = max(float(np.percentile(head[inside], 98)), 1e-30)  # a failed registration may show nothing
-        rows, columns = head.shape
-        tile = picture[:rows, left : left + columns]
-        tile[:] = np.rint(np.clip(head / brightest, 0, 1) * 255)[..., None]
-        tile[inside & ~ndimage.binary_erosion(inside)] = OUTLINE
-        left += columns
-    return picture
-
-
-def _sample(
-    voxels: NDArray[np.float32], affine: NDArray[np.float64], points: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """Trilinear, at points (3, rows, columns) in the mm that the affine leads to; 0 outside."""
-    to_voxel = np.linalg.inv(affine)
-    index = np.tensordot(to_voxel[:3, :3], points, axes=1) + to_voxel[:3, 3, None, None]
-    return np.asarray(ndimage.map_coordinates(voxels, index, order=1, mode="constant", output=np.float32))
-
-
 def _prepare_each(
     scans: Sequence[Scan], out: Path, options: dict[str, Any], jobs: int
 ) -> Iterator[tuple[str, str | None]]:
@@ -242,7 +203,7 @@ def _prepare(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
         # One scale for the volume, so that its slices compare.
         write_png16(folder / files[index], pixels / slices.max())
     middle = indices[len(indices) // 2]
-    write_png8(folder / "overlay.png", overlay(registration, MNI_2009A.origin_mm[2] + middle))
+    write_png8(folder / "overlay.png", registration_picture(registration, middle))
     content = {
         "name": scan.name,
         "source": scan.source,
