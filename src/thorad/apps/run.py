@@ -63,9 +63,16 @@ class RunSummary:
 
 
 def open_results(
-    detector: Detector, out: Path, shard: Shard | None = None, *, indices: Sequence[int] | None = None
+    detector: Detector,
+    out: Path,
+    shard: Shard | None = None,
+    *,
+    indices: Sequence[int] | None = None,
+    left_out: Mapping[str, int] | None = None,
 ) -> ResultWriter:
     """The result folder of a detector's run, new or to be resumed; `indices` and `shard` as for `detect_files`.
+
+    `left_out` is what there was in the inputs beside scans, of `thorad.io.scans.find_scans`.
 
     Raises:
         ThoradError: the folder can't be written, or holds the results of other options.
@@ -82,7 +89,7 @@ def open_results(
     options["slices"] = None if indices is None else list(indices)
     # The scores are what a case's score is compared with.
     scores = None if calibration is None else list(calibration.scores)
-    run = {"options": options, "healthy_scores": scores, **_software()}
+    run = {"options": options, "healthy_scores": scores, "left_out": dict(left_out or {}), **_software()}
     return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum, shard=shard)
 
 

@@ -11,6 +11,7 @@ from thorad.cli import options as opt
 from thorad.cli.render import (
     RESUMES,
     end_with_failures,
+    print_left_out,
     print_line,
     print_outcome,
     print_table,
@@ -57,12 +58,15 @@ def prepare(
     section = volume_section(model)
     first, last = section.axial_slices
     indices = list(range(first, last + 1)) if slices is None else parse_indices(slices)
-    scans = part.of(find_scans(inputs, leave_out=out, keep_identity=keep_identity))
+    scans = find_scans(inputs, leave_out=out, keep_identity=keep_identity)
+    if pictures := sum(not (scan.is_volume or scan.problem) for scan in scans.values()):
+        scans.left_out["picture where a volume is needed"] = pictures
     with progress_bar("prepare", quiet) as show:
-        summary = prepare_files(scans, out, skull=section.skull, indices=indices, jobs=jobs, on_progress=show)
+        summary = prepare_files(part.of(scans), out, skull=section.skull, indices=indices, jobs=jobs, on_progress=show)
     print_warnings(summary.warned)
     if not quiet:
         print_outcome(summary)
+        print_left_out(scans.left_out)
         if summary.done:
             print_line(f"Look at {out / '*' / 'overlay.png'} first; slices: {out / 'slices.csv'}")
     end_with_failures(summary.failed)

@@ -13,6 +13,7 @@ from thorad.cli import options as opt
 from thorad.cli.render import (
     RESUMES,
     end_with_failures,
+    print_left_out,
     print_line,
     print_outcome,
     print_table,
@@ -83,12 +84,13 @@ def detect(
     indices = None if slices is None else parse_indices(slices)
     if all(scan.is_volume for scan in scans.values()):  # an impossible wish should be refused at once
         checked_indices(detector.model.recipe.volume, indices, detector.model_name)
-    results = open_results(detector, out, part, indices=indices)
+    results = open_results(detector, out, part, indices=indices, left_out=scans.left_out)
     with progress_bar("detect", quiet) as report:
         summary = detect_files(detector, scans, results, indices=indices, keep_steps=keep_steps, on_progress=report)
     print_warnings(summary.warned)
     if not quiet:
         print_outcome(summary, f"Shard {part}: " if part else "")
+        print_left_out(scans.left_out)
         _print_scores(summary, detector, options.model)
         if any(scan.series or scan.problem for scan in scans.values()) and not keep_identity:
             print_line("DICOM files are named by hashes; --keep-identity names them by their paths.")

@@ -11,7 +11,15 @@ from typer import Argument, Exit, Option, Typer
 
 from thorad.cli import options as opt
 from thorad.cli.look import print_report
-from thorad.cli.render import RESUMES, end_with_failures, print_error, print_line, print_table, progress_bar
+from thorad.cli.render import (
+    RESUMES,
+    end_with_failures,
+    print_error,
+    print_left_out,
+    print_line,
+    print_table,
+    progress_bar,
+)
 from thorad.diffusion import NOISES
 from thorad.errors import ThoradError
 
@@ -85,7 +93,8 @@ def evaluate(
     from thorad.io.scans import find_scans, picture_files
 
     read = PROTOCOLS[measured.protocol].read(cases)
-    healthy = picture_files(find_scans([measured.healthy])) if measured.healthy else []
+    scans = find_scans([measured.healthy]) if measured.healthy else None
+    healthy = [] if scans is None else picture_files(scans)
     validation = read_cases(measured.validation) if measured.validation else []
 
     from thorad.apps.run import write_evaluation_run
@@ -115,6 +124,7 @@ def evaluate(
         if warning := baseline_warning(results):
             print_line(warning, style="yellow")
         print_line(f"Results: {out} (table.md explains the columns)")
+        print_left_out({} if scans is None else scans.left_out)
     if make_report:
         print_report(out, quiet=quiet)
     end_with_failures({failure["name"]: failure["reason"] for failure in results[0]["failures"]})
@@ -217,6 +227,7 @@ def implant(
     if not quiet:
         counts = ", ".join(f"{count} {kind}" for kind, count in made.counts.items())
         print_line(f"{sum(made.counts.values())} cases: {counts}; {len(made.left_out)} images left out.")
+        print_left_out(made.no_images)
         print_line("The findings are simulated: figures on them compare methods and say nothing about patients.")
         protocol = "brain-lesions" if lesions else "boxes"
         print_line(f"Measure: thorad evaluate {made.table} --protocol {protocol} --model MODEL -o DIR")

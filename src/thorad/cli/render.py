@@ -15,6 +15,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from thorad.errors import ThoradError
+from thorad.io.tables import counted
+from thorad.io.text import printable
 from thorad.table import Table
 
 if TYPE_CHECKING:
@@ -29,18 +31,18 @@ error_console = Console(stderr=True, soft_wrap=True)
 
 
 def print_line(text: str = "", style: str | None = None) -> None:
-    """Print a line on stdout, as it is."""
-    out_console.print(text, style=style, markup=False, highlight=False)
+    """Print a line on stdout, as it is but for what acts on a terminal."""
+    out_console.print(printable(text), style=style, markup=False, highlight=False)
 
 
 def print_error(text: str) -> None:
     """Print a red line on stderr."""
-    error_console.print(text, style="red", markup=False, highlight=False)
+    error_console.print(printable(text), style="red", markup=False, highlight=False)
 
 
 def print_warning(text: str) -> None:
     """Print a yellow line on stderr."""
-    error_console.print(text, style="yellow", markup=False, highlight=False)
+    error_console.print(printable(text), style="yellow", markup=False, highlight=False)
 
 
 def print_outcome(summary: RunSummary | PrepareSummary, part: str = "") -> None:
@@ -48,6 +50,12 @@ def print_outcome(summary: RunSummary | PrepareSummary, part: str = "") -> None:
     before = f" ({summary.already_done} of them before)" if summary.already_done else ""
     counts = f"{len(summary.done)} done{before}, {len(summary.failed)} failed"
     print_line(f"{part}{counts}, in {summary.seconds:.1f} s.")
+
+
+def print_left_out(left_out: Mapping[str, int]) -> None:
+    """Print why how many files of the inputs were left out, if any were."""
+    if left_out:
+        print_line(counted(left_out))
 
 
 def end_with_failures(failed: Mapping[str, str], what: str = "failed") -> None:
@@ -69,13 +77,14 @@ def print_table(table: Table) -> None:
 
     Numbers and the first column are never cut, even if a narrow terminal then breaks the lines; other text wraps.
     """
+    rows = [[printable(cell) for cell in row] for row in table.rows]
     drawn = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for index, column in enumerate(table.columns):
         text = table.is_text(index)
         whole = index == 0 or not text
-        width = max(len(cell) for cell in (column, *(row[index] for row in table.rows)))
+        width = max(len(cell) for cell in (column, *(row[index] for row in rows)))
         drawn.add_column(column, justify="left" if text else "right", no_wrap=whole, min_width=width if whole else None)
-    for row in table.rows:
+    for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     if table.title:
         print_line(table.title, style="bold")
@@ -100,8 +109,8 @@ def progress_bar(title: str, quiet: bool = False) -> Iterator[Callable[..., None
 
         def report(done: int, total: int, now: str = title) -> None:
             if not bar.tasks:
-                bar.add_task(now, total=total, completed=done)
-            bar.update(bar.tasks[0].id, completed=done, description=now)
+                bar.add_task(printable(now), total=total, completed=done)
+            bar.update(bar.tasks[0].id, completed=done, description=printable(now))
 
         yield report
 

@@ -10,7 +10,15 @@ from typer import Argument, Option, Typer
 from typer.core import TyperGroup
 
 from thorad.cli import options as opt
-from thorad.cli.render import end_with_failures, out_console, print_line, print_table, print_warning, progress_bar
+from thorad.cli.render import (
+    end_with_failures,
+    out_console,
+    print_left_out,
+    print_line,
+    print_table,
+    print_warning,
+    progress_bar,
+)
 from thorad.table import Table
 
 PANEL = "Train and calibrate"
@@ -57,7 +65,8 @@ def train(
         progress_bar=out_console.is_terminal,
     )
     # Every process of a distributed training comes by here.
-    rank_zero_only(print_line)(f"Model: {folder}\nUse it: thorad detect INPUT --model {folder} -o DIR")
+    for line in (f"Model: {folder}", f"Use it: thorad detect INPUT --model {folder} -o DIR"):
+        rank_zero_only(print_line)(line)
 
 
 @opt.verb(app, example="thorad calibrate healthy/ --model brain-t1-compact -o my-model")
@@ -94,6 +103,7 @@ def calibrate(
         print_table(Table(("healthy pixels above", "the threshold"), rows))
         print_line(f"The smallest p-value is 1 / {count + 1} = {1 / (count + 1):.3g}.")
         print_line(f"Calibrated model: {folder}")
+        print_left_out(scans.left_out)
     end_with_failures(summary.failed, "left out")
 
 
@@ -133,7 +143,8 @@ def show_models(
     described = [(name, ", ".join(recipe.noise.trained_kinds), recipe.description) for name, recipe in recipes.items()]
     print_line()
     print_table(Table(("recipe", "noise", "description"), described, text_columns=text))
-    print_line("\n`thorad models NAME` describes a model; `thorad train --recipe NAME` trains one.")
+    print_line()
+    print_line("`thorad models NAME` describes a model; `thorad train --recipe NAME` trains one.")
 
 
 def _print_model(model: str) -> None:
@@ -156,7 +167,8 @@ def _print_model(model: str) -> None:
         "model card": model_card(model),
     }
     for title, text in parts.items():
-        print_line(f"\n--- {title} ---\n{text.strip()}")
+        for line in ("", f"--- {title} ---", *text.strip().splitlines()):
+            print_line(line)
 
 
 @opt.verb(models_app, "import", example="thorad models import best_model.pt my-model --noise simplex")

@@ -224,10 +224,10 @@ def _read_all(
             except (ThoradError, OSError) as error:
                 failures[case.name] = _failure(case, str(error))
     if needed <= failures.keys():
-        reasons = "".join(f"\n  {name}: {failure['reason']}" for name, failure in failures.items())
+        reasons = listing([f"{name}: {failure['reason']}" for name, failure in failures.items()])
         raise ThoradError(
             f"None of the {len(cases)} cases has anything in the column {truth_column} that can be used, so there is "
-            f"nothing to measure. Give a CSV with the columns image and {truth_column}.{reasons}"
+            f"nothing to measure. Give a CSV with the columns image and {truth_column}. {reasons}"
         )
     return inputs, failures
 

@@ -6,8 +6,9 @@ does on patients: places and looks are simulated.
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ from thorad.implant.regions import UNIT, body_region, bone_region
 from thorad.implant.xray import implant_foreign_body, implant_fracture, implant_pins, implant_plate, implant_swelling
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, write_png8
-from thorad.io.scans import Scan, find_scans, subject_of
+from thorad.io.scans import Scan, Scans, find_scans, subject_of
 from thorad.io.slices import images_of
 from thorad.io.tables import listing, write_table
 
@@ -63,6 +64,7 @@ class ImplantedSet:
     table: Path  # cases.csv
     counts: dict[str, int]  # {kind: cases}, `healthy` among them
     left_out: dict[Path, str]  # {image: why it is of no use}
+    no_images: Mapping[str, int]  # {why: how many} other files the inputs hold, as `Scans.left_out`
 
 
 Files = dict[str, NDArray[Any] | bytes]
@@ -222,10 +224,11 @@ def _make(
     """Write a set beside its place, and move it there when it is whole."""
     out = out.absolute()
     _check_options(kinds, kind_of_set.kinds, healthy_share, seed, out)
-    sources = _sources(inputs)
+    scans = find_scans(inputs) if inputs else Scans([], Counter())
+    sources = _sources(list(scans.values()))
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        made = ImplantedSet(part / "cases.csv", dict.fromkeys([*kinds, "healthy"], 0), {})
+        made = ImplantedSet(part / "cases.csv", dict.fromkeys([*kinds, "healthy"], 0), {}, scans.left_out)
         rows = _write_cases(kind_of_set, sources, made, healthy_share, seed)
         if not any(made.counts[kind] for kind in kinds):
             reason = next(iter(made.left_out.values()), "no image was given")
@@ -238,12 +241,11 @@ def _make(
             raise ThoradError(f"{out}: can't be written ({error.strerror}). Name another folder.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return ImplantedSet(out / "cases.csv", made.counts, made.left_out)
+    return replace(made, table=out / "cases.csv")
 
 
-def _sources(inputs: Sequence[Path]) -> list[tuple[str, str, Scan]]:
+def _sources(scans: Sequence[Scan]) -> list[tuple[str, str, Scan]]:
     """(subject, name, scan) of healthy images. The name, which decides on the random numbers, is the file's alone."""
-    scans = list(find_scans(inputs).values()) if inputs else []
     files = [scan for scan in scans if not scan.is_dicom]  # a DICOM file's name may say who was scanned
     names = case_names([scan.path for scan in files], [scan.path.parent for scan in files])
     sources = [(subject_of(scan.path), name, scan) for name, scan in zip(names, files, strict=True)]

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from thorad.errors import ThoradError
 from thorad.io.decode import check_sides, to_grey
 from thorad.io.images import Image, check_values
-from thorad.io.reading import COPY_AGAIN, LARGEST_FILE, check_file, one_error
+from thorad.io.reading import COPY_AGAIN, LARGEST_FILE, check_file, one_error, reading_part
 from thorad.io.volumes import LARGEST_VOLUME, Volume
 
 MANUFACTURER: Final = "thorad"
@@ -107,7 +107,7 @@ class SeriesFound:
     problems: dict[Path, str]
     """{file: why it can't be used}, though it should be a picture."""
     skipped: dict[Path, str]
-    """{file: what it is}, where that is no picture, a second copy, or a result of thorad."""
+    """{file: what it is}, where that is no picture, a second copy, or a result of thorad; names no file or patient."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def find_series(files: Sequence[Path]) -> SeriesFound:
     problems: dict[Path, str] = {}
     skipped: dict[Path, str] = {}
     headers: dict[str, list[_Header]] = {}  # of each series
-    first_copy: dict[str, Path] = {}  # of each instance
+    instances: set[str] = set()
     for path in sorted(files):
         try:
             dataset = read_dataset(path, pixels=False)
@@ -172,10 +172,10 @@ def find_series(files: Sequence[Path]) -> SeriesFound:
             continue
         if header is None:
             skipped[path] = str(reason)
-        elif header.instance in first_copy:
-            skipped[path] = f"a copy of {first_copy[header.instance]}"
+        elif header.instance in instances:
+            skipped[path] = "a copy of another file"
         else:
-            first_copy[header.instance] = path
+            instances.add(header.instance)
             headers.setdefault(header.uid, []).append(header)
     stacks = [stack for of_series in headers.values() for stack in _series_of(of_series, problems)]
     return SeriesFound([series for _, series in sorted(stacks, key=lambda item: item[0])], problems, skipped)
@@ -500,6 +500,8 @@ def is_dicom(path: Path) -> bool:
     Reads 132 bytes. False for what can't be read.
     """
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
             head = file.read(132)
     except (OSError, ValueError):
@@ -556,7 +558,7 @@ def read_dataset(path: Path, *, pixels: bool) -> Any:
         check_file(path)
         if not is_dicom(path):
             raise ThoradError(f"{path}: not a DICOM file. Name a file or folder as the scanner or PACS exports it.")
-        with _BoundedReader(path) as file:
+        with reading_part("its list of elements"), _BoundedReader(path) as file:
             dataset = pydicom.dcmread(_inflated(file, path), stop_before_pixels=not pixels, force=True)
         if not len(dataset):
             raise ThoradError(f"{path}: no DICOM elements in this file. {COPY_AGAIN}")
@@ -597,16 +599,18 @@ def tag_name(keyword: str) -> str:
 
 def text_of(dataset: Any, keyword: str) -> str:
     """The element's text; empty where it is missing."""
-    value = dataset.get(keyword)
-    return "" if value is None else str(value).strip().strip("\0")
+    with reading_part(tag_name(keyword)):
+        value = dataset.get(keyword)
+        return "" if value is None else str(value).strip().strip("\0")
 
 
 def numbers_of(dataset: Any, keyword: str) -> tuple[float, ...]:
     """The element's numbers; none where it is missing or empty."""
-    value = dataset.get(keyword)
-    if value is None or value == "":
-        return ()
-    return tuple(float(number) for number in (value if hasattr(value, "__iter__") else [value]))
+    with reading_part(tag_name(keyword)):
+        value = dataset.get(keyword)
+        if value is None or value == "":
+            return ()
+        return tuple(float(number) for number in (value if hasattr(value, "__iter__") else [value]))
 
 
 def number_of(dataset: Any, keyword: str, default: float) -> float:
@@ -668,20 +672,21 @@ def decoded_frames(dataset: Any, path: Path) -> Iterator[NDArray[Any]]:
     if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir()):
         raise ThoradError(f"{path}: no {tag_name('PixelData')}: a header without its picture. Export it again.")
     syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        decoder = get_decoder(syntax)
-        if not decoder.is_available:
-            raise NotImplementedError
-        if syntax.is_encapsulated and syntax != _RUN_LENGTHS:
-            for encoded in generate_frames(dataset.PixelData, number_of_frames=frames):
-                _check_code_stream(encoded, (rows, columns, samples), path)
-        for frame, _ in decoder.iter_array(dataset):
-            yield frame
-    except (RuntimeError, NotImplementedError) as error:
-        raise ThoradError(
-            f"{path}: its picture, compressed as {syntax.name} ({syntax}), can't be decoded here: it is damaged, or of "
-            "a rare kind. Copy it again, or decompress it first, for example with `gdcmconv --raw IN OUT`."
-        ) from error
+    with reading_part("its picture"):
+        try:
+            decoder = get_decoder(syntax)
+            if not decoder.is_available:
+                raise NotImplementedError
+            if syntax.is_encapsulated and syntax != _RUN_LENGTHS:
+                for encoded in generate_frames(dataset.PixelData, number_of_frames=frames):
+                    _check_code_stream(encoded, (rows, columns, samples), path)
+            for frame, _ in decoder.iter_array(dataset):
+                yield frame
+        except (RuntimeError, NotImplementedError) as error:
+            raise ThoradError(
+                f"{path}: its picture, compressed as {syntax.name} ({syntax}), can't be decoded here: it is damaged, "
+                "or of a rare kind. Copy it again, or decompress it first, for example with `gdcmconv --raw IN OUT`."
+            ) from error
 
 
 def _check_code_stream(encoded: bytes, shape: tuple[int, int, int], path: Path) -> None:

@@ -106,8 +106,10 @@ def looks_like_mask(pixels: NDArray[Any]) -> bool:
     return bool(((pixels == pixels.min()) | (pixels == pixels.max())).all())
 
 
-def files_of(given: Path, leave_out: Path | None = None) -> tuple[list[Path], Path]:
+def files_of(given: Path, leave_out: Path | None, left_out: Counter[str]) -> tuple[list[Path], Path]:
     """The files that one input stands for, of any kind: all below a folder, those that a CSV names, or itself.
+
+    What a folder holds beside them is counted in `left_out`, as `files_below` does.
 
     Returns:
         The files, and the folder that their names are relative to: `given` itself where that is a folder.
@@ -119,18 +121,24 @@ def files_of(given: Path, leave_out: Path | None = None) -> tuple[list[Path], Pa
         if not given.exists():
             raise ThoradError(f"{given}: no such file or folder. Check the path.")
     if given.is_dir():
-        return files_below(given, leave_out), given
+        return files_below(given, leave_out, left_out), given
     if given.suffix.lower() == ".csv":
         return files_in_column(given, read_table(given, ["image"]), "image"), given.parent
     return [given], given.parent
 
 
-def files_below(folder: Path, leave_out: Path | None = None) -> list[Path]:
+def files_below(folder: Path, leave_out: Path | None = None, left_out: Counter[str] | None = None) -> list[Path]:
     """All files in a folder and below but those in `leave_out`, sorted, without hidden ones and linked folders.
+
+    Args:
+        folder: the folder.
+        leave_out: a folder that is passed over.
+        left_out: {why: how many} files and folders are passed over, which is added to.
 
     Raises:
         ThoradError: a folder can't be read, or `folder` is `leave_out` itself.
     """
+    counts = Counter[str]() if left_out is None else left_out
     results = os.path.realpath(leave_out) if leave_out is not None else None
     if os.path.realpath(folder) == results:
         raise ThoradError(f"{folder}: the results can't go into the images' own folder. Name another one for them.")
@@ -140,12 +148,20 @@ def files_below(folder: Path, leave_out: Path | None = None) -> list[Path]:
             f"{error.filename}: the folder can't be read ({error.strerror}). Check its permissions."
         ) from error
 
+    def why_not(path: Path) -> str | None:
+        if path.name.startswith("."):
+            return "hidden folder"
+        if os.path.realpath(path) == results:
+            return "the results' own folder"
+        return "linked folder" if path.is_symlink() else None
+
     found: list[Path] = []
     for where, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and os.path.realpath(Path(where, name)) != results
-        ]
-        found += [Path(where, name) for name in files if not name.startswith(".")]
+        reasons = {name: why_not(Path(where, name)) for name in folders}
+        folders[:] = [name for name in folders if reasons[name] is None]
+        shown = [Path(where, name) for name in files if not name.startswith(".")]
+        counts.update(filter(None, [*reasons.values(), *["hidden"] * (len(files) - len(shown))]))
+        found += shown
     return sorted(found, key=lambda path: path.parts)
 
 

@@ -13,6 +13,10 @@ LARGEST_FILE = 2**30
 COPY_AGAIN = "Copy it again from where it came from."
 
 
+class PartError(Exception):
+    """A part of a file can't be read; its own words name the part, and may be shown."""
+
+
 def check_file(path: Path, largest: float = LARGEST_FILE) -> None:
     """Refuse what is no file with something in it, and of at most `largest` bytes; call it within `one_error`.
 
@@ -37,7 +41,8 @@ def one_error(source: object, kind: str, *, quoted: bool = True) -> Iterator[Non
     Args:
         source: names the file.
         kind: what it should be, such as `volume`.
-        quoted: whether their own words are shown; of DICOM they may hold the patient's name.
+        quoted: whether their own words are shown; of DICOM they may hold the patient's name. `reading_part` names what
+            can't be read all the same.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -51,4 +56,16 @@ def one_error(source: object, kind: str, *, quoted: bool = True) -> Iterator[Non
             ) from error
         words = f": {error}".splitlines()[-1] if quoted and str(error) else ""
         reason = "cut short" if isinstance(error, EOFError) else f"{type(error).__name__}{words}"
+        reason = str(error) if isinstance(error, PartError) else reason
         raise ThoradError(f"{source}: damaged or incomplete {kind} ({reason}). {COPY_AGAIN}") from error
+
+
+@contextmanager
+def reading_part(what: str) -> Iterator[None]:
+    """Say which part of a file it is that a library raises something over, within `one_error`."""
+    try:
+        yield
+    except (ThoradError, PartError, EOFError):
+        raise
+    except Exception as error:
+        raise PartError(f"{what} can't be read") from error

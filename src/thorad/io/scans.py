@@ -7,13 +7,15 @@ modality and a hash of its UID, and results keep neither path nor description of
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from thorad.errors import ThoradError
 from thorad.io.dicom import Series, find_series, is_dicom, read_radiograph, read_series, without_identity
 from thorad.io.images import SUFFIXES, Image, case_names, files_of, read_image
+from thorad.io.tables import counted
 from thorad.io.volumes import VOLUME_SUFFIXES, Volume, read_volume
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -83,15 +85,25 @@ class Scan:
         return replace(found, source=self.source)
 
 
-def find_scans(
-    inputs: Sequence[Path], *, leave_out: Path | None = None, keep_identity: bool = False
-) -> dict[str, Scan]:
+class Scans(dict[str, Scan]):
+    """{case name: scan}, and what there was beside the scans.
+
+    `left_out` is {why: how many} files and folders, without a file's or a patient's name: by the suffix of what is
+    neither picture nor volume, by what a DICOM object is.
+    """
+
+    def __init__(self, scans: Iterable[Scan], left_out: Counter[str]) -> None:
+        super().__init__((scan.name, scan) for scan in scans)
+        self.left_out = left_out
+
+
+def find_scans(inputs: Sequence[Path], *, leave_out: Path | None = None, keep_identity: bool = False) -> Scans:
     """All cases that the inputs stand for, each under its name.
 
     A folder stands for the pictures, volumes and DICOM series in it and below, without hidden files and without
     following linked folders; a CSV for its column `image`, relative to the CSV; any other file for itself. DICOM files
     are recognised by their content and sorted into series wherever they lie. What is DICOM but no picture (reports,
-    segmentations, thorad's own results) is passed over.
+    segmentations, thorad's own results) is passed over. All that is passed over is counted.
 
     Args:
         inputs: files, folders and CSV tables. A file reached twice counts once.
@@ -109,22 +121,24 @@ def find_scans(
             CSV names missing files.
     """
     found: dict[str, tuple[Path, Path, bool]] = {}  # file, the folder that its name is relative to, whether DICOM
+    left_out = Counter[str]()
     for given in inputs:
-        files, folder = _scan_files(given, leave_out)
+        files, folder = _scan_files(given, leave_out, left_out)
         for path, as_dicom in files.items():
+            left_out["reached twice"] += os.path.realpath(path) in found
             found.setdefault(os.path.realpath(path), (path, folder, as_dicom))
     plain = {path: folder for path, folder, as_dicom in found.values() if not as_dicom}
     dicom = {path: folder for path, folder, as_dicom in found.values() if as_dicom}
     names = case_names(list(plain), list(plain.values()))
     scans = [Scan(name, path, str(path)) for name, path in zip(names, plain, strict=True)]
     if dicom:
-        scans += _dicom_scans(dicom, keep_identity)
+        scans += _dicom_scans(dicom, keep_identity, left_out)
     if not scans:
         raise ThoradError(
             f"{inputs[0]}: only DICOM objects without a picture of their own, such as reports and segmentations. "
-            "Name the folder of the scan."
+            f"{counted(+left_out)} Name the folder of the scan."
         )
-    return {scan.name: scan for scan in scans}
+    return Scans(scans, +left_out)
 
 
 def scans_of_rows(files: Sequence[Path], folder: Path) -> list[Scan]:
@@ -133,7 +147,7 @@ def scans_of_rows(files: Sequence[Path], folder: Path) -> list[Scan]:
     Where several files of one series are named, each is a case by itself, called after its file.
     """
     dicom = {path: folder for path in files if _is_dicom_file(path)}
-    found = _dicom_scans(dicom, keep_identity=False) if dicom else []
+    found = _dicom_scans(dicom, keep_identity=False, left_out=Counter()) if dicom else []
     scans = {scan.path: scan for scan in found if len(scan.files) == 1}
     others = [path for path in files if path not in scans]
     names = case_names(others, [folder] * len(others))
@@ -155,8 +169,10 @@ def subject_of(path: Path, otherwise: str | None = None) -> str:
     return found[0] if found else otherwise or path.stem.removesuffix(".nii")
 
 
-def picture_files(scans: Mapping[str, Scan]) -> list[Path]:
+def picture_files(scans: Scans) -> list[Path]:
     """The files of the pictures among scans, for verbs that compare pictures with the truth about them.
+
+    Volumes are counted in `scans.left_out`.
 
     Raises:
         ThoradError: there is none, or a DICOM file can't be read.
@@ -170,6 +186,8 @@ def picture_files(scans: Mapping[str, Scan]) -> list[Path]:
             f"{next(iter(scans.values())).path}: {len(scans)} volumes and no picture. Expected pictures: `thorad "
             "prepare` cuts volumes into slices."
         )
+    if len(files) < len(scans):
+        scans.left_out["volume where a picture is needed"] += len(scans) - len(files)
     return files
 
 
@@ -178,21 +196,29 @@ def read_picture(path: Path) -> Image:
     return read_radiograph(path) if _is_dicom_file(path) else read_image(path)
 
 
-def _scan_files(given: Path, leave_out: Path | None) -> tuple[dict[Path, bool], Path]:
+def _scan_files(given: Path, leave_out: Path | None, left_out: Counter[str]) -> tuple[dict[Path, bool], Path]:
     """{file: whether it is DICOM} of one input, and the folder that names are relative to.
 
     Of a folder only what looks like a scan; what a user names one by one is taken as it is.
     """
-    files, folder = files_of(given, leave_out)
+    files, folder = files_of(given, leave_out, left_out)
     kinds = {path: _is_dicom_file(path) for path in files}
     if folder == given:
-        kinds = {path: as_dicom for path, as_dicom in kinds.items() if as_dicom or _has_known_suffix(path)}
+        others = [path for path, as_dicom in kinds.items() if not (as_dicom or _has_known_suffix(path))]
+        left_out.update(_kind_of(path) for path in others)
+        for path in others:
+            del kinds[path]
     if not kinds:
         raise ThoradError(
             f"{given}: no image in this folder or below. Expected DICOM files, or files that end in "
-            f"{', '.join((*SUFFIXES, *VOLUME_SUFFIXES))}."
+            f"{', '.join((*SUFFIXES, *VOLUME_SUFFIXES))}. {counted(left_out)}".strip()
         )
     return kinds, folder
+
+
+def _kind_of(path: Path) -> str:
+    """The suffix of what is neither picture nor volume, where it looks like one: a number isn't."""
+    return path.suffix.lower() if re.fullmatch(r"\.[A-Za-z]\w{0,9}", path.suffix, re.ASCII) else "no suffix"
 
 
 def _has_known_suffix(path: Path) -> bool:
@@ -203,8 +229,9 @@ def _is_dicom_file(path: Path) -> bool:
     return path.name.lower().endswith(DICOM_SUFFIXES) or (not _has_known_suffix(path) and is_dicom(path))
 
 
-def _dicom_scans(files: Mapping[Path, Path], keep_identity: bool) -> list[Scan]:
+def _dicom_scans(files: Mapping[Path, Path], keep_identity: bool, left_out: Counter[str]) -> list[Scan]:
     found = find_series(list(files))
+    left_out.update(f"DICOM: {reason}" for reason in found.skipped.values())
     scans: list[Scan] = []
     for series in found.series:
         first, count = series.files[0], len(series.files)

@@ -4,12 +4,21 @@ import csv
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Number
 from pathlib import Path
 
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
+from thorad.io.text import original, reversible
+
+FORMULA = re.compile(r"'*[=+\-@]")
+"""How a cell begins that a spreadsheet takes for a formula, or that an apostrophe keeps from it."""
+
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?")
+"""What begins likewise and is none."""
 
 SHOWN = 5
 """How many offending entries an error message lists before it only counts the rest."""
@@ -24,10 +33,20 @@ def listing(entries: Sequence[str]) -> str:
     return f"{shown} and {len(entries) - SHOWN} more" if len(entries) > SHOWN else shown
 
 
+def counted(left_out: Mapping[str, int]) -> str:
+    """The most frequent of {why files were left out: how many}: `Left out 9: .txt (7), hidden (2).`; empty for none."""
+    if not left_out:
+        return ""
+    frequent = sorted(left_out, key=lambda reason: (-left_out[reason], reason))
+    reasons = listing([f"{reason} ({left_out[reason]})" for reason in frequent])
+    return f"Left out {sum(left_out.values())}: {reasons}."
+
+
 def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
     """The rows of a comma-separated UTF-8 table with a header line that has these columns, others are kept too.
 
-    The file may be packed, .csv.gz. Cells are without surrounding blanks; blank lines are left out.
+    The file may be packed, .csv.gz. Cells are without surrounding blanks, and as they were before `write_table` has
+    written them; blank lines are left out.
 
     Raises:
         ThoradError: unreadable, not UTF-8, not a table, a column missing or named twice, a row of another length,
@@ -48,7 +67,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
                         f"{path}, line {reader.line_num}: found {len(cells)} cells, expected {len(header)} as in the "
                         "header. Put cells that hold a comma in double quotes."
                     )
-                rows.append((reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))))
+                rows.append((reader.line_num, dict(zip(header, map(_read_cell, cells), strict=True))))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ThoradError(f"{path}: not CSV in UTF-8 ({error}). Save it as comma-separated CSV in UTF-8.") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -61,9 +80,11 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Write a comma-separated UTF-8 table with a header line, whole or not at all.
+    r"""Write a comma-separated UTF-8 table with a header line, whole or not at all.
 
-    Of the rows, {column: cell}, what is missing or None is an empty cell; what is no column is left out.
+    Of the rows, {column: cell}, what is missing or None is an empty cell; what is no column is left out. Text that a
+    spreadsheet would run as a formula gets an apostrophe before it; characters that act on a terminal are written out,
+    as `\x1b`.
     """
     write_atomic(path, table_content(columns, rows))
 
@@ -73,8 +94,21 @@ def table_content(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) 
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode(errors="backslashreplace")  # paths may hold bytes that are no UTF-8
+    writer.writerows({column: _written_cell(cell) for column, cell in row.items()} for row in rows)
+    return text.getvalue().encode()
+
+
+def _written_cell(cell: object) -> object:
+    """A number as it is; text as `_read_cell` takes it."""
+    if cell is None or isinstance(cell, Number):
+        return cell
+    text = reversible(str(cell))
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def _read_cell(text: str) -> str:
+    text = text.strip()
+    return original(text[1:] if text.startswith("'") and FORMULA.match(text) else text)
 
 
 def files_in_column(table: Path, rows: Sequence[Row], column: str) -> list[Path]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -23,7 +24,8 @@ from thorad.io.inputs import as_image
 from thorad.io.preprocess import to_model_input
 from thorad.io.scans import Scan, find_scans
 from thorad.io.slices import images_of
-from thorad.io.tables import listing
+from thorad.io.tables import counted, listing
+from thorad.io.text import printable
 from thorad.recipe import Recipe, TrainingSection
 
 Source: TypeAlias = "str | Path | Dataset[Any]"
@@ -71,9 +73,8 @@ class FileImages:
             kept = scan.is_volume or len(self._images) < KEPT_BYTES // inputs[0].nbytes
             self._images += inputs if kept else [scan]
         if problems:
-            listed = "\n".join(problems[:5])
             raise ThoradError(
-                f"{len(problems)} of {len(scans)} images can't be trained on; mend or remove them:\n{listed}"
+                f"{len(problems)} of {len(scans)} images can't be trained on; mend or remove them: {listing(problems)}"
             )
         if masks:  # a mistake that no loss curve shows
             raise ThoradError(
@@ -147,7 +148,12 @@ def open_images(
     """
 
     def find(source: Source | None) -> list[Scan]:
-        return list(find_scans([Path(source)], leave_out=leave_out).values()) if isinstance(source, str | Path) else []
+        if not isinstance(source, str | Path):
+            return []
+        scans = find_scans([Path(source)], leave_out=leave_out)
+        if scans.left_out:
+            rank_zero_info(f"{printable(str(source))}: {counted(scans.left_out)}")
+        return list(scans.values())
 
     def opened(what: str, source: Source, scans: Sequence[Scan]) -> Images:
         if isinstance(source, str | Path):
