@@ -22,6 +22,7 @@ from thorad.check import Check, RefusedError
 from thorad.diffusion import ENGINES, NOISES
 from thorad.diffusion.engine import Engine
 from thorad.diffusion.noise import case_generator
+from thorad.domain.tags import check_tags
 from thorad.errors import ThoradError
 from thorad.findings import findings_in
 from thorad.io.images import Image
@@ -179,8 +180,8 @@ class Detector:
         }
 
     def check(self, image: Image) -> Check:
-        """Whether an image is what the model can judge; takes milliseconds."""
-        return Check()
+        """Whether an image is what the model can judge, by its DICOM tags; takes milliseconds."""
+        return check_tags(image.tags, self.model.recipe.domain, self.model_name)
 
     def detect(self, image: ImageLike, on_step: OnStep | None = None) -> Detection:
         """Find what is not healthy in one image.

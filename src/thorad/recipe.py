@@ -77,6 +77,21 @@ class VolumeSection(_Section):
         return self
 
 
+class DomainSection(_Section):
+    """What a scan must be for the model to know it; what is empty is not asked for (`thorad.domain`)."""
+
+    modality: str = ""
+    """DICOM's term, such as MR or CT; DX stands for all plain X-rays."""
+    weighting: Literal["", "T1w"] = ""
+    """Of MR."""
+    contrast_agent: Literal["any", "none"] = "any"
+    """Whether scans may be made with one."""
+    body_parts: tuple[str, ...] = ()
+    """DICOM's terms; a scan's must contain one of them."""
+    picture: str = ""
+    """What the pictures show, in words, for messages: "an axial T1w slice, anterior up"."""
+
+
 class NetworkSection(_Section):
     """What every kind of network says of itself; a kind of its own subclasses this and is named in `NETWORKS`."""
 
@@ -270,6 +285,7 @@ class Recipe(_Section):
     description: str = ""
     image: ImageSection = ImageSection()
     volume: VolumeSection = VolumeSection()
+    domain: DomainSection = DomainSection()
     network: Annotated[SerializeAsAny[NetworkSection], BeforeValidator(_network_of_kind)] = UNetSection()
     noise: NoiseSection = NoiseSection()
     augmentation: AugmentationSection = AugmentationSection()

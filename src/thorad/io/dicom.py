@@ -30,6 +30,7 @@ from thorad.errors import ThoradError
 from thorad.io.decode import check_sides, to_grey
 from thorad.io.images import Image, check_values
 from thorad.io.reading import COPY_AGAIN, LARGEST_FILE, check_file, one_error, reading_part
+from thorad.io.tags import ScanTags, scan_tags
 from thorad.io.volumes import LARGEST_VOLUME, Volume
 
 MANUFACTURER: Final = "thorad"
@@ -196,9 +197,11 @@ def read_series(series: Series, name: str | None = None) -> Volume:
     stack = np.full((len(planes), *planes[0].shape), np.nan, np.float32)  # stays NaN where frames are missing
     padding = np.zeros(stack.shape, np.bool_)
     index_of = {(plane.file, plane.frame): index for index, plane in enumerate(planes)}
+    tags: ScanTags | None = None
     for path in series.files:
         dataset = read_dataset(path, pixels=True)
         with reading(path):
+            tags = tags or scan_tags(dataset)
             for frame, stored in enumerate(decoded_frames(dataset, path)):
                 index = index_of[path, frame]
                 grey = to_grey(stored, str(path))
@@ -211,6 +214,7 @@ def read_series(series: Series, name: str | None = None) -> Volume:
         affine=affine,
         source=f"DICOM series {series.name}",
         name=name or series.name,
+        tags=tags,
     )
 
 
@@ -236,8 +240,8 @@ def read_radiograph(path: Path, name: str | None = None) -> Image:
         pixels = displayed_values(stored, dataset)
         uid = text_of(dataset, "SeriesInstanceUID") or text_of(dataset, "SOPInstanceUID") or pixels.tobytes().hex()
         name = name or _name(text_of(dataset, "Modality"), uid)
-        spacing = _spacing(dataset)
-    return Image(check_values(pixels, str(path)), f"DICOM series {name}", name, spacing)
+        spacing, tags = _spacing(dataset), scan_tags(dataset)
+    return Image(check_values(pixels, str(path)), f"DICOM series {name}", name, spacing, tags)
 
 
 def slice_order(series: Series) -> list[tuple[Path, int]]:

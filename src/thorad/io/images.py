@@ -25,6 +25,7 @@ from thorad.io.decode import check_array, decode, to_grey
 from thorad.io.intensity import scale
 from thorad.io.reading import check_file, one_error
 from thorad.io.tables import files_in_column, read_table
+from thorad.io.tags import ScanTags
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 """What a folder is searched for. A file given by itself is recognised by its content, whatever its suffix."""
@@ -42,6 +43,8 @@ class Image:
     """Case id: unique in a run, safe as a file name."""
     spacing: tuple[float, float] | None = None
     """Pixel height and width in mm, where known. None for the formats here: their resolution tags speak of printing."""
+    tags: ScanTags | None = None
+    """Of DICOM, and of the volume that it is a slice of."""
 
     @cached_property
     def scaled(self) -> NDArray[np.float32]:

@@ -58,7 +58,9 @@ def axial_images(volume: Volume, to_template: NDArray[np.float64], indices: Sequ
     for index, pixels in zip(indices, cut_axial(volume, to_template, indices), strict=True):
         source = f"{volume.source}, slice {index} of the template"
         # As `case_names` makes it of <volume>/slice_095.png.
-        images.append(Image(pixels, source, f"{volume.name}__{slice_name(index)}", spacing=(1.0, 1.0)))
+        images.append(
+            Image(pixels, source, f"{volume.name}__{slice_name(index)}", spacing=(1.0, 1.0), tags=volume.tags)
+        )
         _check_scale(images[-1], source)
     return images
 

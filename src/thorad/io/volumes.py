@@ -25,6 +25,7 @@ from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, check_values
 from thorad.io.reading import COPY_AGAIN, check_file, one_error
+from thorad.io.tags import ScanTags
 
 VOLUME_SUFFIXES: Final = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 """What a folder is searched for. A file given by itself is recognised by its content, whatever its suffix."""
@@ -110,6 +111,8 @@ class Volume:
     """Case id: unique in a run, safe as a file name."""
     header: Any = None
     """The NIfTI header it came with, which may name the patient; None for other kinds."""
+    tags: ScanTags | None = None
+    """Of DICOM."""
 
     @property
     def spacing(self) -> tuple[float, float, float]:

@@ -228,7 +228,8 @@ def _claim(out: Path, recipe: Recipe) -> None:
         raise ThoradError(
             f"{out}: can't be written ({error.strerror}). Give a folder that you may write to."
         ) from error
-    if parse_recipe(earlier, source=str(path)) != recipe:
+    # What the model is for changes no weight, and older recipes don't say it.
+    if parse_recipe(earlier, source=str(path)).model_copy(update={"domain": recipe.domain}) != recipe:
         raise ThoradError(f"{out}: holds a training with another recipe. Use another folder or its recipe.")
 
 
