@@ -19,7 +19,7 @@ parser.add_argument("--out", type=Path, default=Path("results"))
 parser.add_argument("--model", default="brain-t1-compact", help="a bundled model's name or a model folder")
 arguments = parser.parse_args()
 
-detectors = [Detector(arguments.model, method=method) for method in ("thor", "zscore")]
+detectors = [Detector(arguments.model, method=method, draws=1) for method in ("thor", "zscore")]
 results = evaluate(read_cases(arguments.cases), [], detectors, arguments.out)
 print(table_of(results).markdown())
 print(baseline_warning(results) or "THOR is above the z-score here.")

@@ -104,8 +104,11 @@ def test_results_hold_what_the_calibration_says(detector: Detector, model: Path,
     assert calibrated.calibration is not None
     summary = detect_files(calibrated, scans_of(healthy), open_results(calibrated, tmp_path / "out"))
     # The calibration scans among themselves: score k of 19 from above has k of them at or above it.
-    assert sorted(p for p, _ in summary.verdicts.values()) == pytest.approx([(k + 1) / 20 for k in range(1, 20)])
-    assert [summary.verdicts[name][0] for name in summary.done] == sorted(p for p, _ in summary.verdicts.values())
+    assert sorted(each.p_value for each in summary.verdicts.values()) == pytest.approx(
+        [(k + 1) / 20 for k in range(1, 20)]
+    )
+    ranked = [each.p_value for each in summary.verdicts.values()]
+    assert [summary.verdicts[name].p_value for name in summary.done] == sorted(ranked)
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["options"]["calibration"] == {
         "false_positives": 0.01,
@@ -318,7 +321,7 @@ def test_p_values_of_healthy_scans_that_were_not_calibrated_on(shared_data: Path
     calibrated = Detector(copy, **options)  # type: ignore[arg-type]
     verdicts = detect_files(calibrated, halves[1], open_results(calibrated, tmp_path / "out")).verdicts
     assert verdicts.keys() == halves[1].keys()
-    p_values = np.array([p for p, _ in verdicts.values()])
+    p_values = np.array([each.p_value for each in verdicts.values()])
     assert (p_values <= 0.05).sum() <= binom.ppf(0.975, 29, 0.05)
     for k in range(1, 30):
         low, high = betabinom.ppf([0.005, 0.995], 29, k, 30 - k)

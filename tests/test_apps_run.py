@@ -151,6 +151,7 @@ def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
         "noise": "simplex",
         "steps": 2,
         "noise_level": None,
+        "draws": 2,
         "finish": False,
         "seed": 0,
         "model": "tiny",

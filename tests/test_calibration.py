@@ -203,6 +203,11 @@ def test_the_matching_calibration() -> None:
     for other in ({"steps": 2}, {"noise": "gaussian"}, {"perceptual_weights_sha256": "7"}, {"preset": "published"}):
         assert matching_calibration(made, {**PROVENANCE, **other}) is None
     assert matching_calibration(made, {**PROVENANCE, "preset": None}) == made[0], "not set, as before it was known"
+    # Scores of one draw scatter more than those of two: thresholds and p-values of one don't hold for the other.
+    assert matching_calibration(made, {**PROVENANCE, "draws": 1}) == made[0], "of before there were draws"
+    assert matching_calibration(made, {**PROVENANCE, "draws": 2}) is None
+    assert matching_calibration([calibration(draws=2)], {**PROVENANCE, "draws": 2}) == calibration(draws=2)
+    assert matching_calibration([calibration(draws=2)], PROVENANCE) is None
     assert matching_calibration([], PROVENANCE) is None
 
 
@@ -248,5 +253,5 @@ def test_a_preset_of_earlier_versions_is_a_method_now() -> None:
     assert Calibration.from_json(unset).options == unset["options"]
     preset = {**content, "options": {**content["options"], "preset": "published"}}
     read = Calibration.from_json(preset)
-    assert read.options == {**content["options"], "method": f"published-{PROVENANCE['method']}"}
+    assert read.options == {**content["options"], "method": f"published-{PROVENANCE['method']}", "draws": 1}
     assert matching_calibration([read], {**PROVENANCE, "method": f"published-{PROVENANCE['method']}"}) == read

@@ -110,15 +110,16 @@ def test_detect_takes_every_option(tiny_model: Path, tmp_path: Path) -> None:
     scan = write_scan(tmp_path / "a.png")
     result = thorad_command(
         *("detect", scan, "--out", tmp_path / "out", "--model", tiny_model, "--method", "thor", "--noise", "gaussian"),
-        *("--steps", "3", "--device", "cpu", "--seed", "5", "--batch-size", "2", "--finish", "--quiet"),
+        *("--steps", "3", "--device", "cpu", "--seed", "5", "--batch-size", "2", "--draws", "3", "--finish", "--quiet"),
     )
     assert (result.exit_code, result.output) == (0, "")
     options = json.loads((tmp_path / "out" / "run.json").read_text())["options"]
-    assert {key: options[key] for key in ("method", "noise", "steps", "seed", "finish")} == {
+    assert {key: options[key] for key in ("method", "noise", "steps", "seed", "draws", "finish")} == {
         "method": "thor",
         "noise": "gaussian",
         "steps": 3,
         "seed": 5,
+        "draws": 3,
         "finish": True,
     }
     result = thorad_command(
@@ -133,7 +134,7 @@ def test_detect_takes_every_option(tiny_model: Path, tmp_path: Path) -> None:
     assert "--perceptual-weights" not in result.stdout
     result = thorad_command(
         *("detect", scan, "--out", tmp_path / "all", "--model", tiny_model, "--method", "ddpm", "--steps", "all"),
-        *("--device", "cpu"),
+        *("--device", "cpu", "--draws", "1"),
     )
     assert result.exit_code == 0
     with (tmp_path / "all" / "cases.csv").open(newline="") as file:
@@ -324,7 +325,8 @@ def test_asking_for_a_mask_without_a_calibration_ends_with_2(tiny_model: Path, h
     calibrate(tiny_model, healthy, "--out", tmp_path / "model")
     result = detect(tmp_path / "model", scan, "--out", tmp_path / "out", "--false-positives", "0.01")
     assert result.exit_code == 2
-    assert "calibrated with method zscore-two-sided; asked: method thor, noise simplex, steps 5" in result.stderr
+    told = "calibrated with method zscore-two-sided; asked: method thor, noise simplex, steps 5, draws 2"
+    assert told in result.stderr
     options = ("--model", tmp_path / "model", "--method", "zscore-two-sided", "--device", "cpu")
     result = thorad_command("detect", scan, "--out", tmp_path / "out", *options, "--false-positives", "0.03")
     assert result.exit_code == 2

@@ -101,7 +101,7 @@ def test_methods_are_described() -> None:
     result = thorad_command("methods")
     assert (result.exit_code, result.stderr) == (0, "")
     said = " ".join(result.stdout.split())
-    assert re.search(r"^thor +simplex, gaussian +8 +THOR: ", result.stdout, flags=re.MULTILINE)
+    assert re.search(r"^thor +simplex, gaussian +16 +THOR: ", result.stdout, flags=re.MULTILINE)
     assert re.search(r"^zscore +- +0 +z-score: ", result.stdout, flags=re.MULTILINE)
     for name, method in METHODS.items():
         assert re.search(rf"^{re.escape(name)} ", result.stdout, flags=re.MULTILINE)

@@ -109,7 +109,7 @@ def test_everything_lies_on_the_images_own_grid(tiny_model: Path, height: int, w
     np.testing.assert_array_equal(found.image, scale(image.pixels))
     assert found.anomaly_map.min() >= 0
     assert 0 <= found.pseudo_healthy.min() <= found.pseudo_healthy.max() <= 1
-    assert (found.name, found.source, found.network_calls) == ("x", "x.png", 2)
+    assert (found.name, found.source, found.network_calls) == ("x", "x.png", 2 * 2)
 
 
 def test_the_zscore_is_the_one_of_the_models_statistics(tiny_model: Path) -> None:
@@ -155,6 +155,91 @@ def test_noise_comes_from_the_seed_and_the_content(tiny_model: Path) -> None:
     assert np.abs(found.anomaly_map - other.anomaly_map).max() > 1e-4
 
 
+def test_several_draws_are_averaged_and_the_first_is_the_single_one(tiny_model: Path) -> None:
+    image = picture("x", 32, 32)
+    single, three = (Detector(tiny_model, device="cpu", draws=draws, threshold=0.02) for draws in (1, 3))
+    made: list[Restoration] = []
+    restore = three._method.restore
+
+    def recorded(*arguments: Any, **options: Any) -> Restoration:
+        made.append(restore(*arguments, **options))
+        return made[-1]
+
+    three._method = replace(three._method, restore=recorded)
+    one, found = single.detect(image), three.detect(image)
+    maps = np.stack([each.anomaly_map[0, 0].numpy() for each in made])
+    assert len(maps) == 3
+    np.testing.assert_array_equal(maps[0], one.anomaly_map)
+    assert all(np.abs(maps[i] - maps[j]).max() > 1e-4 for i, j in ((0, 1), (0, 2), (1, 2)))
+    np.testing.assert_allclose(found.anomaly_map, maps.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found.spread, maps.std(0, ddof=1), rtol=1e-4, atol=1e-7)
+    healthy = np.mean([(each.pseudo_healthy[0, 0].numpy() + 1) / 2 for each in made], axis=0)
+    np.testing.assert_allclose(found.pseudo_healthy, healthy, atol=1e-5)
+    assert found.network_calls == three.network_calls == 3 * one.network_calls
+    masks = maps > 0.02
+    np.testing.assert_array_equal(found.draw_masks, masks)
+    dice = [2 * (masks[i] & masks[j]).sum() / (masks[i].sum() + masks[j].sum()) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert 0 < np.mean(dice) < 1
+    assert found.draw_agreement == pytest.approx(np.mean(dice))
+    assert f"draws agree {np.mean(dice):.2f}" in repr(found)
+    assert (one.spread, one.draw_masks, one.draw_agreement) == (None, (), None)
+
+
+def test_a_finer_picture_changes_no_later_draw(tiny_model: Path) -> None:
+    """Finishing a chain draws more noise; the next draw's is its own."""
+    image = picture("x")
+    short, whole = (Detector(tiny_model, device="cpu", finish=finish, steps=10, draws=2) for finish in (False, True))
+    np.testing.assert_array_equal(short.detect(image).anomaly_map, whole.detect(image).anomaly_map)
+
+
+def test_steps_are_those_of_the_first_draw(tiny_model: Path) -> None:
+    (one,), (two,) = (
+        list(Detector(tiny_model, device="cpu", draws=draws).detect_batch([picture("x")], keep_steps=True))
+        for draws in (1, 2)
+    )
+    assert [step.timestep for step in one.steps] == [step.timestep for step in two.steps]
+    for single, first in zip(one.steps, two.steps, strict=True):
+        np.testing.assert_array_equal(single.clean, first.clean)
+
+
+@pytest.mark.parametrize(
+    ("method", "draws"),
+    [("thor", 2), ("anoddpm", 2), ("ddpm", 2), ("autoddpm", 2), ("thor+", 1), ("zscore", 1), ("published-thor", 1)],
+)
+def test_draws_by_default(tiny_model: Path, method: str, draws: int) -> None:
+    detector = Detector(tiny_model, method=method, device="cpu")
+    assert detector.draws == detector.provenance()["draws"] == draws
+    assert detector.network_calls == draws * detector.options.network_calls()
+
+
+def test_thor_plus_tells_the_spread_of_its_own_draws(tiny_model: Path) -> None:
+    detector = Detector(tiny_model, method="thor+", device="cpu", threshold=0.3)
+    found = detector.detect(picture("x"))
+    assert found.spread is not None
+    assert found.spread.max() > 0
+    assert len(found.draw_masks) == 2, "of either half"
+    assert found.draw_agreement is not None
+
+
+def test_impossible_draws_are_refused(tiny_model: Path) -> None:
+    with pytest.raises(ThoradError, match="draws is 0, expected 1 or more"):
+        Detector(tiny_model, draws=0)
+    with pytest.raises(ThoradError, match=r"draws is 2, expected 1, for the method draws no noise \(method 'zscore'\)"):
+        Detector(tiny_model, method="zscore", draws=2)
+    assert Detector(tiny_model, method="zscore", draws=1).draws == 1
+
+
+def test_without_a_threshold_there_is_a_spread_and_no_agreement(tiny_model: Path) -> None:
+    found = Detector(tiny_model, device="cpu").detect(picture("x"))
+    assert found.spread is not None
+    assert found.spread.shape == found.anomaly_map.shape
+    assert found.draw_agreement is None
+
+
+def test_empty_masks_agree(tiny_model: Path) -> None:
+    assert Detector(tiny_model, device="cpu", threshold=1e6).detect(picture("x")).draw_agreement == 1.0
+
+
 def test_finish_changes_the_picture_and_not_the_map(tiny_model: Path) -> None:
     image = picture("x")
     short, whole = (Detector(tiny_model, device="cpu", finish=finish, steps=10) for finish in (False, True))
@@ -185,10 +270,10 @@ def test_network_calls_are_what_is_called(
 
 def test_all_steps_and_few_steps(tiny_model: Path) -> None:
     """THOR with simplex noise visits 250 ... 50 and calls twice at 200, 150 and 100 (the map needs no more)."""
-    assert Detector(tiny_model, device="cpu", steps="all").network_calls == 201 + 3
-    assert Detector(tiny_model, device="cpu", steps="all", finish=True).network_calls == 251 + 4
-    assert Detector(tiny_model, device="cpu", steps="all", method="ddpm").network_calls == 351
-    assert Detector(tiny_model, device="cpu", steps=1, method="anoddpm").network_calls == 1
+    assert Detector(tiny_model, device="cpu", steps="all", draws=1).network_calls == 201 + 3
+    assert Detector(tiny_model, device="cpu", steps="all", draws=1, finish=True).network_calls == 251 + 4
+    assert Detector(tiny_model, device="cpu", steps="all", draws=1, method="ddpm").network_calls == 351
+    assert Detector(tiny_model, device="cpu", steps=1, draws=1, method="anoddpm").network_calls == 1
 
 
 def test_steps_can_be_watched(tiny_model: Path) -> None:
@@ -476,7 +561,7 @@ def test_an_engine_of_ones_own(tiny_model: Path) -> None:
     engine = Nothing()
     detector = Detector(tiny_model, device="cpu", engine=engine)
     detector.detect(picture())
-    assert engine.calls == detector.network_calls == 8
+    assert engine.calls == detector.network_calls == 2 * 8
     assert detector.provenance()["engine"] == "Nothing"
     assert "engine='Nothing'" in repr(detector)
 
@@ -522,7 +607,7 @@ def test_a_picture_of_monai_is_turned(tiny_model: Path, tmp_path: Path) -> None:
     [
         (
             lambda image: image[:, 0],
-            r"method 'odd' made .* of \(1, 32, 32\) and \(1, 32, 32\), expected \(1, 1, 32, 32\)",
+            r"method 'odd' made .* of \(1, 32, 32\), expected \(1, 1, 32, 32\)",
         ),
         (lambda image: None, "method 'odd' failed on image: AttributeError"),
     ],

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
@@ -88,6 +90,17 @@ def test_more_draws_make_a_steadier_map() -> None:
         return float(torch.stack([run(image, options, seed) for seed in range(6)]).square().mean())
 
     assert variance(8) < 0.3 * variance(1)
+
+
+def test_the_maps_of_its_halves_are_those_of_as_many_draws() -> None:
+    image = with_square(-0.7)
+    whole = ThorPlusOptions(steps=1, draws=5)
+    _, noise = noise_of(4)
+    found = thor_plus(denoise, image, SCHEDULE, noise, residual, options=whole)  # type: ignore[arg-type]
+    _, noise = noise_of(4)
+    for part, draws in zip(found.draw_maps, (2, 3), strict=True):
+        alone = thor_plus(denoise, image, SCHEDULE, noise, residual, options=replace(whole, draws=draws))  # type: ignore[arg-type]
+        assert torch.equal(part, alone.anomaly_map)
 
 
 def test_one_image_gives_one_map_whatever_its_batch() -> None:

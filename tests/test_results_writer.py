@@ -94,6 +94,7 @@ def test_a_run(tmp_path: Path) -> None:
         "score": repr(first.score),
         "p_value": "",
         "findings": "",
+        "draw_agreement": "",
         "network_calls": "9",
         "seconds": "0.25",
         "status": "ok",

@@ -170,16 +170,17 @@ def map_options(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def same_options(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two sets of options are one; an option that one of them doesn't know is None there."""
+    """Whether two sets of options are one; an option that one of them doesn't know is None there, `draws` is 1."""
+    one, other = {"draws": 1, **one}, {"draws": 1, **other}
     return all(one.get(name) == other.get(name) for name in one.keys() | other.keys())
 
 
 def format_options(options: Mapping[str, Any]) -> str:
-    """Options in words, without those that are not set: `method thor, noise simplex, steps 1`."""
+    """Options in words, without those that are not set, and one draw: `method thor, noise simplex, steps 1`."""
     return ", ".join(
         f"{name.replace('_', ' ')} {f'{value[:12]}...' if name.endswith('sha256') else value}"
         for name, value in options.items()
-        if value not in (None, False) and name != "settings_sha256"
+        if value not in (None, False) and name != "settings_sha256" and (name, value) != ("draws", 1)
     )
 
 

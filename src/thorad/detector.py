@@ -27,7 +27,7 @@ from thorad.errors import ThoradError
 from thorad.findings import findings_in
 from thorad.io.images import Image
 from thorad.io.inputs import ImageLike, as_image
-from thorad.io.preprocess import to_input_grid, to_model_grid
+from thorad.io.preprocess import Placement, to_input_grid, to_model_grid
 from thorad.maps.anomaly_map import AnomalyMap, residual
 from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
 from thorad.methods import METHODS, Method, Request, Restoration, Step
@@ -65,10 +65,13 @@ class Detector:
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         engine: what runs the network: one of `thorad.diffusion.ENGINES`, or an engine (`thorad.diffusion.engine`).
         seed: random seed for the noise. An image's noise depends on this seed and on what the image shows, not
-            on its name or file.
+            on its name or file; and the first of several draws is the one that one draw would be.
         batch_size: images at once on an accelerator, in bfloat16 where it has that: there a result may depend on its
             batch in the last digits of bfloat16 (not measured). On a CPU every image goes by itself, on a thread of its
             own: a result is the same to the last bit whatever its batch and the number of threads.
+        draws: how often the method runs, each time with other noise; the map and the pseudo-healthy image are means.
+            None is the method's default: 2 for a method with noise; 1 for one without, for the published ones, and for
+            those that draw several times themselves.
         finish: go on below the last harmonised timestep for a finer pseudo-healthy image; the map doesn't change.
         perceptual_weights: a torchvision SqueezeNet 1.1 file for LPIPS instead of the model's own weights (an imported
             model's), or of the bundled ones.
@@ -79,8 +82,8 @@ class Detector:
 
     Raises:
         ThoradError: unknown model, method, noise, engine or device, a damaged model, one for images in [0, 1], steps
-            out of range, weights that the method doesn't use, a calibration of another model, or none for the asked
-            false positives, a threshold below 0 or beside false positives.
+            or draws out of range, weights that the method doesn't use, a calibration of another model, or none for the
+            asked false positives, a threshold below 0 or beside false positives.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Detector:
         engine: str | Engine = "torch",
         seed: int = 0,
         batch_size: int = 16,
+        draws: int | None = None,
         finish: bool = False,
         perceptual_weights: Path | None = None,
         false_positives: float | None = None,
@@ -115,8 +119,9 @@ class Detector:
         _refuse_input_range(self.model.recipe)
         self.noise = self._checked_noise(noise)
         self.steps = self._checked_steps(steps)
+        self.draws = self._checked_draws(draws)
         self.options: Options = self._method_options()
-        self.network_calls = self.options.network_calls()
+        self.network_calls = self.draws * self.options.network_calls()
         self.engine, self._engine = self._made_engine(engine)
         self._lpips_weights, self._compare = self._comparison(perceptual_weights)
         self._region = torch.from_numpy(self.model.region).to(self.device)
@@ -166,6 +171,7 @@ class Detector:
             "noise": self.noise,
             "steps": self.steps,
             "noise_level": self.noise_level,
+            "draws": self.draws,
             "finish": self.finish,
             "seed": self.seed,
             "model": self.model.recipe.name,
@@ -189,7 +195,7 @@ class Detector:
         Args:
             image: a file's path, pixels (H, W) or (1, H, W) of any scale as NumPy array, torch Tensor or MONAI
                 MetaTensor, a PIL image, or a `thorad.io.images.Image`; the pixels' 98th percentile becomes 1.
-            on_step: called with the pictures of every step, on the model's grid.
+            on_step: called with the pictures of every step of the first draw, on the model's grid.
 
         Raises:
             RefusedError: it is not the model's kind of image, and the detector isn't forced.
@@ -259,6 +265,8 @@ class Detector:
 
         restoration = self._restore(x, [image.name for image in images], keep if keep_steps or on_step else None)
         maps = restoration.anomaly_map.cpu()
+        draw_maps = torch.stack([each.cpu() for each in restoration.draw_maps]) if restoration.draw_maps else None
+        spreads = None if draw_maps is None else draw_maps.std(dim=0)
         scores = self.scores(maps)
         healthy = _to_unit(restoration.pseudo_healthy).cpu()
         seconds = (time.perf_counter() - began) / len(images)
@@ -278,10 +286,18 @@ class Detector:
                 p_value=None if self.calibration is None else self.calibration.p_value(score),
                 mask=mask,
                 findings=None if mask is None else findings_in(anomaly_map, mask, image.spacing),
+                spread=None if spreads is None else to_input_grid(spreads[i, 0], placement),
+                draw_masks=self._masks([] if draw_maps is None else draw_maps[:, i, 0], placement),
                 steps=tuple(kept[i]),
                 overlay_maximum=self.overlay_maximum,
                 check=checks[i],
             )
+
+    def _masks(self, maps: Iterable[Tensor], placement: Placement) -> tuple[NDArray[np.bool_], ...]:
+        """Of maps on the model's grid, on the image's own: what is above the threshold; none without one."""
+        if self.threshold is None:
+            return ()
+        return tuple(to_input_grid(each, placement) > self.threshold for each in maps)
 
     def model_maps(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """Anomaly maps on the model's grid, for evaluation.
@@ -312,9 +328,18 @@ class Detector:
         inside = maps[:, 0, self._region.to(maps.device)]  # (B, pixels in the region)
         return inside.topk(max(1, round(HIGHEST_SHARE * inside.shape[1])), dim=1).values.mean(1)
 
-    @torch.inference_mode()
     def _restore(self, x: Tensor, names: Sequence[str], on_step: OnBatchStep | None = None) -> Restoration:
-        generators = [case_generator(self.seed, picture) for picture in x]
+        """The mean of the draws; their maps beside it, where there are several."""
+        draws = [self._draw(x, names, draw, None if draw else on_step) for draw in range(self.draws)]
+        if len(draws) == 1:
+            return draws[0]
+        maps = tuple(each.anomaly_map for each in draws)
+        healthy = torch.stack([each.pseudo_healthy for each in draws]).mean(dim=0)
+        return Restoration(torch.stack(maps).mean(dim=0), healthy, draw_maps=maps)
+
+    @torch.inference_mode()
+    def _draw(self, x: Tensor, names: Sequence[str], draw: int, on_step: OnBatchStep | None) -> Restoration:
+        generators = [case_generator(self.seed, picture, draw) for picture in x]
         x = x.to(self.device) * 2 - 1  # the one place where [0, 1] becomes [-1, 1]
         kinds = self.model.recipe.noise.kinds
         draw_noise = NOISES[self.noise or kinds[0]]
@@ -328,22 +353,24 @@ class Detector:
             return self._engine(x_t, torch.full((len(x_t),), t, device=self.device), kind)
 
         try:
-            restoration = self._method.restore(
+            made = self._method.restore(
                 denoise, x, self.model.schedule, noise, self._compare, options=self.options, on_step=on_step
             )
-            shapes = [tuple(made.shape) for made in (restoration.anomaly_map, restoration.pseudo_healthy)]
+            made_of = (made.anomaly_map, made.pseudo_healthy, *made.draw_maps)
+            odd = [tuple(each.shape) for each in made_of if each.shape != x.shape]
         except (ThoradError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of a method, noise, network or engine, which may be anybody's
             raise ThoradError(
                 f"method {self.method!r} failed on {names[0]}: {type(error).__name__}: {error}"
             ) from error
-        if shapes != [tuple(x.shape)] * 2:
+        if odd:
             raise ThoradError(
-                f"method {self.method!r} made an anomaly map and a pseudo-healthy image of {shapes[0]} and "
-                f"{shapes[1]}, expected {tuple(x.shape)} of both."
+                f"method {self.method!r} made an anomaly map or a pseudo-healthy image of {odd[0]}, expected "
+                f"{tuple(x.shape)}."
             )
-        return replace(restoration, anomaly_map=restoration.anomaly_map * self._region)
+        maps = tuple(each * self._region for each in made.draw_maps)
+        return replace(made, anomaly_map=made.anomaly_map * self._region, draw_maps=maps)
 
     def _pictures(self, x: Tensor, step: Step) -> list[StepPictures]:
         """Those of each image of the batch x, (B, 1, S, S) in [0, 1]."""
@@ -381,6 +408,14 @@ class Detector:
                 f"steps is {steps!r}, expected 'all' or a number from 1 to {level} (the noise level of {self.method})."
             )
         return steps
+
+    def _checked_draws(self, draws: int | None) -> int:
+        if draws is None:
+            return self._method.default_draws
+        if draws < 1 or (draws > 1 and self.noise is None):
+            expected = "1, for the method draws no noise" if self.noise is None else "1 or more"
+            raise ThoradError(f"draws is {draws}, expected {expected} (method {self.method!r}).")
+        return draws
 
     def _method_options(self) -> Options:
         """The method's own options for what was asked for and this model."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,12 +83,22 @@ class Detection:
     """(H, W): `anomaly_map`, on this grid, above the detector's threshold; None where it has none."""
     findings: tuple[Finding, ...] | None = None
     """The 8-connected components of the mask, the highest peak first; None as above."""
+    spread: NDArray[np.float32] | None = None
+    """The standard deviation of the map between draws of the noise (divided by their number less one); None where
+    there was one draw. The map is their mean, so its own error is smaller by the root of their number."""
+    draw_masks: tuple[NDArray[np.bool_], ...] = ()
+    """(H, W) each: what is above the threshold in the map of each draw by itself; empty without draws or threshold."""
     steps: tuple[StepPictures, ...] = ()
-    """The restoration, step after step, where it was asked for."""
+    """The restoration, step after step, where it was asked for; of several draws the first one's."""
     overlay_maximum: float | None = None
     """Map value at which an overlay's colours end, one for a method, so that detections compare."""
     check: Check = NOTHING_FOUND
     """What speaks against the result; with refusals, it was forced."""
+
+    @property
+    def draw_agreement(self) -> float | None:
+        """Mean Dice of every two draws' masks: 1 where they are the same, or all empty; None without such masks."""
+        return _agreement(self.draw_masks)
 
     def __repr__(self) -> str:
         """One line: name, size, score and what else is known."""
@@ -137,6 +148,11 @@ class VolumeDetection:
         return scale(np.clip(self.volume.voxels, 0, None))
 
     @property
+    def draw_agreement(self) -> float | None:
+        """Mean Dice of every two draws' masks, each over all slices; as `Detection.draw_agreement`."""
+        return _agreement([np.stack(masks) for masks in zip(*(one.draw_masks for one in self.slices), strict=True)])
+
+    @property
     def where(self) -> str:
         """The slices, short enough for a NIfTI header's 79 characters."""
         return f"slice{'s' * (len(self.indices) > 1)} {format_indices(self.indices)} of MNI152"
@@ -182,16 +198,29 @@ def _facts(detection: Detection | VolumeDetection) -> str:
     facts = [f"score {detection.score:.4g}"]
     facts += [f"p {detection.p_value:.3g}"] if detection.p_value is not None else []
     facts += [f"{len(detection.findings)} findings"] if detection.findings is not None else []
+    agreement = detection.draw_agreement
+    facts += [f"draws agree {agreement:.2f}"] if agreement is not None else []
     facts += [detection.check.status] if detection.check.message else []
     return ", ".join(facts)
+
+
+def _agreement(masks: Sequence[NDArray[np.bool_]]) -> float | None:
+    if len(masks) < 2:
+        return None
+    both = [
+        (np.count_nonzero(one & other), np.count_nonzero(one) + np.count_nonzero(other))
+        for one, other in combinations(masks, 2)
+    ]
+    return float(np.mean([2 * common / total if total else 1.0 for common, total in both]))
 
 
 def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """A detector's options as earlier versions kept them, in today's words.
 
-    Before there were engines, all ran on torch; the methods `published-...` were a preset of those without the prefix.
+    Before there were engines, all ran on torch; before there were draws, each map was of one; the methods
+    `published-...` were a preset of those without the prefix.
     """
-    current = {"engine": "torch", **options}
+    current = {"engine": "torch", "draws": 1, **options}
     preset = current.pop("preset", None)
     if preset is not None and "method" in current:
         current["method"] = f"{preset}-{current['method']}"

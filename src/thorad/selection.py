@@ -106,7 +106,7 @@ def comparison(
 
 
 def default_network_calls(model: str | Path, method: Method, noise: str | None) -> int:
-    """Network calls for one image of a method with its default options.
+    """Network calls for one image of a method with its default options, of all draws.
 
     Raises:
         ThoradError: as the method's options.
@@ -122,7 +122,7 @@ def default_network_calls(model: str | Path, method: Method, noise: str | None) 
         patch_noise=recipe.noise.patch_noise,
         statistics=load_model(model).statistics if method.statistics else None,
     )
-    return method.options(request).network_calls()
+    return method.default_draws * method.options(request).network_calls()
 
 
 def _noises_with(

@@ -22,6 +22,7 @@ from thorad.io.preprocess import to_model_input
 from thorad.io.scans import Scan
 from thorad.io.slices import images_of
 from thorad.io.tables import listing
+from thorad.methods import METHODS
 from thorad.model import CALIBRATION, CARD, PERCEPTUAL, RECIPE, WEIGHTS, is_bundled, model_folder
 
 
@@ -166,6 +167,8 @@ def calibrate_command(detector: Detector, model: str | Path) -> str:
     words = ["thorad calibrate HEALTHY", f"--model {model}"]
     for name, value in map_options(detector.provenance()).items():
         if value is None or value is False or name == "settings_sha256":
+            continue
+        if name == "draws" and value == METHODS[detector.method].default_draws:
             continue
         if name == "perceptual_weights_sha256" and detector.perceptual_weights is None:
             continue  # the model's own weights, which nobody has to give

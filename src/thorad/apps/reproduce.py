@@ -153,6 +153,7 @@ class _Task(NamedTuple):
             noise=noise,
             noise_level=noise_level,
             steps=steps,
+            draws=1,  # as the paper's figures
             device=self.settings.device,
             seed=self.settings.seed,
             batch_size=self.settings.batch_size,

@@ -38,6 +38,7 @@ class Verdict(NamedTuple):
 
     p_value: float | None  # None where the model isn't calibrated
     finding_count: int | None  # None where there is no threshold
+    draw_agreement: float | None  # None where there is no threshold or one draw
 
 
 @dataclass
@@ -47,7 +48,7 @@ class RunSummary:
     done: dict[str, float] = field(default_factory=dict)
     """{name: score}, the highest first, with those that an earlier run has done."""
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    """Of those cases that have a p-value or a number of findings."""
+    """Of all that are done."""
     failed: dict[str, str] = field(default_factory=dict)
     """{name: why}, as the results keep it: without paths of DICOM files, unless identity is kept."""
     warned: dict[str, str] = field(default_factory=dict)
@@ -55,11 +56,9 @@ class RunSummary:
     already_done: int = 0  # how many of `done` were there before this run
     seconds: float = 0.0  # wall time of this run
 
-    def add(self, name: str, score: float, p_value: float | None, finding_count: int | None) -> None:
+    def add(self, name: str, score: float, verdict: Verdict) -> None:
         """Note a case that is done."""
-        self.done[name] = score
-        if p_value is not None or finding_count is not None:
-            self.verdicts[name] = Verdict(p_value, finding_count)
+        self.done[name], self.verdicts[name] = score, verdict
 
 
 def open_results(
@@ -228,7 +227,7 @@ class _Run:
         if warnings:
             self.summary.warned[scan.name] = " ".join(warnings)
         count = None if result.findings is None else len(result.findings)
-        self.summary.add(scan.name, float(result.score), result.p_value, count)
+        self.summary.add(scan.name, float(result.score), Verdict(result.p_value, count, result.draw_agreement))
         self.report()
 
     def _fail(self, scan: Scan, message: str) -> None:
@@ -262,7 +261,7 @@ def _done_before(scans: Mapping[str, Scan], results: ResultWriter, needs_steps: 
         elif case.score is None or (needs_steps and not any(file.endswith(STEPS) for file in case.sizes)):
             continue
         elif results.is_whole(case) and not results.is_stale(case.name, scan.files):
-            summary.add(case.name, case.score, case.p_value, case.finding_count)
+            summary.add(case.name, case.score, Verdict(case.p_value, case.finding_count, case.draw_agreement))
     if others:
         raise ThoradError(
             f"the folder holds results of other files under the same names: {listing(others)}. Choose another --out."

@@ -106,11 +106,16 @@ def _print_scores(summary: RunSummary, detector: Detector, model: str) -> None:
     from thorad.calibration import format_options
 
     columns = ["highest scores", ""]
-    columns += [*(["p"] if detector.calibration else []), *(["findings"] if detector.threshold is not None else [])]
+    masked, drawn = (
+        detector.threshold is not None,
+        any(each.draw_agreement is not None for each in summary.verdicts.values()),
+    )
+    columns += [*(["p"] if detector.calibration else []), *(["findings"] * masked), *(["draws agree"] * drawn)]
     rows = []
     for name, score in islice(summary.done.items(), HIGHEST):
-        p_value, findings = summary.verdicts.get(name, (None, None))
+        p_value, findings, agreement = summary.verdicts[name]
         cells = {"p": "-" if p_value is None else f"{p_value:.3g}", "findings": str(findings)}
+        cells["draws agree"] = "-" if agreement is None else f"{agreement:.2f}"
         rows.append([name, f"{score:.5g}", *(cells[column] for column in columns[2:])])
     if rows:
         print_table(Table(columns, rows))
@@ -127,6 +132,8 @@ def _print_scores(summary: RunSummary, detector: Detector, model: str) -> None:
         print_line(f"Masks and findings: above the threshold that {share} of the healthy scans' pixels exceed.")
     elif detector.threshold is not None:
         print_line(f"Masks and findings: above {detector.threshold:g}.")
+    if drawn:
+        print_line("draws agree: Dice between the masks of draws with other noise. 1: the same, 0: nothing in common.")
 
 
 @opt.verb(app, example="thorad methods")

@@ -54,7 +54,8 @@ class ComparisonOptions(opt.RunOptions):
         for model, method, noise in comparison(opt.parse_words(self.model), methods, noises):
             facts = METHODS[method]
             takes = {"steps": facts.default_steps, "noise_level": noise, "perceptual_weights": facts.perceptual}
-            detectors.append(self.run(model, method, noise, **{name: None for name in takes if not takes[name]}))
+            others = {name: None for name in takes if not takes[name]}
+            detectors.append(self.run(model, method, noise, draws=(self.draws or 1) if noise else 1, **others))
         return detectors
 
 

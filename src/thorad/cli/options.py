@@ -63,6 +63,9 @@ class RunOptions:
         Literal["published"] | None, MethodOption(help="The methods published-..., as the published code runs them.")
     ] = None
     perceptual_weights: Annotated[Path | None, MethodOption(help="torchvision's SqueezeNet 1.1 for LPIPS.")] = None
+    draws: Annotated[
+        int | None, MethodOption(help="Draws of the noise whose maps are averaged. Default: 2; evaluate: 1.", min=1)
+    ] = None
     device: Device = "auto"
     seed: Seed = 0
     batch_size: BatchSize = 16

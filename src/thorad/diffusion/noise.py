@@ -39,15 +39,15 @@ _GRADIENTS = torch.tensor(
 )
 
 
-def case_generator(seed: int, content: Tensor) -> torch.Generator:
-    """The generator of one case: depends on the run's seed and on what its picture shows, on nothing else.
+def case_generator(seed: int, content: Tensor, draw: int = 0) -> torch.Generator:
+    """The generator of one draw for one case: depends on the run's seed and what the picture shows, on nothing else.
 
     Of the picture (1, S, S) in [0, 1] the means of 8 x 8 blocks count, rounded to 1/256: what another processor's
     arithmetic changes about it, in a float's last digits, leaves the noise as it is but for one image in thousands.
     """
     means = F.adaptive_avg_pool2d(content.cpu().double(), 8)
     coarse = (256 * means).round().int().flatten().tolist()
-    digest = hashlib.sha256(f"{seed}/{coarse}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{draw}/{coarse}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 

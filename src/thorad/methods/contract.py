@@ -39,6 +39,8 @@ class Restoration:
     """(B, 1, H, W) >= 0: how far each pixel is from healthy."""
     pseudo_healthy: Tensor
     """(B, 1, H, W) in [-1, 1]: the image as the healthy anatomy would have it."""
+    draw_maps: tuple[Tensor, ...] = ()
+    """(B, 1, H, W) each: the maps of several draws of the noise, or of parts of them, where there were several."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,9 @@ class Method:
     """Whether its network learned to restore a box of an image that is clean elsewhere (`patch_noise`)."""
     statistics: bool = False
     """Whether it needs the training images' mean and standard deviation, which imported models lack."""
+    draws_itself: bool = False
+    """Whether it draws the noise several times within one map, and hands out the maps of its parts
+    (`Restoration.draw_maps`)."""
     can_finish: bool = False
     """Whether its chain can go on below the last harmonised timestep."""
     published: bool = False
@@ -153,6 +158,11 @@ class Method:
     def noises(self) -> tuple[str, ...]:
         """Kinds of noise that it works with, the default first."""
         return tuple(self.noise_levels)
+
+    @property
+    def default_draws(self) -> int:
+        """How often a detector runs it, each time with other noise, where nobody asks for a number."""
+        return 2 if self.noises and not (self.draws_itself or self.published) else 1
 
     @property
     def perceptual(self) -> bool:

@@ -7,6 +7,7 @@ several draws of the person's own healthy image and divides by how much healthy 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from thorad.diffusion.schedule import Schedule
 from thorad.maps.anomaly_map import gaussian_blur, harmonic_mean
 from thorad.methods.contract import Compare, Denoise, Method, Noise, OnStep, Request, Restoration
-from thorad.methods.thor import THOR, ThorOptions, draw
+from thorad.methods.thor import THOR, Draw, ThorOptions, draw
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,31 @@ def thor_plus(
 ) -> Restoration:
     """Draw THOR several times; what all draws find, over what healthy people differ by.
 
-    The pseudo-healthy image is the mean, over the draws, of the clean estimate at the last harmonised timestep.
+    The pseudo-healthy image is the mean, over the draws, of the clean estimate at the last harmonised timestep. Of two
+    draws and more, `draw_maps` are what the first and the second half of them find.
     """
     one_draw = ThorOptions(options.noise_level, options.harmonise_at, options.steps)
     draws = [
         draw(denoise, image, schedule, noise, compare, options=one_draw, on_step=on_step) for _ in range(options.draws)
     ]
-    pseudo_healthy = torch.stack([one.estimate for one in draws]).mean(dim=0)
+    half = len(draws) // 2
+    parts = [draws[:half], draws[half:]] if half else []
+    return Restoration(
+        _map(image, draws, options), _estimate(draws), tuple(_map(image, part, options) for part in parts)
+    )
+
+
+def _map(image: Tensor, draws: Sequence[Draw], options: ThorPlusOptions) -> Tensor:
     # Signed until here: what the draws disagree about cancels, as does what varies from pixel to pixel.
-    residual = gaussian_blur(image - pseudo_healthy, options.blur_sigma).abs() / 2  # on the [0, 1] scale
+    residual = gaussian_blur(image - _estimate(draws), options.blur_sigma).abs() / 2  # on the [0, 1] scale
     maps = [anomaly_map for one in draws for anomaly_map in one.maps]
     difference = residual ** (1 - options.thor_share) * harmonic_mean(maps) ** options.thor_share
     spread = torch.ones_like(image[0]) if options.standard_deviation is None else options.standard_deviation.to(image)
-    return Restoration(difference / ((spread + options.smallest_deviation) / 2), pseudo_healthy)
+    return difference / ((spread + options.smallest_deviation) / 2)
+
+
+def _estimate(draws: Sequence[Draw]) -> Tensor:
+    return torch.stack([one.estimate for one in draws]).mean(dim=0)
 
 
 def _options(request: Request) -> ThorPlusOptions:
@@ -91,4 +104,5 @@ THOR_PLUS = Method(
     overlay_maximum=3.0,
     own_step_maximum=THOR.overlay_maximum,
     statistics=True,
+    draws_itself=True,
 )

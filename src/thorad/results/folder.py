@@ -8,6 +8,7 @@
                                   case that has it is complete
     cases/<name>/scan.png         8-bit: the image as the model saw it, on the input's own grid
     cases/<name>/anomaly_map.npy  (H, W) float32 on that grid, raw
+    cases/<name>/spread.npy       (H, W) float32: the map's standard deviation between draws; where there are several
     cases/<name>/pseudo_healthy.png  8-bit
     cases/<name>/overlay.png      the image with the map over it, one colour scale for the whole run
     cases/<name>/mask.png         255 where that map is above the threshold; where the run has one
@@ -54,12 +55,12 @@ from thorad.records import current_options
 Bytes8 = NDArray[np.uint8]
 
 RUN, TABLE, CASE = "run.json", "cases.csv", "case.json"
-SCAN, MAP, PSEUDO_HEALTHY = "scan.png", "anomaly_map.npy", "pseudo_healthy.png"
+SCAN, MAP, SPREAD, PSEUDO_HEALTHY = "scan.png", "anomaly_map.npy", "spread.npy", "pseudo_healthy.png"
 OVERLAY, MASK, STEPS = "overlay.png", "mask.png", "steps.npz"
 VOLUME_MAP, VOLUME_PSEUDO_HEALTHY, VOLUME_MASK = "anomaly_map.nii.gz", "pseudo_healthy.nii.gz", "mask.nii.gz"
 REGISTRATION: Final = "registration.json"
 FILES_OF_A_CASE: Final = (
-    *(SCAN, MAP, PSEUDO_HEALTHY, OVERLAY, MASK, STEPS, "*.nii.gz", REGISTRATION),
+    *(SCAN, MAP, SPREAD, PSEUDO_HEALTHY, OVERLAY, MASK, STEPS, "*.nii.gz", REGISTRATION),
     *("slices/*/*", "dicom/*.dcm", "dicom/overlay/*.dcm"),
 )
 """Patterns of all files that a case may have, beside case.json."""
@@ -81,6 +82,8 @@ class CaseRecord:
     p_value: float | None = None
     findings: Sequence[Mapping[str, Any]] | None = None
     """Each as `thorad.records.Finding` has it; None where the run has no threshold."""
+    draw_agreement: float | None = None
+    """Mean Dice of the masks of every two draws; None without several draws or without a threshold."""
     network_calls: int | None = None
     seconds: float | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)

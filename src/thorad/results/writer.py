@@ -30,7 +30,10 @@ from thorad.results.dicom import (
 )
 from thorad.results.folder import CaseRecord, read_case
 
-COLUMNS: Final = ("name", "source", "score", "p_value", "findings", "network_calls", "seconds", "status", "message")
+COLUMNS: Final = (
+    *("name", "source", "score", "p_value", "findings", "draw_agreement"),
+    *("network_calls", "seconds", "status", "message"),
+)
 """Of cases.csv, where `findings` is their number; case.json lists them."""
 
 
@@ -130,6 +133,8 @@ class ResultWriter:
     def _write_pictures(self, folder: Path, result: Detection) -> None:
         write_png8(folder / layout.SCAN, result.image)
         write_npy(folder / layout.MAP, result.anomaly_map.astype(np.float32))
+        if result.spread is not None:
+            write_npy(folder / layout.SPREAD, result.spread)
         write_png8(folder / layout.PSEUDO_HEALTHY, result.pseudo_healthy)
         write_png8(folder / layout.OVERLAY, overlay(result.image, result.anomaly_map, self._overlay_maximum))
         if result.mask is not None:
@@ -164,6 +169,7 @@ class ResultWriter:
             "score": float(result.score),
             "p_value": result.p_value,
             "findings": None if result.findings is None else [asdict(finding) for finding in result.findings],
+            "draw_agreement": result.draw_agreement,
             "network_calls": int(result.network_calls),
             "seconds": float(result.seconds),
             "status": "ok",
