@@ -63,6 +63,22 @@ def files(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))  # noqa: PTH208 - with hidden ones
 
 
+def test_draws_are_kept(tmp_path: Path) -> None:
+    results, one, other = writer(tmp_path), finding("a"), finding("b")
+    masks = np.zeros((2, *one.anomaly_map.shape), bool)
+    masks[0, :2], masks[1, :1] = True, True
+    results.write(replace(one, spread=one.anomaly_map / 2, draw_masks=tuple(masks)))
+    results.write(other)
+    results.close(1)
+    np.testing.assert_array_equal(np.load(tmp_path / "cases" / "a" / "spread.npy"), one.anomaly_map / 2)
+    assert not (tmp_path / "cases" / "b" / "spread.npy").exists()
+    assert [row["draw_agreement"] for row in table(tmp_path)] == [str(2 / 3), ""]
+    assert [case.draw_agreement for case in results.cases()] == [2 / 3, None]
+    # Done again by one draw, nothing of the earlier case stays.
+    results.write(one)
+    assert not (tmp_path / "cases" / "a" / "spread.npy").exists()
+
+
 def test_a_run(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     results = writer(out)
