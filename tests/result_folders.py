@@ -118,6 +118,7 @@ def make_results(
             "name": name,
             "source": str(folder.parent / "images" / f"{number}.png"),
             "score": score,
+            "draw_agreement": 0.62 if calibrated else None,
             "p_value": 1 / 41 if score > 0.03 else 0.4,
             "findings": [{"pixels": int(spot.sum()), "peak": float(anomaly_map.max())}],
             "network_calls": 8,

@@ -449,6 +449,8 @@ def test_slices_of_a_volume_and_linked_panels(chromium: Any, tmp_path: Path) -> 
     opened = Opened(chromium, write_report(tmp_path / "results").path)
     opened.show_cases()
     page = opened.page
+    assert "draws agree: Dice 0.62" in page.locator(".card.current .facts").inner_text()
+    assert "the masks that each would give by itself" in page.content()
     assert "slice 90 (1 of 3)" in page.locator(".card.current .scrubbers").inner_text()
     first = opened.pixels()
     page.locator(".card.current .scrubbers input").focus()

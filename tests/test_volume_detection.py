@@ -85,6 +85,20 @@ def test_slices_are_the_models_own_unless_asked(volume_model: Path) -> None:
     assert "Warning: it fits badly" in other._repr_html_()
 
 
+def test_draws_agree_over_all_slices(volume_model: Path) -> None:
+    volume = head()
+    found = detect_volume(Detector(volume_model, threshold=0.03), volume, registration=in_place(volume))
+    one, other = (np.stack([each.draw_masks[draw] for each in found.slices]) for draw in (0, 1))
+    expected = 2 * (one & other).sum() / (one.sum() + other.sum())
+    assert 0 < expected < 1
+    assert found.draw_agreement == pytest.approx(expected)
+    assert len({each.draw_agreement for each in found.slices}) == 3
+    assert found.network_calls == 3 * 2 * 8
+    assert f"draws agree {expected:.2f}" in repr(found)
+    single = detect_volume(Detector(volume_model, threshold=0.03, draws=1), volume, registration=in_place(volume))
+    assert single.draw_agreement is None
+
+
 def test_what_cannot_be_looked_at_is_refused(tiny_model: Path, volume_model: Path) -> None:
     volume = head()
     detector = Detector(volume_model, method="zscore", device="cpu")

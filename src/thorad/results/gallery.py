@@ -83,7 +83,8 @@ def case_entry(number: int, case: CaseRecord, side: int) -> dict[str, Any]:
     """
     entry = {
         **{"id": number, "name": case.name, "status": case.status, "message": case.message, "score": case.score},
-        **{"p_value": case.p_value, "findings": case.finding_count, "truth": None, "size": None, "dice": None},
+        **{"p_value": case.p_value, "findings": case.finding_count, "draw_agreement": case.draw_agreement},
+        **{"truth": None, "size": None, "dice": None},
         **NO_PICTURES,
     }
     if not case.done:

@@ -212,6 +212,7 @@ class Card {
     if (about.score !== null) add("score", number(about.score, 4));
     if (about.p_value !== null) add("p", number(about.p_value, 3));
     if (about.findings !== null) add("findings", String(about.findings));
+    if (about.draw_agreement !== null) add("draws agree: Dice", number(about.draw_agreement, 2));
     if (about.truth !== null) add("truth", about.truth ? `${about.truth} px${about.size ? `, ${about.size}` : ""}` : "healthy");
     if (about.dice !== null) add(`Dice at ${index.diceAt}`, number(about.dice, 2));
     if (dice !== null && state.threshold !== index.threshold) add(`Dice at ${number(state.threshold)}, as set`, number(dice, 2));
