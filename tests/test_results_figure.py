@@ -72,7 +72,7 @@ def test_slice_of_a_volume(tmp_path: Path) -> None:
     assert any("slice 90" in word for word in texts(tmp_path / "highest.svg"))
     write_figure(tmp_path / "results", ["case-000"], tmp_path / "asked.svg", slice_number=95)
     assert any("slice 95" in word for word in texts(tmp_path / "asked.svg"))
-    with pytest.raises(ThoradError, match=r"no slice 7\. There are slice 90, slice 95, slice 100"):
+    with pytest.raises(ThoradError, match=r"no slice 7\. There are slice 90, z = \+18 mm, slice 95"):
         write_figure(tmp_path / "results", ["case-000"], tmp_path / "none.svg", slice_number=7)
 
 

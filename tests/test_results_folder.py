@@ -75,7 +75,7 @@ def test_folder_of_an_earlier_version_opens(tmp_path: Path) -> None:
     for case in folder.cases:
         assert (case.done, case.p_value, case.finding_count) == (True, None, None)
         assert [picture.slice_index for picture in read_pictures(case)] == [90, 95]
-        assert [picture.label for picture in read_pictures(case)] == ["slice 90", "slice 95"]
+        assert [picture.label for picture in read_pictures(case)] == ["slice 90, z = +18 mm", "slice 95, z = +23 mm"]
 
 
 def test_verbs_write_what_they_name(tmp_path: Path) -> None:

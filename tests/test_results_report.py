@@ -203,7 +203,7 @@ def test_folder_of_failures_only(tmp_path: Path) -> None:
 def test_steps_and_slices_are_all_there(tmp_path: Path) -> None:
     make_results(tmp_path / "results", 1, steps=3, slices=2)
     page = Page(write_report(tmp_path / "results").path)
-    assert page.index["cases"][0]["slices"] == ["slice 90", "slice 95"]
+    assert page.index["cases"][0]["slices"] == ["slice 90, z = +18 mm", "slice 95, z = +23 mm"]
     for picture in page.pictures(0):
         assert [step["t"] for step in picture["steps"]] == [300, 200, 100]
         assert [int(decoded(step["clean"]).max()) for step in picture["steps"]] == [60, 120, 180]
@@ -451,12 +451,24 @@ def test_slices_of_a_volume_and_linked_panels(chromium: Any, tmp_path: Path) -> 
     page = opened.page
     assert "draws agree: Dice 0.62" in page.locator(".card.current .facts").inner_text()
     assert "the masks that each would give by itself" in page.content()
-    assert "slice 90 (1 of 3)" in page.locator(".card.current .scrubbers").inner_text()
+    assert "slice 90, z = +18 mm (1 of 3)" in page.locator(".card.current .scrubbers").inner_text()
     first = opened.pixels()
+    panel, letters = page.locator(".card.current .panel").first, page.locator(".card.current .panel:first-child .side")
+    assert letters.all_inner_texts() == ["L", "R"], "x grows to the right, and to the patient's right"
+    reading = page.locator(".card.current .reading")
+    panel.hover(position={"x": 20, "y": 30})
+    read, width = reading.inner_text(), panel.bounding_box()["width"]
+    page.locator("body").press("r")
+    opened.settle()
+    assert letters.all_inner_texts() == ["R", "L"]
+    assert panel.locator("canvas").evaluate("e => getComputedStyle(e).transform").startswith("matrix(-1")
+    panel.hover(position={"x": width - 20, "y": 30})
+    assert reading.inner_text() == read, "the same place of the patient"
+    page.locator("body").press("r")
     page.locator(".card.current .scrubbers input").focus()
     page.keyboard.press("ArrowRight")
     opened.settle()
-    assert "slice 95 (2 of 3)" in page.locator(".card.current .scrubbers").inner_text()
+    assert "slice 95, z = +23 mm (2 of 3)" in page.locator(".card.current .scrubbers").inner_text()
     assert (opened.pixels() != first).any()
     page.locator(".card.current .panel").first.hover(position={"x": 20, "y": 30})
     assert page.locator(".cross:visible").count() == 3

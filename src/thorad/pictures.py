@@ -6,7 +6,7 @@ Shapes: H, W a picture's own grid.
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -19,6 +19,9 @@ Source: S. van der Walt and N. Smith, matplotlib colour maps (CC0).
 """
 
 MONTAGE_COLUMNS = 6
+
+Side = Literal["neurological", "radiological"]
+"""Where pictures of axial slices have the patient's right: on their right, or on their left."""
 
 
 def overlay(image: NDArray[Any], anomaly_map: NDArray[Any], maximum: float) -> NDArray[np.uint8]:

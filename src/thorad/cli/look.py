@@ -160,13 +160,18 @@ def methods() -> None:
 
 
 def print_report(
-    results: Path, out: Path | None = None, truth: Path | None = None, bootstrap: int = 0, quiet: bool = False
+    results: Path,
+    out: Path | None = None,
+    truth: Path | None = None,
+    bootstrap: int = 0,
+    side: Literal["neurological", "radiological"] | None = None,
+    quiet: bool = False,
 ) -> None:
     """Write report.html of a result folder and say where it is; see `thorad.results.report.write_report`."""
     from thorad.results.report import write_report
 
     with progress_bar("report", quiet) as show:
-        summary = write_report(results, out, truth=truth, bootstrap=bootstrap, on_progress=show)
+        summary = write_report(results, out, truth=truth, bootstrap=bootstrap, side=side, on_progress=show)
     if not quiet:
         if summary.side is not None:
             print_line(f"Pictures are scaled to {summary.side} px on their longest side, to keep the file small.")
@@ -181,10 +186,11 @@ def report(
     out: Annotated[Path | None, opt.OutOption(help="The HTML file. Default: report.html in the folder.")] = None,
     truth: Truth = None,
     bootstrap: opt.Bootstrap = 1000,
+    side: opt.Side = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """Turn a result folder into one HTML file: what was run, figures, and every case to look at. Works offline."""
-    print_report(results, out, truth, bootstrap, quiet)
+    print_report(results, out, truth, bootstrap, side, quiet)
 
 
 @opt.verb(app, example="thorad volume results --case scan")
@@ -192,6 +198,7 @@ def volume(
     results: Annotated[Path, Argument(help="A result folder of `thorad detect` on volumes.")],
     case: Annotated[str | None, Option(help="Name of the volume. Default: the only one.")] = None,
     scan: Annotated[Path | None, Option(help="The scan itself. Default: the file that it was read from.")] = None,
+    side: opt.Side = None,
     out: Annotated[Path | None, opt.OutOption(help="The HTML file. Default: CASE.html in the result folder.")] = None,
 ) -> None:
     """Turn a volume into one HTML page: its map over the scan in three linked planes. Works offline; holds the scan."""
@@ -204,7 +211,7 @@ def volume(
         if len(names) > 1:
             raise ThoradError(f"{results}: {len(names)} volumes ({', '.join(names[:5])}). Name one with --case.")
         case = names[0]
-    path = write_volume_page(results, case, out or results / f"{case}.html", scan=scan)
+    path = write_volume_page(results, case, out or results / f"{case}.html", scan=scan, side=side)
     print_line(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in any browser; it needs no network.")
 
 

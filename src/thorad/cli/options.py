@@ -48,6 +48,13 @@ Slices = Annotated[
     str | None, Option(help="Axial slices of a volume, in the template's grid: 95, or 90-100. Default: the model's.")
 ]
 KeepIdentity = Annotated[bool, Option("--keep-identity", help="Keep DICOM files' paths, which often name patients.")]
+Side = Annotated[
+    Literal["neurological", "radiological"] | None,
+    Option(
+        help="Patient's right on the right (neurological) or left (radiological) of slices. Default: the latter for "
+        "DICOM."
+    ),
+]
 Report = Annotated[bool, Option("--report", help="Also write report.html, a page with every case to look at.")]
 Json = Annotated[Path | None, Option(help="Also write the results to this JSON file.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]

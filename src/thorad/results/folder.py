@@ -37,7 +37,7 @@ Shapes: H, W the image's own grid; S the model's grid.
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -50,6 +50,8 @@ from thorad.datasets.cases import Case, read_cases
 from thorad.errors import ThoradError
 from thorad.io.images import read_mask
 from thorad.io.tables import listing
+from thorad.io.template import MNI_2009A
+from thorad.pictures import Side
 from thorad.records import current_options
 
 Bytes8 = NDArray[np.uint8]
@@ -149,7 +151,7 @@ class Pictures:
 
     @property
     def label(self) -> str:
-        """`slice 95` of a volume; empty for an image."""
+        """`slice 95, z = +23 mm` of a volume; empty for an image."""
         return slice_label(self.slice_index)
 
 
@@ -249,8 +251,16 @@ def read_pictures(case: CaseRecord) -> list[Pictures]:
 
 
 def slice_label(index: int | None) -> str:
-    """`slice 95`; empty for an image."""
-    return "" if index is None else f"slice {index}"
+    """`slice 95, z = +23 mm` of the template; empty for an image."""
+    return "" if index is None else f"slice {index}, z = {MNI_2009A.origin_mm[2] + index:+g} mm"
+
+
+def usual_side(cases: Iterable[CaseRecord]) -> Side:
+    """Where pictures of slices have the patient's right unless asked otherwise: as in radiology for DICOM alone."""
+    of_dicom = [
+        (case.folder / "dicom").is_dir() or case.source.startswith("DICOM series") for case in cases if case.is_volume
+    ]
+    return "radiological" if of_dicom and all(of_dicom) else "neurological"
 
 
 def method_title(options: Mapping[str, Any]) -> str:

@@ -14,7 +14,17 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from thorad.pictures import COLOURS, coded_map, grey_png, mask_png, png_text, reduced, reduced_colours, reduced_shape
+from thorad.pictures import (
+    COLOURS,
+    Side,
+    coded_map,
+    grey_png,
+    mask_png,
+    png_text,
+    reduced,
+    reduced_colours,
+    reduced_shape,
+)
 from thorad.results.folder import (
     OVERLAY,
     PSEUDO_HEALTHY,
@@ -24,6 +34,7 @@ from thorad.results.folder import (
     Pictures,
     ResultFolder,
     slice_label,
+    usual_side,
 )
 
 COLOUR_MAPS: Final[Mapping[str, Sequence[tuple[int, ...]]]] = {
@@ -58,12 +69,18 @@ def by_score(cases: Iterable[CaseRecord]) -> list[CaseRecord]:
 
 
 def gallery_index(
-    folder: ResultFolder, entries: Sequence[Mapping[str, Any]], *, largest: float, scans: bool, dice_at: str = ""
+    folder: ResultFolder,
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    largest: float,
+    scans: bool,
+    dice_at: str = "",
+    side: Side | None = None,
 ) -> dict[str, Any]:
     """The index that the script starts from: one of `entries` for each case, as of `case_entry`.
 
     The sliders end at the map value `largest`; `scans`: whether every case has its scan; `dice_at`: the threshold of
-    the entries' Dice, in words.
+    the entries' Dice, in words; `side`: where slices have the patient's right at first, None for `usual_side`.
     """
     return {
         "cases": entries,
@@ -73,6 +90,7 @@ def gallery_index(
         "colours": COLOUR_MAPS,
         "scans": scans,
         "diceAt": dice_at,
+        "side": side or usual_side(folder.cases),
     }
 
 

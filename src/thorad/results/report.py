@@ -17,6 +17,7 @@ from thorad.errors import ThoradError
 from thorad.evaluation.sizes import SIZE_GROUPS
 from thorad.evaluation.tables import table_of
 from thorad.io.atomic import write_atomic
+from thorad.pictures import Side
 from thorad.results.folder import (
     RUN,
     CaseRecord,
@@ -59,6 +60,7 @@ def write_report(
     truth: Path | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    side: Side | None = None,
     largest: int = LARGEST_PAGE,
     on_progress: Progress | None = None,
 ) -> ReportSummary:
@@ -68,6 +70,7 @@ def write_report(
         results, out: the folder, and the HTML file; report.html in the folder where not given.
         truth: table with columns image and mask, as `thorad evaluate` takes it, of a folder of `thorad detect`.
         bootstrap, seed: resamples over subjects for the intervals, 0 for none, and their random seed.
+        side: where slices have the patient's right at first; None: as in radiology for DICOM alone.
         largest: bytes that the pictures may have together.
         on_progress: called with (cases done, cases in all).
 
@@ -82,7 +85,7 @@ def write_report(
     folder = read_folder(results)
     rows = match_truth(folder, truth) if truth else {}
     measured = measure(folder, rows, bootstrap=bootstrap, seed=seed)
-    gallery = _PackedGallery(folder, rows, measured, largest, on_progress)
+    gallery = _PackedGallery(folder, rows, measured, side, largest, on_progress)
     size = _write(path, _detection_page(gallery, truth))
     return ReportSummary(path, size, len(folder.cases), gallery.side, gallery.without_pictures)
 
@@ -140,6 +143,7 @@ class _PackedGallery:
     folder: ResultFolder
     rows: Mapping[str, Case]
     measured: Measured | None
+    side_of_slices: Side | None
     largest: int
     on_progress: Progress | None
 
@@ -165,6 +169,7 @@ class _PackedGallery:
             largest=max(self.folder.maximum, *peaks, 0.0),
             scans=self.scans,
             dice_at="" if self.measured is None else f"{self.measured.threshold:.3g}",
+            side=self.side_of_slices,
         )
 
     @property

@@ -25,7 +25,7 @@ from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import listing
 from thorad.io.volumes import PACKING, import_nibabel, read_volume, times
-from thorad.pictures import COLOURS
+from thorad.pictures import COLOURS, Side
 from thorad.results.folder import (
     CASE,
     VOLUME_MAP,
@@ -35,6 +35,7 @@ from thorad.results.folder import (
     ResultFolder,
     method_title,
     read_folder,
+    usual_side,
 )
 from thorad.results.page import LARGEST_PAGE, asset, render
 
@@ -117,7 +118,13 @@ def volume_cases(results: Path) -> list[str]:
 
 
 def write_volume_page(
-    results: Path, case: str, out: Path, *, scan: Path | None = None, largest: int = LARGEST_PAGE
+    results: Path,
+    case: str,
+    out: Path,
+    *,
+    scan: Path | None = None,
+    side: Side | None = None,
+    largest: int = LARGEST_PAGE,
 ) -> Path:
     """Write the page of one volume of a folder of `thorad detect` to the file `out`.
 
@@ -129,6 +136,7 @@ def write_volume_page(
         results, case, out: the folder, the name of a volume in it, and the HTML file.
         scan: the volume that was looked at (NIfTI, NRRD, MHA), for it isn't in the folder; None: the file that
             case.json names, if it is still there, and else a page with the pseudo-healthy volume alone.
+        side: where the page has the patient's right at first; None: as in radiology for DICOM, otherwise on the right.
         largest: bytes that the page may have.
 
     Raises:
@@ -146,7 +154,7 @@ def write_volume_page(
     while True:
         grid = _Grid(volumes.anomaly_map.shape, volumes.affine, factor)
         if math.prod(grid.page_shape) <= MOST_VOXELS:
-            page = _page(folder, record, volumes, grid, note)
+            page = _page(folder, record, volumes, grid, note, side or usual_side([record]))
             if len(page) <= largest or min(grid.page_shape) < LEAST_SIDE:
                 write_atomic(out, page)
                 return out
@@ -220,7 +228,7 @@ def _same(affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[
     return bool(np.abs(corners @ (affine - other)[:3].T).max() <= SAME_PLACE_MM)
 
 
-def _page(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid, note: str) -> bytes:
+def _page(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid, note: str, side: Side) -> bytes:
     page = render(
         "volume_page/volume.html",
         case=case,
@@ -231,7 +239,7 @@ def _page(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid
         factor=grid.factor,
         angle=_angle(volumes.affine),
         viewer=gzip.decompress(asset("niivue/niivue.umd.js.gz")).decode(),
-        about=_about(folder, case, volumes, grid),
+        about={**_about(folder, case, volumes, grid), "side": side},
         volumes=_embedded(volumes, grid),
     )
     return page.encode("utf-8", "replace")

@@ -21,6 +21,7 @@ const start = () => ({
   outline: true,
   truth: true,
   smooth: true,
+  radiological: index.side === "radiological",
 });
 let state = start();
 
@@ -186,6 +187,13 @@ class Card {
     const cross = document.createElement("span");
     cross.className = "cross";
     node.append(canvas, label, cross);
+    // Slices of volumes lie in the template's axes; of other pictures nobody knows the sides.
+    this.sided = Boolean(this.about.slices[0]);
+    for (const side of this.sided ? ["left", "right"] : []) {
+      const letter = document.createElement("span");
+      letter.className = `side ${side}`;
+      node.append(letter);
+    }
     this.node.querySelector(".panels").append(node);
     this.panels.push({ name, node, canvas, label, cross });
     node.addEventListener("pointermove", (event) => this.point(event, node));
@@ -285,6 +293,10 @@ class Card {
     // The run's own mask where its threshold is set: exact, while the map here has 8 bits.
     const exact = !step?.map && picture.mask && state.threshold === index.threshold;
     const mask = exact ? picture.mask : map.map((level) => above[level]);
+    this.node.classList.toggle("mirrored", this.mirrored);
+    for (const letter of this.node.querySelectorAll(".side")) {
+      letter.textContent = letter.classList.contains("right") === this.mirrored ? "L" : "R";
+    }
     const image = new ImageData(width, height);
     const pixels = new Uint32Array(image.data.buffer);
     const grey = greyTable();
@@ -337,6 +349,11 @@ class Card {
     this.node.dataset.drawn = "";
   }
 
+  /** Whether the patient's right is on the left: pictures are stored with x to the right, which is the patient's right. */
+  get mirrored() {
+    return this.sided && state.radiological;
+  }
+
   /** The map over the scan: the higher its value, the more it hides. */
   blend(data, base, map, largest, above, grey) {
     const colours = tables[state.colours];
@@ -381,7 +398,7 @@ class Card {
     }
     const box = node.getBoundingClientRect();
     const across = (event.clientX - box.left) / box.width, down = (event.clientY - box.top) / box.height;
-    const x = Math.min(picture.width - 1, Math.max(0, Math.floor(across * picture.width)));
+    const x = Math.min(picture.width - 1, Math.max(0, Math.floor((this.mirrored ? 1 - across : across) * picture.width)));
     const y = Math.min(picture.height - 1, Math.max(0, Math.floor(down * picture.height)));
     for (const { cross } of this.panels) {
       cross.style.display = "block";
@@ -543,6 +560,7 @@ function show(onlyMap = false) {
   element("outline").checked = state.outline;
   element("truth").checked = state.truth;
   element("smooth").checked = state.smooth;
+  element("radiological").checked = state.radiological;
   element("legend-middle").textContent = number(state.maximum / 2);
   element("legend-end").textContent = `${number(state.maximum)} +`;
   const context = element("legend").getContext("2d");
@@ -586,8 +604,10 @@ onInput("colours", (input) => ({ colours: input.value }));
 onInput("outline", (input) => ({ outline: input.checked }));
 onInput("truth", (input) => ({ truth: input.checked }));
 onInput("smooth", (input) => ({ smooth: input.checked }));
+onInput("radiological", (input) => ({ radiological: input.checked }));
 element("reset").addEventListener("click", () => change(start()));
 for (const id of ["find", "filter", "sort"]) element(id).addEventListener("input", arrange);
+element("side-label").hidden = !any((case_) => case_.slices[0]);
 element("truth-label").hidden = !any((case_) => case_.truth > 0);
 
 function step(by) {
@@ -612,6 +632,7 @@ const KEYS = {
   u: () => current?.move("slice", -1),
   m: () => change({ outline: !state.outline }),
   t: () => change({ truth: !state.truth }),
+  r: () => change({ radiological: !state.radiological }),
   f: () => element("find").focus(),
 };
 document.addEventListener("keydown", (event) => {

@@ -16,9 +16,6 @@ function startGallery(index) {
   script.addEventListener("load", () => {
     Card.prototype.read = fetchPictures;
     Card.remedy = "Load the page again.";
-    for (const card of cards) {
-      if (card.about.slices.length && card.about.slices[0]) markSides(card);
-    }
     if (cards.length === 1) {
       const [{ node, panels, about }] = cards;
       node.classList.add("large");
@@ -37,11 +34,6 @@ async function fetchPictures() {
   if (!this.seen) this.slice = coded.reduce((best, one, at) => (one.maximum > coded[best].maximum ? at : best), 0);
   this.seen = true;
   return coded;
-}
-
-/** Slices of volumes are shown in the template's axes: x grows to the right, and that is the patient's right. */
-function markSides(card) {
-  for (const { node } of card.panels) node.append(make("span", "L", "side left"), make("span", "R", "side right"));
 }
 
 function warn(text) {
@@ -88,7 +80,7 @@ function showFindings(cases) {
       warn("Not calibrated: no p-values, findings or masks, and a score means nothing by itself. thorad calibrate on your own healthy scans of the same scanner makes them.");
     }
     if (index.cases.some((about) => about.slices[0])) {
-      element("said").append(make("p", "Slices lie as in the template: anterior is up, and the patient's right is on the picture's right (R), not on its left as in radiology.", "note"));
+      element("said").append(make("p", "Slices lie in the template's axes, anterior up. L and R are the patient's; the sides can be exchanged, for radiology has them the other way round.", "note"));
     }
     showFindings(index.cases);
     startGallery(index);

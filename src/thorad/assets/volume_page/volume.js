@@ -22,7 +22,7 @@ const state = {
   healthy: false,
   cross: true,
   smooth: false,
-  radiological: false,
+  radiological: about.side === "radiological",
   position: about.places[0].index,
   finding: 0,
 };
