@@ -34,6 +34,9 @@ from thorad.recipe import Recipe, parse_recipe
 WEIGHTS, RECIPE, CALIBRATION, CARD = "weights.safetensors", "recipe.toml", "calibration.json", "MODEL_CARD.md"
 PERCEPTUAL = "perceptual.safetensors"
 
+MOST_PARAMETERS = 10**9
+"""Of a network: 4 GB; the published one has 2 * 10^7."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -81,8 +84,29 @@ class Model:
 
 
 def build_network(recipe: Recipe) -> nn.Module:
-    """The recipe's network with fresh weights (from torch's global generator: seed it before)."""
+    """The recipe's network with fresh weights (from torch's global generator: seed it before).
+
+    Raises:
+        ThoradError: it has more than `MOST_PARAMETERS`; nothing is allocated then.
+    """
+    _weights_wanted(recipe)
     return recipe.network.build(len(recipe.noise.kinds))
+
+
+def _weights_wanted(recipe: Recipe) -> dict[str, Tensor]:
+    """The network's state without memory behind it, for its names and shapes; errors as `build_network`."""
+    try:
+        with torch.device("meta"):
+            state = recipe.network.build(len(recipe.noise.kinds)).state_dict()
+    except RuntimeError:  # another package's network that computes while it is built
+        state = recipe.network.build(len(recipe.noise.kinds)).state_dict()
+    parameters = sum(tensor.numel() for tensor in state.values())
+    if parameters > MOST_PARAMETERS:
+        raise ThoradError(
+            f"the network of recipe {recipe.name!r} would have {parameters:.2g} parameters; expected "
+            f"{MOST_PARAMETERS:.2g} at most. Make it narrower, or give it fewer levels."
+        )
+    return state
 
 
 def bundled_models() -> list[str]:
@@ -139,8 +163,9 @@ def load_model(name_or_path: str | Path) -> Model:
         tensors = load(weights)
     except SafetensorError as error:
         raise ThoradError(f"{folder / WEIGHTS}: not a safetensors file ({error}).") from error
+    state = _network_state(tensors, _weights_wanted(recipe), folder / WEIGHTS)
     network = build_network(recipe)
-    _fill(network, tensors, folder / WEIGHTS)
+    network.load_state_dict(state)
     return Model(
         recipe,
         network.eval(),
@@ -285,8 +310,8 @@ def _statistics(tensors: Mapping[str, Tensor], size: int, source: Path) -> dict[
     return statistics
 
 
-def _fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    wanted = network.state_dict()
+def _network_state(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """The network's weights among a model's tensors, which must be those that are wanted."""
     given = {k.removeprefix("network."): v.float() for k, v in tensors.items() if k.startswith("network.")}
     wrong = [
         f"{name} is {tuple(given[name].shape) if name in given else 'missing'}, expected {tuple(tensor.shape)}"
@@ -300,4 +325,4 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> No
         )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in given.values()):
         raise ThoradError(f"{source}: the weights hold NaN or infinite values. Take the file from its source again.")
-    network.load_state_dict(given)
+    return given

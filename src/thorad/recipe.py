@@ -6,6 +6,7 @@ The bundled recipes are in ``assets/recipes``; a trained model's folder carries 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeGuard
@@ -39,10 +40,21 @@ def _known_noise(kind: str) -> str:
 NoiseKind = Annotated[str, AfterValidator(_known_noise)]
 InputRange = Literal["-1..1", "0..1"]
 Positive = Annotated[int, Field(gt=0)]
+UpTo16 = Annotated[int, Field(gt=0, le=16)]
+Width = Annotated[int, Field(gt=0, le=2048)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 From0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 From0Integer = Annotated[int, Field(ge=0)]
+
+LARGEST_RECIPE: Final = 2**14
+"""characters of its TOML text."""
+
+LARGEST_PICTURE: Final = 2**28
+"""Numbers in the widest picture within a network, of one image: 1 GiB."""
+
+LARGEST_ATTENTION: Final = 256
+"""px at each side of a level with self-attention: its cost grows with the fourth power."""
 
 
 class _Section(BaseModel):
@@ -52,7 +64,7 @@ class _Section(BaseModel):
 class ImageSection(_Section):
     """What the model sees of an image."""
 
-    size: Positive = 128
+    size: Annotated[int, Field(gt=0, le=4096)] = 128
     """Side of the square that the model works on, px."""
     region: str = ""
     """Where anomalies are looked for: the name of a bundled region, or empty for the whole image."""
@@ -67,7 +79,7 @@ class VolumeSection(_Section):
     """The space that a volume is registered to before its slices are cut; empty: the model isn't for volumes."""
     skull: bool = True
     """Whether the training images showed the whole head; False: the brain alone."""
-    axial_slices: tuple[From0Integer, From0Integer] = (95, 95)
+    axial_slices: tuple[Annotated[int, Field(ge=0, le=9999)], Annotated[int, Field(ge=0, le=9999)]] = (95, 95)
     """First and last index k, in the template's grid, of the axial slices that it was trained on."""
 
     @model_validator(mode="after")
@@ -102,6 +114,10 @@ class NetworkSection(_Section):
         """Number of px that the image's side must be a multiple of."""
         return 1
 
+    def why_too_large(self, size: int) -> str | None:
+        """Why no memory would hold the network at work on an image of `size` px; None where one may."""
+        return None
+
     def build(self, noise_kinds: int) -> nn.Module:
         """The network with fresh weights, called as `network(x_t, t, kind)` with x_t (B, 1, S, S), t and kind (B,).
 
@@ -117,15 +133,15 @@ class UNetSection(NetworkSection):
     """`thorad.diffusion.network.Denoiser`."""
 
     kind: Literal["unet"] = "unet"
-    channels: tuple[Positive, ...] = (128, 256, 256)
+    channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=8)] = (128, 256, 256)
     """Width of each level; multiples of 32."""
-    attention: tuple[bool, ...] = (False, True, True)
+    attention: Annotated[tuple[bool, ...], Field(max_length=8)] = (False, True, True)
     """Whether each level has self-attention."""
-    residual_blocks: Positive = 1
+    residual_blocks: UpTo16 = 1
     """Residual blocks a level."""
-    head_channels: Positive = 256
+    head_channels: Width = 256
     """Channels of an attention head; divides the channels of every level with attention."""
-    patch: Positive = 1
+    patch: UpTo16 = 1
     """Side in px of the blocks that the image is folded by (space to depth): about patch² less cost; 1 does not
     fold."""
 
@@ -133,6 +149,17 @@ class UNetSection(NetworkSection):
     def multiple(self) -> int:
         """Patch * 2^(levels - 1)."""
         return int(self.patch * 2 ** (len(self.channels) - 1))
+
+    def why_too_large(self, size: int) -> str | None:
+        """By the widest of its pictures, and by the largest with self-attention."""
+        sides = [size // self.patch // 2**level for level in range(len(self.channels))]
+        widest = max(width * side**2 for width, side in zip(self.channels, sides, strict=True))
+        if widest > LARGEST_PICTURE:
+            return f"a level of {widest:.2g} numbers for each image; expected {LARGEST_PICTURE:.2g} at most"
+        attending = max((side for side, attends in zip(sides, self.attention, strict=True) if attends), default=0)
+        if attending > LARGEST_ATTENTION:
+            return f"self-attention over {attending} x {attending} px; expected sides of {LARGEST_ATTENTION} at most"
+        return None
 
     def build(self, noise_kinds: int) -> nn.Module:
         """The denoiser with fresh weights (from torch's global generator: seed it before)."""
@@ -169,9 +196,11 @@ def _network_of_kind(content: Any) -> Any:
     """The section of the kind that it names; recipes from before there were kinds are U-Nets."""
     if isinstance(content, NetworkSection):
         return content
-    content = dict(content)
-    kind = content.setdefault("kind", "unet")
-    if kind not in NETWORKS:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"found {type(content).__name__}, expected a section")
+    content = {"kind": "unet", **content}
+    kind = content["kind"]
+    if not isinstance(kind, str) or kind not in NETWORKS:
         raise ValueError(f"unknown kind {kind!r}. Known: {', '.join(NETWORKS)}")
     section = NETWORKS[kind]
     if not is_section(section):
@@ -185,13 +214,13 @@ def _network_of_kind(content: Any) -> Any:
 class NoiseSection(_Section):
     """The noise that the network learns to see."""
 
-    kinds: tuple[NoiseKind, ...] = ("simplex",)
+    kinds: Annotated[tuple[NoiseKind, ...], Field(max_length=16)] = ("simplex",)
     """One network is told which of these kinds an image was noised with."""
     share: tuple[Share, ...] = (1.0,)
     """The share of the training images that gets each kind; sums to 1."""
     loss_weight: tuple[From0, ...] = (1.0,)
     """Weight of each kind's squared error. Simplex noise has a quarter of Gaussian noise's power."""
-    timesteps: Positive = 1000
+    timesteps: Annotated[int, Field(gt=0, le=100_000)] = 1000
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 2e-2
     train_below: Positive = 1000
@@ -292,10 +321,12 @@ class Recipe(_Section):
     training: TrainingSection = TrainingSection()
 
     @model_validator(mode="after")
-    def _size_divides(self) -> Recipe:
+    def _size_fits(self) -> Recipe:
         multiple = self.network.multiple
         if self.image.size % multiple:
             raise ValueError(f"image.size {self.image.size} must be a multiple of {multiple}, as the network needs it")
+        if why := self.network.why_too_large(self.image.size):
+            raise ValueError(f"the network is too large for image.size {self.image.size}: {why}")
         return self
 
     @model_validator(mode="after")
@@ -327,7 +358,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     path = Path(name_or_path)
     if path.suffix == ".toml":
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open(encoding="utf-8") as file:
+                text = file.read(LARGEST_RECIPE + 1)
         except (OSError, UnicodeDecodeError) as error:
             raise ThoradError(f"{path}: can't read this recipe ({error}). Expected a TOML text file.") from error
     elif str(name_or_path) in bundled_recipes():
@@ -345,14 +377,17 @@ def parse_recipe(text: str, source: str) -> Recipe:
     Raises:
         ThoradError: not TOML, an unknown key or a value out of range.
     """
+    if len(text) > LARGEST_RECIPE:
+        raise ThoradError(f"{source}: not a recipe: more than {LARGEST_RECIPE} characters, expected some hundred.")
     try:
         return Recipe.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ThoradError(f"{source}: not a TOML file ({error}).") from error
     except ValidationError as error:
         raise ThoradError(f"{source}: not a valid recipe. {_problems(error)}.") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in brackets
+        raise ThoradError(f"{source}: not a TOML file ({error}).") from error
 
 
 def _problems(error: ValidationError) -> str:
     """What is wrong where: `image.size: Input should be greater than 0; ...`."""
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+    shown = [f"{'.'.join(map(str, each['loc']))[:80] or 'recipe'}: {each['msg']}" for each in error.errors()]
+    return "; ".join([*shown[:5], *([f"and {len(shown) - 5} more"] if len(shown) > 5 else [])])

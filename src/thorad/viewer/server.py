@@ -32,6 +32,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from thorad.errors import ThoradError
+from thorad.io.images import files_below
 from thorad.records import parse_indices
 from thorad.results.page import asset, render
 from thorad.results.report import write_report
@@ -197,8 +198,9 @@ class _Pages:
         return _Json(self._result(request).pictures(request.path_params["name"]))
 
     def thumbnail(self, request: Request) -> Response:
-        path = self._result(request).thumbnail()
-        if not path.is_file():
+        results = self._result(request)
+        path = results.thumbnail()
+        if not results.owns(path):
             raise HTTPException(404, "There is no such picture.")
         return FileResponse(path, media_type="image/png")
 
@@ -207,9 +209,8 @@ class _Pages:
         results, top = self._result(request), f"thorad-{request.path_params['id']}"
         packed = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - has no name; gone as soon as it is sent
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for file in sorted(results.path.rglob("*")):
-                if file.is_file() and not file.name.startswith("."):
-                    archive.write(file, Path(top) / file.relative_to(results.path))
+            for file in filter(results.owns, files_below(results.path)):
+                archive.write(file, Path(top) / file.relative_to(results.path))
         headers = {"Content-Length": str(packed.tell()), **_attached(f"{top}-{time.strftime('%Y-%m-%d')}.zip")}
         packed.seek(0)
         return StreamingResponse(iter(lambda: packed.read(2**20), b""), media_type="application/zip", headers=headers)
