@@ -43,6 +43,8 @@ def make_results(
     steps: int = 0,
     slices: int = 0,
     failed: Sequence[str] = (),
+    refused: Sequence[str] = (),
+    warned: Sequence[str] = (),
     seed: int = 0,
 ) -> Path:
     """Write a folder of `count` cases; the map of case i is a disc of 5 px with the value 0.02 (i + 1) at most.
@@ -60,6 +62,8 @@ def make_results(
         steps: of each restoration.
         slices: of each case, which is a volume then; 0: it is an image.
         failed: names of more cases, that failed.
+        refused: names of more cases, that the model can't judge.
+        warned: names of those of the first cases that came with a warning; of forced ones they begin with `forced`.
         seed: of the noise.
 
     Returns:
@@ -127,6 +131,9 @@ def make_results(
             "message": "",
             "sizes": {},
         }
+        if name in warned:
+            forced = name.startswith("forced")
+            content |= {"status": "warned", "forced": forced, "message": "forced: a hand" if forced else "thick slices"}
         if not calibrated:
             content |= {"p_value": None, "findings": None}
         (case / "case.json").write_text(json.dumps(content))
@@ -134,16 +141,18 @@ def make_results(
             (folder.parent / kind).mkdir(exist_ok=True)
             _save(folder.parent / kind / f"{number}.png", pixels)
         rows.append(f"images/{number}.png,{f'masks/{number}.png' if lesion.any() else ''}")
-    for name in failed:
+    for name in (*failed, *refused):
         case = folder / "cases" / name
         case.mkdir(parents=True)
         content = {
             "name": name,
             "source": f"{name}.png",
             "score": None,
-            "status": "failed",
-            "message": f"{name}: broken",
+            "status": "failed" if name in failed else "refused",
+            "message": f"{name}: broken" if name in failed else "not the model's kind of image",
         }
+        if name in refused:
+            Image.fromarray(np.full((40, 100, 3), 90, np.uint8)).save(case / "registration.png")
         (case / "case.json").write_text(json.dumps(content))
     table = folder.parent / "truth.csv"
     table.write_text("\n".join(rows) + "\n")

@@ -90,12 +90,12 @@ def test_the_verb(tiny_model: Path, tmp_path: Path) -> None:
     code, said = detect("1/2")
     assert code == 0
     assert "Shard 1/2: 3 done, 0 failed, in" in said
-    assert state(tmp_path / "out") == ("running", {"ok": 3, "failed": 0})
+    assert state(tmp_path / "out") == ("running", {"ok": 3, "warned": 0, "refused": 0, "failed": 0})
     code, said = detect("2/2")
     assert code == 1, "the bad file is in this one"
     assert "Shard 2/2: 1 done, 1 failed, in" in said
     assert "s0003 failed" in said
-    assert state(tmp_path / "out") == ("finished", {"ok": 4, "failed": 1})
+    assert state(tmp_path / "out") == ("finished", {"ok": 4, "warned": 0, "refused": 0, "failed": 1})
     code, said = detect("1/2")
     assert code == 0, "the failure of another shard is not told again"
     assert "Shard 1/2: 3 done (3 of them before), 0 failed, in" in said
@@ -118,7 +118,7 @@ def test_another_number_of_shards_goes_on(tiny_model: Path, tmp_path: Path) -> N
     done = {*names[0::6], *names[1::6], *names[2::6]}
     for index in (1, 2, 3, 4):
         assert run(index, 4) == len(done & set(names[index - 1 :: 4]))
-    assert state(tmp_path / "out") == ("finished", {"ok": 12, "failed": 0})
+    assert state(tmp_path / "out") == ("finished", {"ok": 12, "warned": 0, "refused": 0, "failed": 0})
     assert run(1, 1) == 12
 
 
@@ -161,7 +161,7 @@ def test_two_thousand_slices_and_a_kill(tiny_model: Path, tmp_path: Path) -> Non
     assert (again.returncode, errors) == (0, "")
     assert f"Shard 1/2: {SLICES // 2} done ({len(before) - SLICES // 2} of them before), 0 failed" in said
     assert [row["name"] for row in rows(out)] == sorted(named)
-    assert state(out) == ("finished", {"ok": SLICES, "failed": 0})
+    assert state(out) == ("finished", {"ok": SLICES, "warned": 0, "refused": 0, "failed": 0})
     after = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("cases/*/case.json")}
     assert {name: after[name] for name in before} == before, "what was done is not done again"
 

@@ -87,17 +87,18 @@ def test_all_good_results_are_there_and_the_bad_files_are_listed(tiny_model: Pat
         *("--device", "cpu"),
     )
     assert result.exit_code == 1
-    assert f"{good} done, {bad} failed" in result.stdout
+    assert f"{good} done, 6 warned, {bad} failed" in result.stdout, "X-rays are no slices of a head"
     with (out / "cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["status"] for row in rows].count("ok") == good
+    done = [row["name"] for row in rows if row["status"] in ("ok", "warned")]
+    assert len(done) == good
     failed = {row["name"]: row["message"] for row in rows if row["status"] == "failed"}
     assert len(failed) == bad
     assert all(message.count(".") and len(message) > 20 for message in failed.values()), failed
     assert "Traceback" not in result.output
     for row in rows:
         folder = out / "cases" / row["name"]
-        assert (folder / "anomaly_map.npy").is_file() == (row["status"] == "ok")
+        assert (folder / "anomaly_map.npy").is_file() == (row["name"] in done)
         assert set(row["name"]).isdisjoint("/\\<>=\n ")
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "model"}
 

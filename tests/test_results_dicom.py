@@ -3,6 +3,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ from thorad.results.dicom import (
 highdicom = pytest.importorskip("highdicom")
 
 DERIVATION = DerivationInfo(
-    description="thorad anomaly map; research use only",
     algorithm="thor, brain-t1-compact",
     version="0.3.0",
     time=datetime(2026, 11, 5, 14, 30, 15),
@@ -367,3 +367,41 @@ def test_bare_headers_are_completed(tmp_path: Path, mask: np.ndarray) -> None:
 def test_mask_of_another_grid_is_a_mistake(tmp_path: Path, series: Series, mask: np.ndarray) -> None:
     with pytest.raises(ValueError, match="frames of"):
         write_segmentation(tmp_path / "x.dcm", mask.transpose(1, 0, 2), series, DERIVATION)
+
+
+@pytest.mark.parametrize(
+    ("reason", "title"),
+    [
+        (
+            "forced: the registration failed\n\\ (0.19)",
+            "thorad, research use only, forced: the registration failed/x0...",
+        ),
+        ("warning: zu dünn", "thorad, research use only, warning: zu d?nn"),
+    ],
+)
+def test_every_object_says_what_speaks_against_it(
+    tmp_path: Path, series: Series, mask: np.ndarray, anomaly_map: np.ndarray, reason: str, title: str
+) -> None:
+    """In the series' description, in full where there is room, and in a capture's very pixels."""
+    doubted = replace(DERIVATION, reason=reason)
+    pictures = {2: np.full((36, 34, 3), 77, np.uint8)}
+    write_segmentation(tmp_path / "seg.dcm", mask, series, doubted)
+    write_parametric_map(tmp_path / "pm.dcm", anomaly_map, series, doubted)
+    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, doubted)
+    said = {}
+    for path in (tmp_path / "seg.dcm", tmp_path / "pm.dcm", capture):
+        assert errors_in(path) == []
+        dataset = pydicom.dcmread(path)
+        assert dataset.SeriesDescription == title
+        said[dataset.Modality] = dataset
+    words = title[27:40]
+    assert words in said["SEG"].SegmentSequence[0].SegmentDescription
+    assert words in said["SEG"].ContentDescription
+    assert words in said["OT"].DerivationDescription
+    pixels = said["OT"].pixel_array
+    assert ((pixels[:12, :, 0] > 90) & (pixels[:12, :, 2] < 70)).any(), "yellow letters"
+    assert (pixels[13:] == 77).all()
+    plain = [write_secondary_capture(tmp_path / "plain", pictures, series, DERIVATION)[0]]
+    assert (pydicom.dcmread(plain[0]).pixel_array == 77).all()
+    assert pydicom.dcmread(plain[0]).SeriesInstanceUID != said["OT"].SeriesInstanceUID
+    assert pydicom.dcmread(plain[0]).SeriesDescription == "thorad map, research use only"

@@ -5,13 +5,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from test_volume_detection import in_place
 from thorad.check import Check
 from thorad.errors import ThoradError
 from thorad.io.images import read_mask
@@ -44,6 +44,10 @@ def place(pixels: int, *position: int) -> Finding:
     return Finding(pixels, None, None, peak=0.5, peak_position=position, mean=0.25)
 
 
+def counts(ok: int, failed: int) -> dict[str, int]:
+    return {"ok": ok, "warned": 0, "refused": 0, "failed": failed}
+
+
 def writer(
     out: Path, run: dict[str, Any] = RUN, overlay_maximum: float = 0.5, shard: Shard | None = None
 ) -> ResultWriter:
@@ -51,7 +55,7 @@ def writer(
 
 
 def whole_cases(results: ResultWriter) -> set[str]:
-    return {case.name for case in results.cases() if case.status == "ok" and results.is_whole(case)}
+    return {case.name for case in results.cases() if case.done and results.is_whole(case)}
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -117,7 +121,7 @@ def test_a_run(tmp_path: Path) -> None:
         "message": "",
     }
     assert rows[2]["status"] == "failed"
-    assert rows[2]["message"] == 'it has "colours", two\nlines'
+    assert rows[2]["message"] == 'it has "colours", two\\x0alines'
     assert rows[2]["score"] == rows[2]["seconds"] == ""
 
     run = json.loads((out / "run.json").read_text())
@@ -125,7 +129,7 @@ def test_a_run(tmp_path: Path) -> None:
     assert run["versions"] == {"thorad": "0.1.0"}
     assert run["seconds"] == 12.5
     assert run["status"] == "finished"
-    assert run["cases"] == {"ok": 2, "failed": 1}
+    assert run["cases"] == counts(2, 1)
 
 
 def test_a_calibrated_case(tmp_path: Path) -> None:
@@ -199,11 +203,19 @@ def test_shards_write_one_result(tmp_path: Path) -> None:
     first.fail("ccc", "scans/ccc.png", "no")
     first.close(3.0, asked)
     run = json.loads((tmp_path / "run.json").read_text())
-    assert (run["status"], run["seconds"], run["cases"]) == ("running", 3.0, {"ok": 1, "failed": 1})
+    assert (run["status"], run["seconds"], run["cases"]) == (
+        "running",
+        3.0,
+        counts(1, 1),
+    )
     second.write(finding("bb"))
     second.close(4.5, asked)
     run = json.loads((tmp_path / "run.json").read_text())
-    assert (run["status"], run["seconds"], run["cases"]) == ("finished", 7.5, {"ok": 2, "failed": 1})
+    assert (run["status"], run["seconds"], run["cases"]) == (
+        "finished",
+        7.5,
+        counts(2, 1),
+    )
     assert [row["name"] for row in table(tmp_path)] == asked
     again = writer(tmp_path, shard=Shard(1, 4))  # split otherwise
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
@@ -231,7 +243,11 @@ def test_a_shard_that_ends_while_another_one_writes_the_table(tmp_path: Path, mo
     slow.close(1.0, ["a", "bb"])
     assert [row["name"] for row in table(tmp_path)] == ["a", "bb"]
     run = json.loads((tmp_path / "run.json").read_text())
-    assert (run["status"], run["seconds"], run["cases"]) == ("finished", 3.0, {"ok": 2, "failed": 0})
+    assert (run["status"], run["seconds"], run["cases"]) == (
+        "finished",
+        3.0,
+        counts(2, 0),
+    )
 
 
 def test_a_shard_that_starts_while_another_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +300,11 @@ results.close(1.0, asked)
         assert process.returncode == 0, errors
     assert [row["name"] for row in table(tmp_path)] == sorted(f"c{index}" for index in range(100))
     run = json.loads((tmp_path / "run.json").read_text())
-    assert (run["status"], run["seconds"], run["cases"]) == ("finished", 4.0, {"ok": 0, "failed": 100})
+    assert (run["status"], run["seconds"], run["cases"]) == (
+        "finished",
+        4.0,
+        counts(0, 100),
+    )
     assert files(tmp_path) == ["cases", "cases.csv", "run.json", "shards"], "no part of a file is left"
 
 
@@ -416,7 +436,7 @@ def test_a_volume(tmp_path: Path) -> None:
         name="v",
         source="v.nii",
         volume=Volume(voxels, affine, "v.nii", "v"),
-        registration=SimpleNamespace(to_template=np.eye(4), overlap=0.9, similarity=0.8, warning=None),
+        registration=replace(in_place(Volume(voxels, affine, "v.nii", "v")), overlap=0.9, similarity=0.8),
         indices=(7, 12),
         slices=(finding("x"), finding("y")),
         anomaly_map=anomaly_map,
@@ -432,7 +452,7 @@ def test_a_volume(tmp_path: Path) -> None:
     results.write_volume(whole)
     folder = tmp_path / "cases" / "v"
     maps = ["anomaly_map.nii.gz", "case.json", "mask.nii.gz", "overlay.png", "pseudo_healthy.nii.gz"]
-    assert files(folder) == [*maps, "registration.json", "slices"]
+    assert files(folder) == [*maps, "registration.json", "registration.png", "slices"]
     assert files(folder / "slices") == ["007", "012"]
     assert files(folder / "slices" / "012") == ["anomaly_map.npy", "overlay.png", "pseudo_healthy.png", "scan.png"]
     written = nibabel.load(folder / "anomaly_map.nii.gz")

@@ -28,9 +28,9 @@ from thorad.records import VolumeDetection, format_indices
 class RefusedVolumeError(RefusedError):
     """A volume that the model can't judge, with the registration that says why, or comes before the reason."""
 
-    def __init__(self, source: str, check: Check, registration: Registration) -> None:
+    def __init__(self, source: str, check: Check, registration: Registration, indices: Sequence[int] = ()) -> None:
         super().__init__(source, check)
-        self.registration = registration
+        self.registration, self.indices = registration, tuple(indices)
 
 
 def detect_volume(
@@ -67,7 +67,7 @@ def detect_volume(
     slices = axial_images(registration.volume, registration.to_template, chosen)
     check = sum(map(detector.check, slices), _check(section, chosen, registration, detector.model_name))
     if check.refusals and not detector.force:
-        raise RefusedVolumeError(volume.source, check, registration)
+        raise RefusedVolumeError(volume.source, check, registration, chosen)
     detections = tuple(detector.detect_batch(slices, on_step, keep_steps=keep_steps))
     anomaly_map = _pasted([one.anomaly_map for one in detections], chosen, volume, registration)
     mask = None if detector.threshold is None else np.nan_to_num(anomaly_map, nan=0.0) > detector.threshold

@@ -55,6 +55,8 @@ class Prepared:
     similarity: float
     warning: str | None
     """As `thorad.io.registration.Registration` has them."""
+    refused: bool
+    """Whether the registration failed, for the reason of the warning: the slices are to look at, and in no table."""
     slices: Mapping[int, Path]
     """{index in the template's grid: file}."""
     options: Mapping[str, Any]
@@ -76,7 +78,12 @@ class PrepareSummary:
     @property
     def warned(self) -> dict[str, str]:
         """{name: warning} of those that are done."""
-        return {name: prepared.warning for name, prepared in self.done.items() if prepared.warning}
+        return {name: each.warning for name, each in self.done.items() if each.warning and not each.refused}
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """{name: why its registration failed}: its slices are in no table."""
+        return {name: str(each.warning) for name, each in self.done.items() if each.refused}
 
 
 def volume_section(model: str) -> VolumeSection:
@@ -101,7 +108,7 @@ def prepare_files(
     jobs: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PrepareSummary:
-    """Register volumes, cut their slices and write them; last `out`/slices.csv, which lists all that are there.
+    """Register volumes, cut their slices and write them; last `out`/slices.csv, which lists all that may be used.
 
     Args:
         scans: {name: scan}, of `find_scans`; pictures among them are passed over.
@@ -154,6 +161,7 @@ def load_prepared(folder: Path) -> Prepared:
             to_template=np.array(content["to_template"], dtype=np.float64).reshape(4, 4),
             affine=np.array(content["affine"], dtype=np.float64).reshape(4, 4),
             shape=tuple(content["shape"]),
+            refused=bool(content.get("refused", False)),
             slices={int(index): folder / file for index, file in content["slices"].items()},
             options=content["options"],
         )
@@ -214,6 +222,7 @@ def _prepare(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
         "overlap": registration.overlap,
         "similarity": registration.similarity,
         "warning": registration.warning,
+        "refused": registration.doubtful,
         "slices": files,
         "options": options,
         "versions": {"thorad": __version__, **{name: version(name) for name in ("simpleitk", "numpy", "scipy")}},
@@ -251,11 +260,12 @@ def _is_done(scan: Scan, folder: Path, options: dict[str, Any]) -> bool:
 
 
 def _write_table(out: Path) -> None:
-    """Of all volumes in the folder, those of other calls too."""
+    """Of all volumes in the folder that were not refused, those of other calls too."""
     volumes = [load_prepared(record.parent) for record in sorted(out.glob("*/prepared.json"))]
     rows = [
         {"image": file.relative_to(out).as_posix(), "subject": each.subject, "volume": each.name, "slice": index}
         for each in volumes
+        if not each.refused
         for index, file in each.slices.items()
     ]
     write_table(out / "slices.csv", ["image", "subject", "volume", "slice"], rows)

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from thorad.check import Check, RefusedError
 from thorad.detector import Detector, OnStep
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
@@ -25,12 +26,12 @@ from thorad.io.tables import listing
 from thorad.io.volumes import Volume
 from thorad.records import Detection, VolumeDetection
 from thorad.results.dicom import import_highdicom
-from thorad.results.folder import STEPS
+from thorad.results.folder import STEPS, CaseRecord
 from thorad.results.writer import ResultWriter
-from thorad.volume_detection import detect_volume
+from thorad.volume_detection import RefusedVolumeError, detect_volume
 
 Progress = Callable[[int, int], None]
-"""Called with (cases done or failed, cases in all), first with those that an earlier run has done."""
+"""Called with (cases that have ended, however, and cases in all), first with those of an earlier run."""
 
 
 class Verdict(NamedTuple):
@@ -51,14 +52,26 @@ class RunSummary:
     """Of all that are done."""
     failed: dict[str, str] = field(default_factory=dict)
     """{name: why}, as the results keep it: without paths of DICOM files, unless identity is kept."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """{name: why the model can't judge it}, with those that an earlier run refused."""
     warned: dict[str, str] = field(default_factory=dict)
-    """{name: why its result may mean less than it looks like}, of the cases of this run."""
+    """{name: why its result may mean less than it looks like}, of those in `done`."""
     already_done: int = 0  # how many of `done` were there before this run
     seconds: float = 0.0  # wall time of this run
 
-    def add(self, name: str, score: float, verdict: Verdict) -> None:
-        """Note a case that is done."""
-        self.done[name], self.verdicts[name] = score, verdict
+    def add(self, case: CaseRecord) -> None:
+        """Note how a case ended."""
+        reasons = {"warned": self.warned, "refused": self.refused, "failed": self.failed}
+        if case.status in reasons:
+            reasons[case.status][case.name] = case.message
+        if case.done and case.score is not None:
+            self.done[case.name] = case.score
+            self.verdicts[case.name] = Verdict(case.p_value, case.finding_count, case.draw_agreement)
+
+    @property
+    def tried(self) -> int:
+        """Cases that have come to an end."""
+        return len(self.done) + len(self.refused) + len(self.failed)
 
 
 def open_results(
@@ -132,8 +145,8 @@ def detect_files(
     if any(scan.series for scan in scans.values()):
         import_highdicom()  # before the work rather than after it
     asked, scans = scans.keys(), results.shard.of(scans)
-    summary = _done_before(scans, results, needs_steps=keep_steps and detector.network_calls > 0)
-    todo = [scan for name, scan in scans.items() if name not in summary.done]
+    summary = _done_before(scans, results, needs_steps=keep_steps and detector.network_calls > 0, force=detector.force)
+    todo = [scan for name, scan in scans.items() if name not in summary.done.keys() | summary.refused.keys()]
     run = _Run(detector, results, summary, len(scans), indices, keep_steps, on_progress, on_step)
     run.report()
     run.detect(todo)
@@ -158,7 +171,7 @@ class _Run:
 
     def report(self) -> None:
         if self.on_progress is not None:
-            self.on_progress(len(self.summary.done) + len(self.summary.failed), self.total)
+            self.on_progress(self.summary.tried, self.total)
 
     def detect(self, scans: Sequence[Scan]) -> None:
         pictures = [scan for scan in scans if not scan.is_volume]
@@ -180,12 +193,17 @@ class _Run:
         by_name = {scan.name: scan for scan in scans}
         for scan in scans:
             try:
-                images += images_of(scan, skull=False, indices=())
+                (image,) = images_of(scan, skull=False, indices=())
+                check = self.detector.check(image)
+                if check.refusals and not self.detector.force:  # now: it would hold up the others of its batch
+                    raise RefusedError(scan.source, check)
+                images.append(image)
             except ThoradError as error:
-                self._fail(scan, str(error))
+                self._end(scan, error)
         for detection in self._detections(images, by_name):
             scan = by_name[detection.name]
-            self._write(scan, detection, _picture_warnings(scan, self.detector))
+            more = _picture_warnings(scan, self.detector)
+            self._write(scan, replace(detection, check=detection.check + more))
 
     def _detections(self, images: Sequence[Image], scans: Mapping[str, Scan]) -> Iterator[Detection]:
         """Of a batch; where it fails, of its images one by one, so that only the bad ones are lost."""
@@ -197,7 +215,7 @@ class _Run:
         except ThoradError as error:
             left = [image for image in images if image.name not in done]
             if len(images) == 1:
-                self._fail(scans[images[0].name], str(error))
+                self._end(scans[images[0].name], error)
                 return
             for image in left:
                 yield from self._detections([image], scans)
@@ -211,42 +229,43 @@ class _Run:
                 self.detector, volume, indices=self.indices, keep_steps=self.keep_steps, on_step=self.on_step
             )
         except ThoradError as error:
-            self._fail(scan, str(error))
+            self._end(scan, error)
         else:
             self._write(scan, detection)
 
-    def _write(self, scan: Scan, result: Detection | VolumeDetection, warnings: Sequence[str] = ()) -> None:
+    def _write(self, scan: Scan, result: Detection | VolumeDetection) -> None:
         pictures = result.slices if isinstance(result, VolumeDetection) else [result]
         if not all(np.isfinite(picture.anomaly_map).all() for picture in pictures):
-            self._fail(scan, f"{scan.path}: the map is not finite. Is the model damaged?")
+            self._end(scan, ThoradError(f"{scan.path}: the map is not finite. Is the model damaged?"))
             return
         if isinstance(result, VolumeDetection):
-            warnings = self.results.write_volume(result, series=scan.series)
+            self._note(self.results.write_volume(result, series=scan.series))
         else:
-            warnings = self.results.write(result, series=scan.series, warnings=warnings)
-        if warnings:
-            self.summary.warned[scan.name] = " ".join(warnings)
-        count = None if result.findings is None else len(result.findings)
-        self.summary.add(scan.name, float(result.score), Verdict(result.p_value, count, result.draw_agreement))
+            self._note(self.results.write(result, series=scan.series))
+
+    def _end(self, scan: Scan, error: ThoradError) -> None:
+        """Record a case that has no result."""
+        if isinstance(error, RefusedVolumeError):
+            self._note(self.results.refuse(scan.name, scan.source, error.check, error.registration, error.indices))
+        elif isinstance(error, RefusedError):
+            self._note(self.results.refuse(scan.name, scan.source, error.check))
+        else:
+            self._note(self.results.fail(scan.name, scan.source, scan.redacted(str(error))))
+
+    def _note(self, case: CaseRecord) -> None:
+        self.summary.add(case)
         self.report()
 
-    def _fail(self, scan: Scan, message: str) -> None:
-        reason = self.summary.failed[scan.name] = scan.redacted(message)
-        self.results.fail(scan.name, scan.source, reason)
-        self.report()
 
-
-def _picture_warnings(scan: Scan, detector: Detector) -> list[str]:
-    """Why a model for slices of heads may not know a DICOM picture."""
+def _picture_warnings(scan: Scan, detector: Detector) -> Check:
+    """What a model for slices of heads can't know of a DICOM picture."""
     if scan.series is None or not detector.model.recipe.volume.template:
-        return []
-    if scan.series.modality != "MR":
-        return [f"out of the model's domain: modality {scan.series.modality or 'unknown'}, the model knows T1w MR."]
-    return ["a single slice is detected in as it is: only a whole series can be registered to the template."]
+        return Check()
+    return Check(warnings=("a slice by itself is taken as it lies: only a series can be registered to the template",))
 
 
-def _done_before(scans: Mapping[str, Scan], results: ResultWriter, needs_steps: bool) -> RunSummary:
-    """The cases that need not be done again.
+def _done_before(scans: Mapping[str, Scan], results: ResultWriter, needs_steps: bool, force: bool) -> RunSummary:
+    """The cases that need not be done again; with `force` those that were refused must.
 
     Two folders may hold files of one name: the result of one must not pass for the other's.
     """
@@ -256,12 +275,12 @@ def _done_before(scans: Mapping[str, Scan], results: ResultWriter, needs_steps: 
         scan = scans.get(case.name)
         if scan is None:  # somebody gave the folder of another case this name
             continue
-        if case.done and not scan.comes_from(case.source):
+        if case.status != "failed" and not scan.comes_from(case.source):
             others.append(f"{case.name} (there {case.source}, now {scan.source})")
-        elif case.score is None or (needs_steps and not any(file.endswith(STEPS) for file in case.sizes)):
-            continue
-        elif results.is_whole(case) and not results.is_stale(case.name, scan.files):
-            summary.add(case.name, case.score, Verdict(case.p_value, case.finding_count, case.draw_agreement))
+        elif case.status != "failed" and not results.is_stale(case.name, scan.files):
+            has_steps = any(file.endswith(STEPS) for file in case.sizes)
+            if (not force) if case.status == "refused" else results.is_whole(case) and (has_steps or not needs_steps):
+                summary.add(case)
     if others:
         raise ThoradError(
             f"the folder holds results of other files under the same names: {listing(others)}. Choose another --out."

@@ -1,6 +1,6 @@
 """The command `thorad`: parse, call, print. Everything heavy is imported inside the verbs.
 
-Exit codes: 0 success, 1 some files failed, 2 wrong arguments, 130 interrupted.
+Exit codes: 0 success, 1 some files failed or were refused, 2 wrong arguments, 130 interrupted.
 """
 
 from __future__ import annotations

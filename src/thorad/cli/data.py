@@ -69,7 +69,7 @@ def prepare(
         print_left_out(scans.left_out)
         if summary.done:
             print_line(f"Look at {out / '*' / 'overlay.png'} first; slices: {out / 'slices.csv'}")
-    end_with_failures(summary.failed)
+    end_with_failures(summary.failed, summary.refused, "No table names the slices of what was refused.")
 
 
 @opt.verb(data_app, "check", example="thorad data check IXI/ --json found.json")

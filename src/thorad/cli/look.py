@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -52,6 +51,9 @@ class DetectOptions(opt.DetectorOptions):
         ),
     ] = None
     threshold: Annotated[float | None, Option(help="Mask what is above this map value; needs no calibration.")] = None
+    force: Annotated[
+        bool, Option("--force", help="Detect also in what the model can't judge; every result of it says so.")
+    ] = False
 
 
 @opt.verb(app, example="thorad detect scan.nii.gz -o results --report", interrupted=RESUMES)
@@ -95,9 +97,13 @@ def detect(
         if any(scan.series or scan.problem for scan in scans.values()) and not keep_identity:
             print_line("DICOM files are named by hashes; --keep-identity names them by their paths.")
         print_line(f"Results: {out}")
-    if make_report and summary.done:
+    if make_report and summary.tried:
         print_report(out, quiet=quiet)
-    end_with_failures(summary.failed)
+    end_with_failures(
+        summary.failed,
+        summary.refused,
+        "What was refused has no result. --force detects in it all the same; every result of it then says so.",
+    )
 
 
 def _print_scores(summary: RunSummary, detector: Detector, model: str) -> None:
@@ -105,20 +111,24 @@ def _print_scores(summary: RunSummary, detector: Detector, model: str) -> None:
     from thorad.apps.calibrate import calibrate_command
     from thorad.calibration import format_options
 
-    columns = ["highest scores", ""]
     masked, drawn = (
         detector.threshold is not None,
         any(each.draw_agreement is not None for each in summary.verdicts.values()),
     )
-    columns += [*(["p"] if detector.calibration else []), *(["findings"] * masked), *(["draws agree"] * drawn)]
-    rows = []
-    for name, score in islice(summary.done.items(), HIGHEST):
-        p_value, findings, agreement = summary.verdicts[name]
-        cells = {"p": "-" if p_value is None else f"{p_value:.3g}", "findings": str(findings)}
-        cells["draws agree"] = "-" if agreement is None else f"{agreement:.2f}"
-        rows.append([name, f"{score:.5g}", *(cells[column] for column in columns[2:])])
-    if rows:
-        print_table(Table(columns, rows))
+    figures = [*(["p"] if detector.calibration else []), *(["findings"] * masked), *(["draws agree"] * drawn)]
+
+    def table(title: str, names: list[str]) -> None:
+        rows = []
+        for name in names[:HIGHEST]:
+            p_value, findings, agreement = summary.verdicts[name]
+            cells = {"p": "-" if p_value is None else f"{p_value:.3g}", "findings": str(findings)}
+            cells["draws agree"] = "-" if agreement is None else f"{agreement:.2f}"
+            rows.append([name, f"{summary.done[name]:.5g}", *(cells[figure] for figure in figures)])
+        if rows:
+            print_table(Table([title, "", *figures], rows))
+
+    table("highest scores", [name for name in summary.done if name not in summary.warned])
+    table("warned, so not among them", [name for name in summary.done if name in summary.warned])
     if detector.calibration is not None:
         print_line(f"p: rank among {detector.calibration.scans} healthy scans.")
     else:

@@ -232,4 +232,4 @@ def implant(
         print_line("The findings are simulated: figures on them compare methods and say nothing about patients.")
         protocol = "brain-lesions" if lesions else "boxes"
         print_line(f"Measure: thorad evaluate {made.table} --protocol {protocol} --model MODEL -o DIR")
-    end_with_failures({path.name: reason for path, reason in made.left_out.items()}, "left out")
+    end_with_failures({path.name: reason for path, reason in made.left_out.items()}, what="left out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import typer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from thorad.apps.prepare import PrepareSummary
     from thorad.apps.run import RunSummary
 
+NOBODY: Mapping[str, str] = MappingProxyType({})
 RESUMES = "Run the same command again to resume."
 STARTS_OVER = "Nothing was written. Run the same command again to start over."
 
@@ -46,9 +48,11 @@ def print_warning(text: str) -> None:
 
 
 def print_outcome(summary: RunSummary | PrepareSummary, part: str = "") -> None:
-    """Print how many cases were done, how many of them by an earlier run, and how many failed."""
+    """Print how many cases were done, how many of them by an earlier run, and how many failed or were refused."""
     before = f" ({summary.already_done} of them before)" if summary.already_done else ""
-    counts = f"{len(summary.done)} done{before}, {len(summary.failed)} failed"
+    apart = {"warned": summary.warned, "refused": summary.refused}
+    others = "".join(f", {len(cases)} {what}" for what, cases in apart.items() if cases)
+    counts = f"{len(summary.done)} done{before}{others}, {len(summary.failed)} failed"
     print_line(f"{part}{counts}, in {summary.seconds:.1f} s.")
 
 
@@ -58,11 +62,24 @@ def print_left_out(left_out: Mapping[str, int]) -> None:
         print_line(counted(left_out))
 
 
-def end_with_failures(failed: Mapping[str, str], what: str = "failed") -> None:
-    """Print an error for each of {name: reason}, and end the verb with exit code 1 if there is any."""
+def end_with_failures(
+    failed: Mapping[str, str],
+    refused: Mapping[str, str] = MappingProxyType({}),
+    about: str = "",
+    *,
+    what: str = "failed",
+) -> None:
+    """Print an error for each of {name: reason}, and end the verb with exit code 1 if there is any.
+
+    `about` is what to say where any was refused; `what` became of those that failed.
+    """
     for name, reason in failed.items():
         print_error(f"{name} {what}: {reason}")
-    if failed:
+    for name, reason in refused.items():
+        print_error(f"{name} refused: {reason}")
+    if refused:
+        print_error(about)
+    if failed or refused:
         raise typer.Exit(1)
 
 

@@ -104,7 +104,7 @@ def calibrate(
         print_line(f"The smallest p-value is 1 / {count + 1} = {1 / (count + 1):.3g}.")
         print_line(f"Calibrated model: {folder}")
         print_left_out(scans.left_out)
-    end_with_failures(summary.failed, "left out")
+    end_with_failures(summary.failed, what="left out")
 
 
 class _ModelsGroup(TyperGroup):

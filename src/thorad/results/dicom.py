@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import io
 import logging
+import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
@@ -34,6 +38,7 @@ from thorad.io.dicom import (
     slice_order,
     text_of,
 )
+from thorad.io.text import printable
 from thorad.pictures import overlay
 
 RESEARCH: Final = "Research use only"
@@ -48,12 +53,28 @@ logging.getLogger("highdicom").setLevel(logging.CRITICAL)
 class DerivationInfo:
     """How the results were derived from the source; goes into each object."""
 
-    description: str
-    """Of the series, as viewers list it: 64 characters at most, with RESEARCH."""
     algorithm: str
     """Name of method and model."""
     version: str  # of thorad
     time: datetime  # of the run
+    reason: str = ""
+    """What speaks against the results, beginning `forced: ` or `warning: `; empty where nothing does."""
+
+    @property
+    def description(self) -> str:
+        """Of the series, as viewers list it: 64 characters at most."""
+        text = f"thorad, {RESEARCH.lower()}, {self._reason}" if self.reason else f"thorad map, {RESEARCH.lower()}"
+        return text if len(text) <= 64 else f"{text[:61]}..."
+
+    @property
+    def comments(self) -> str:
+        """In full, where there is room."""
+        return f"{RESEARCH}. {self._reason}"[:1024].strip()
+
+    @property
+    def _reason(self) -> str:
+        """As any character set of DICOM has it, and without what separates DICOM's values."""
+        return printable(self.reason).encode("ascii", "replace").decode().replace("\\", "/")
 
 
 def write_segmentation(path: Path, mask: NDArray[np.bool_], series: Series, derivation: DerivationInfo) -> None:
@@ -82,7 +103,7 @@ def write_segmentation(path: Path, mask: NDArray[np.bool_], series: Series, deri
             segment_descriptions=[_segment_description(derived)],
             omit_empty_frames=bool(mask.any()),
             content_label="ANOMALY",
-            content_description=derivation.description[:64],
+            content_description=derivation.description,
             **derived.arguments("instance"),
         )
         if not series.is_volume:
@@ -94,7 +115,7 @@ def _segment_description(derived: "_DerivedSeries") -> Any:
     from pydicom.sr.codedict import codes
 
     highdicom, coded, derivation = import_highdicom(), import_highdicom().sr.CodedConcept, derived.derivation
-    return highdicom.seg.SegmentDescription(
+    segment = highdicom.seg.SegmentDescription(
         segment_number=1,
         segment_label="Anomaly",
         segmented_property_category=coded("49755003", "SCT", "Morphologically Altered Structure"),
@@ -107,6 +128,8 @@ def _segment_description(derived: "_DerivedSeries") -> Any:
         tracking_id=f"thorad {derived.sources.series.name}",
         display_color=highdicom.color.CIELabColor.from_rgb(*COLOUR),
     )
+    segment.SegmentDescription = derivation.comments
+    return segment
 
 
 def write_parametric_map(
@@ -142,11 +165,12 @@ def write_parametric_map(
             pixel_array=values,
             contains_recognizable_visual_features=False,
             content_label="ANOMALY_MAP",
-            content_description=derivation.description[:64],
+            content_description=derivation.description,
             **_map_values(highest),
             **derived.arguments("instance"),
         )
         _copy_image_elements(dataset, sources.datasets[0])
+        dataset.ImageComments = derivation.comments
         derived.save(path, dataset)
 
 
@@ -220,6 +244,21 @@ def overlay_pictures(
     }
 
 
+def burned_in(picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+    """A picture (rows, columns, 3) with words over its upper third, cut where there is no more room."""
+    rows, columns = picture.shape[:2]
+    image = PIL.Image.fromarray(picture)
+    draw = PIL.ImageDraw.Draw(image)
+    size = max(8, round(columns / 28))
+    font, height = PIL.ImageFont.load_default(size), round(1.3 * size)
+    width = max(1, int(columns / font.getlength("n")))
+    lines = textwrap.wrap(printable(text), width, max_lines=max(1, rows // 3 // height), placeholder="...")
+    for number, line in enumerate(lines):
+        draw.rectangle((0, number * height, columns, (number + 1) * height), fill=(0, 0, 0))
+        draw.text((1, number * height), line, fill=(255, 220, 0), font=font)
+    return np.asarray(image)
+
+
 class _Sources:
     """The source's headers, complete enough to refer to."""
 
@@ -255,7 +294,7 @@ class _DerivedSeries:
     def __init__(self, sources: _Sources, kind: str, derivation: DerivationInfo, content: Iterable[bytes]) -> None:
         self.sources, self.derivation, self._place = sources, derivation, SERIES[kind]
         digest = hashlib.sha256()
-        made = (derivation.description, derivation.algorithm, derivation.version, derivation.time.isoformat())
+        made = (derivation.reason, derivation.algorithm, derivation.version, derivation.time.isoformat())
         for part in (sources.series.uid, sources.series.name, kind, *made):
             digest.update(part.encode() + b"\0")
         for block in content:
@@ -279,7 +318,7 @@ class _DerivedSeries:
             "manufacturer_model_name": self.derivation.algorithm[:64],
             "software_versions": self.derivation.version[:64],
             "device_serial_number": "none",
-            "series_description": self.derivation.description[:64],
+            "series_description": self.derivation.description,
         }
 
     def save(self, path: Path, dataset: Any) -> None:
@@ -390,7 +429,7 @@ def _secondary_capture(picture: NDArray[np.uint8], derived: _DerivedSeries, inde
         raise ValueError(f"a picture of {picture.shape} {picture.dtype} for a slice of {sources.shape}")
     dataset = import_highdicom().sc.SCImage.from_ref_dataset(
         source,
-        pixel_array=picture,
+        pixel_array=burned_in(picture, derived.derivation.reason) if derived.derivation.reason else picture,
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
@@ -406,7 +445,9 @@ def _secondary_capture(picture: NDArray[np.uint8], derived: _DerivedSeries, inde
     dataset.ConversionType = "WSD"
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.BurnedInAnnotation = "NO"
-    dataset.DerivationDescription = f"{derived.derivation.algorithm} over the source image. {RESEARCH}."
+    dataset.DerivationDescription = (
+        f"{derived.derivation.algorithm} over the source image. {derived.derivation.comments}"
+    )
     if sources.series.is_volume or "ImagePositionPatient" in source:
         enhanced = "PerFrameFunctionalGroupsSequence" in source
         for keyword, group in _PLACE.items():

@@ -1,8 +1,10 @@
 """A result folder: its layout, which no other room knows, and reading it, one case at a time.
 
-    run.json                      what was run: options, versions, seconds, how many cases are done and failed; its
-                                  status is "running" until every case that was asked for is done or failed
-    cases.csv                     one line a case
+    run.json                      what was run: options, versions, seconds, how many cases have each status, and how
+                                  many files of the inputs were left out and why; its status is "running" until every
+                                  case that was asked for has been tried
+    cases.csv                     one line a case; its status is ok, warned (the message says why), refused (the model
+                                  can't judge it: no score, no map, nothing but the reason) or failed (can't be read)
     shards/<i>-of-<n>.json        seconds that each part of the run took; 1-of-1 where it was not split
     cases/<name>/case.json        what cases.csv is made of, and the score of each slice of a volume; written last, so a
                                   case that has it is complete
@@ -21,12 +23,15 @@ A volume has the same pictures for each slice k, in the template's plane, and be
     cases/<name>/overlay.png      those of all slices
     cases/<name>/anomaly_map.nii.gz, pseudo_healthy.nii.gz  float32, NaN where no slice was looked at; mask.nii.gz
     cases/<name>/registration.json  the matrix from the volume's mm to the template's, and how well it fits
+    cases/<name>/registration.png  the volume in the template's planes, to look at; both also of a refused volume
 
 DICOM has objects of its own study beside all this, which do hold the patient's name, as a PACS needs it:
 
     cases/<name>/dicom/segmentation.dcm  the mask; where the run has a threshold
     cases/<name>/dicom/parametric_map.dcm  the map's numbers, of a volume
     cases/<name>/dicom/overlay/   the map over the scan, as Secondary Capture
+
+The viewer adds to a volume planes.html, a page of its three planes.
 
 Every file is there whole or not at all, so a run that was killed resumes where it stopped. Several processes may write
 into one folder at the same time, each the cases of its own shard.
@@ -38,7 +43,7 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,26 +65,30 @@ RUN, TABLE, CASE = "run.json", "cases.csv", "case.json"
 SCAN, MAP, SPREAD, PSEUDO_HEALTHY = "scan.png", "anomaly_map.npy", "spread.npy", "pseudo_healthy.png"
 OVERLAY, MASK, STEPS = "overlay.png", "mask.png", "steps.npz"
 VOLUME_MAP, VOLUME_PSEUDO_HEALTHY, VOLUME_MASK = "anomaly_map.nii.gz", "pseudo_healthy.nii.gz", "mask.nii.gz"
-REGISTRATION: Final = "registration.json"
+REGISTRATION, REGISTRATION_PICTURE, PLANES = "registration.json", "registration.png", "planes.html"
 FILES_OF_A_CASE: Final = (
-    *(SCAN, MAP, SPREAD, PSEUDO_HEALTHY, OVERLAY, MASK, STEPS, "*.nii.gz", REGISTRATION),
+    *(SCAN, MAP, SPREAD, PSEUDO_HEALTHY, OVERLAY, MASK, STEPS),
+    *("*.nii.gz", REGISTRATION, REGISTRATION_PICTURE, PLANES),
     *("slices/*/*", "dicom/*.dcm", "dicom/overlay/*.dcm"),
 )
 """Patterns of all files that a case may have, beside case.json."""
 
+STATUSES: Final = ("ok", "warned", "refused", "failed")
+"""Of cases, in the order of lists of them."""
+
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """What case.json says; of a case that failed only name, source and message."""
+    """What case.json says; of a case that failed or was refused only name, source and message."""
 
     name: str
     source: str
     """The file it came from."""
     folder: Path
     status: str
-    """ok or failed."""
+    """One of `STATUSES`."""
     message: str
-    """Why it failed, or why the result may mean less than it looks like; mostly empty."""
+    """Why it is not ok; empty where it is."""
     score: float | None
     p_value: float | None = None
     findings: Sequence[Mapping[str, Any]] | None = None
@@ -90,11 +99,13 @@ class CaseRecord:
     seconds: float | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     """{file: bytes}."""
+    forced: bool = False
+    """Whether it has a result though the model can't judge it, because that was asked for."""
 
     @property
     def done(self) -> bool:
-        """Whether it did not fail."""
-        return self.status == "ok"
+        """Whether it has a result."""
+        return self.status in ("ok", "warned")
 
     @property
     def finding_count(self) -> int | None:
@@ -162,7 +173,7 @@ class ResultFolder:
     path: Path
     run: Mapping[str, Any]
     cases: tuple[CaseRecord, ...]
-    """Sorted by name, failed ones too."""
+    """Sorted by name, those without a result too."""
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -191,12 +202,13 @@ class ResultFolder:
         """The case of this name.
 
         Raises:
-            ThoradError: there is none, or it failed.
+            ThoradError: there is none, or it has no result.
         """
         for case in self.cases:
             if case.name == name:
                 if not case.done:
-                    raise ThoradError(f"{self.path}: the case {name} failed: {case.message}")
+                    what = "was refused" if case.status == "refused" else "failed"
+                    raise ThoradError(f"{self.path}: the case {name} {what}: {case.message}")
                 return case
         known = listing([case.name for case in self.cases])
         raise ThoradError(f"{self.path}: no case {name!r}. It holds {known}.")
@@ -234,7 +246,9 @@ def read_case(folder: Path) -> CaseRecord | None:
     try:
         content = json.loads(path.read_bytes())
         known = {each.name for each in fields(CaseRecord)}
-        return CaseRecord(**{key: value for key, value in content.items() if key in known}, folder=folder)
+        case = CaseRecord(**{key: value for key, value in content.items() if key in known}, folder=folder)
+        # Earlier versions had no other status for what came with a warning.
+        return replace(case, status="warned") if case.status == "ok" and case.message else case
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -242,7 +256,7 @@ def read_case(folder: Path) -> CaseRecord | None:
 
 
 def read_pictures(case: CaseRecord) -> list[Pictures]:
-    """The pictures of a case that did not fail: one of an image, one for each slice of a volume.
+    """The pictures of a case that has a result: one of an image, one for each slice of a volume.
 
     Raises:
         ThoradError: a file is missing or damaged.

@@ -11,10 +11,13 @@ from typing import Any, Final
 import numpy as np
 
 from thorad import __version__
+from thorad.check import Check
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.dicom import Series, without_identity
 from thorad.io.images import write_npy, write_png8
+from thorad.io.registration import Registration
+from thorad.io.registration_picture import registration_picture
 from thorad.io.shards import Shard
 from thorad.io.tables import listing, write_table
 from thorad.io.volumes import write_nifti
@@ -67,7 +70,7 @@ class ResultWriter:
         self._write_run(status="running")
 
     def cases(self, names: Iterable[str] | None = None) -> Iterator[CaseRecord]:
-        """The cases that are there, done or failed, sorted by name; read one at a time, for there may be thousands.
+        """The cases that are there, with a result or without, by name; read one at a time, for there may be thousands.
 
         Only those of these names; None for all in the folder, those of other shards too.
         """
@@ -90,30 +93,22 @@ class ResultWriter:
         """Where the files of a case lie."""
         return self._out / "cases" / name
 
-    def write(self, result: Detection, *, series: Series | None = None, warnings: Sequence[str] = ()) -> list[str]:
-        """Write the case of one picture.
+    def write(self, result: Detection, *, series: Series | None = None) -> CaseRecord:
+        """Write the case of one picture; `result.check` becomes its status and message.
 
         Args:
             result: what was found.
             series: the DICOM file that the picture came from; its case gets DICOM objects, too.
-            warnings: why the result may mean less than it looks like; they become the case's message.
 
         Returns:
-            The warnings, and why DICOM objects are missing, where the source doesn't allow them.
+            Its record: warned also where the source doesn't allow the DICOM objects.
         """
         folder = self._clear(result.name)
         self._write_pictures(folder, result)
-        messages = [
-            *result.check.refusals,
-            *result.check.warnings,
-            *warnings,
-            *self._write_dicom(folder / "dicom", series, result),
-        ]
-        self._write_done(folder, result, messages)
-        return messages
+        return self._write_done(folder, result, series)
 
-    def write_volume(self, result: VolumeDetection, *, series: Series | None = None) -> list[str]:
-        """Write the case of one volume; its own warnings become its message. All else is as in `write`."""
+    def write_volume(self, result: VolumeDetection, *, series: Series | None = None) -> CaseRecord:
+        """Write the case of one volume, as `write`."""
         folder = self._clear(result.name)
         slices = list(zip(result.indices, result.slices, strict=True))
         for index, detection in slices:
@@ -121,14 +116,30 @@ class ResultWriter:
         overlays = [overlay(each.image, each.anomaly_map, self._overlay_maximum) for each in result.slices]
         write_png8(folder / layout.OVERLAY, montage(overlays))
         _write_volumes(folder, result)
-        messages = [
-            *result.check.refusals,
-            *result.check.warnings,
-            *self._write_dicom(folder / "dicom", series, result),
-        ]
+        _write_registration(folder, result.registration, result.indices)
         scores = [{"index": index, "score": float(each.score), "p_value": each.p_value} for index, each in slices]
-        self._write_done(folder, result, messages, slices=scores)
-        return messages
+        return self._write_done(folder, result, series, slices=scores)
+
+    def refuse(
+        self,
+        name: str,
+        source: str,
+        check: Check,
+        registration: Registration | None = None,
+        indices: Sequence[int] = (),
+    ) -> CaseRecord:
+        """Record that the model can't judge a case, and why: no result, of an earlier try neither.
+
+        Of a volume that got so far its registration is kept, with the indices of its slices.
+        """
+        folder = self._clear(name)
+        if registration is not None:
+            _write_registration(folder, registration, indices)
+        return self._write_case(folder, name=name, source=source, status="refused", message=check.message)
+
+    def fail(self, name: str, source: str, message: str) -> CaseRecord:
+        """Record that a case failed, and why. It is tried again when the run resumes."""
+        return self._write_case(self._clear(name), name=name, source=source, status="failed", message=message)
 
     def _write_pictures(self, folder: Path, result: Detection) -> None:
         write_png8(folder / layout.SCAN, result.image)
@@ -142,12 +153,12 @@ class ResultWriter:
         if result.steps:
             write_atomic(folder / layout.STEPS, _steps(result.steps))
 
-    def _write_dicom(self, folder: Path, series: Series | None, result: Detection | VolumeDetection) -> list[str]:
-        """Write the objects of a DICOM source; returns why some are missing, for the rest is still of use."""
-        if series is None:
-            return []
+    def _write_dicom(self, folder: Path, series: Series, result: Detection | VolumeDetection) -> Check:
+        """Write the objects of a DICOM source; warns where some are missing, for the rest is still of use."""
         algorithm = f"{self._run['options']['method']}, {self._run['options']['model']}"
-        derivation = DerivationInfo("thorad anomaly map, research use only", algorithm, __version__, self._began)
+        check = result.check
+        reason = _message(check) if check.refusals else f"warning: {check.message}" if check.warnings else ""
+        derivation = DerivationInfo(algorithm, __version__, self._began, reason)
         try:
             pictures = overlay_pictures(result.image, result.anomaly_map, self._overlay_maximum)
             write_secondary_capture(folder / "overlay", pictures, series, derivation)
@@ -156,33 +167,39 @@ class ResultWriter:
             if result.mask is not None:
                 write_segmentation(folder / "segmentation.dcm", result.mask, series, derivation)
         except ThoradError as error:
-            return [f"Some DICOM objects are missing: {without_identity(str(error), series)}"]
-        return []
+            return Check(warnings=(f"some DICOM objects are missing: {without_identity(str(error), series)}",))
+        return Check()
 
     def _write_done(
-        self, folder: Path, result: Detection | VolumeDetection, messages: Sequence[str], **more: Any
-    ) -> None:
-        files = sorted({file for pattern in layout.FILES_OF_A_CASE for file in folder.glob(pattern)})
-        content = {
-            "name": result.name,
-            "source": result.source,
-            "score": float(result.score),
-            "p_value": result.p_value,
-            "findings": None if result.findings is None else [asdict(finding) for finding in result.findings],
-            "draw_agreement": result.draw_agreement,
-            "network_calls": int(result.network_calls),
-            "seconds": float(result.seconds),
-            "status": "ok",
-            "message": "; ".join(messages),
-            "sizes": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
+        self, folder: Path, result: Detection | VolumeDetection, series: Series | None, **more: Any
+    ) -> CaseRecord:
+        check = result.check
+        if series is not None:
+            check += self._write_dicom(folder / "dicom", series, result)
+        return self._write_case(
+            folder,
+            name=result.name,
+            source=result.source,
+            score=float(result.score),
+            p_value=result.p_value,
+            findings=None if result.findings is None else [asdict(finding) for finding in result.findings],
+            draw_agreement=result.draw_agreement,
+            network_calls=int(result.network_calls),
+            seconds=float(result.seconds),
+            status="warned" if check.reasons else "ok",
+            message=_message(check),
+            forced=bool(check.refusals),
             **more,
-        }
-        write_atomic(folder / layout.CASE, _json(content))
+        )
 
-    def fail(self, name: str, source: str, message: str) -> None:
-        """Record that a case failed, and why. It is tried again when the run resumes."""
-        content = {**dict.fromkeys(COLUMNS), "name": name, "source": source, "status": "failed", "message": message}
-        write_atomic(self._clear(name) / layout.CASE, _json({**content, "sizes": {}}))
+    def _write_case(self, folder: Path, **content: Any) -> CaseRecord:
+        """case.json, after all other files of the case."""
+        files = sorted({file for pattern in layout.FILES_OF_A_CASE for file in folder.glob(pattern)})
+        sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+        write_atomic(folder / layout.CASE, _json({**dict.fromkeys(COLUMNS), **content, "sizes": sizes}))
+        case = read_case(folder)
+        assert case is not None
+        return case
 
     def close(self, seconds: float, asked: Collection[str] = ()) -> None:
         """Write cases.csv, from all cases in the folder, and the final run.json.
@@ -202,7 +219,7 @@ class ResultWriter:
 
     def _write_table(self, missing: set[str]) -> None:
         rows: list[dict[str, object]] = []
-        counts = {"ok": 0, "failed": 0}
+        counts = dict.fromkeys(layout.STATUSES, 0)
         for case in self.cases():
             rows.append({column: getattr(case, column) for column in COLUMNS} | {"findings": case.finding_count})
             counts[case.status] += 1
@@ -281,21 +298,31 @@ class ResultWriter:
 
 
 def _write_volumes(folder: Path, result: VolumeDetection) -> None:
-    """What was found on the volume's own grid, and how that lies in the template."""
-    where, volume, registration = result.where, result.volume, result.registration
+    """What was found on the volume's own grid."""
+    where, volume = result.where, result.volume
     write_nifti(folder / layout.VOLUME_MAP, result.anomaly_map, volume, f"thorad anomaly map; NaN outside {where}")
     healthy = f"thorad pseudo-healthy; NaN outside {where}"
     write_nifti(folder / layout.VOLUME_PSEUDO_HEALTHY, result.pseudo_healthy, volume, healthy)
     if result.mask is not None:
         about = f"thorad mask; 0 also where not looked: outside {where}"
         write_nifti(folder / layout.VOLUME_MASK, result.mask.astype(np.uint8), volume, about)
+
+
+def _write_registration(folder: Path, registration: Registration, indices: Sequence[int]) -> None:
+    """How a volume lies in the template, in figures and to look at, in the plane of the middle one of its slices."""
     content = {
         "to_template": registration.to_template.tolist(),
         "overlap": registration.overlap,
         "similarity": registration.similarity,
-        "slices": list(result.indices),
+        "slices": list(indices),
     }
     write_atomic(folder / layout.REGISTRATION, _json(content))
+    middle = [indices[len(indices) // 2]] if indices else []
+    write_png8(folder / layout.REGISTRATION_PICTURE, registration_picture(registration, *middle))
+
+
+def _message(check: Check) -> str:
+    return f"forced: {check.message}" if check.refusals else check.message
 
 
 def _steps(steps: Sequence[StepPictures]) -> bytes:

@@ -10,12 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from thorad.errors import ThoradError
-from thorad.results.folder import CASE, OVERLAY, RUN, CaseRecord, read_folder, read_pictures
+from thorad.results.folder import CASE, OVERLAY, PLANES, RUN, CaseRecord, read_folder, read_pictures
 from thorad.results.gallery import by_score, case_entry, encode_picture, gallery_index, has_scan
 from thorad.results.volume_page import write_volume_page
 
 LARGEST_SIDE: Final = 1024  # px; larger pictures are reduced in the page, to keep its sliders responsive
-PLANES: Final = "planes.html"  # of a volume's case: its page of three planes, which holds the scan
 
 
 class Results:
@@ -84,7 +83,7 @@ class Results:
             ThoradError: no such case, or no volume.
         """
         made = self._case(name).folder / PLANES
-        if made.is_file():
+        if self.owns(made):
             return made.read_bytes()
         with TemporaryDirectory(dir=folder) as temporary:
             return write_volume_page(self.path, name, Path(temporary) / PLANES).read_bytes()
@@ -100,6 +99,10 @@ class Results:
             raise ThoradError("no case is done.")
         folders = best.picture_folders
         return folders[len(folders) // 2][1] / OVERLAY
+
+    def owns(self, file: Path) -> bool:
+        """Whether it is a file of the folder: a link in it may lead anywhere on this machine."""
+        return file.is_file() and file.resolve().is_relative_to(self.path.resolve())
 
     def _case(self, name: str) -> CaseRecord:
         if name not in self._cases:

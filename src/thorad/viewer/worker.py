@@ -39,10 +39,10 @@ from thorad.methods import METHODS
 from thorad.model import bundled_models, load_recipe_of
 from thorad.pictures import overlay, png_text
 from thorad.records import StepPictures
+from thorad.results.folder import PLANES
 from thorad.results.volume_page import write_volume_page
 from thorad.selection import methods_for
 from thorad.viewer.order import Order
-from thorad.viewer.pages import PLANES
 
 Send = Callable[[tuple[Any, ...]], None]
 
