@@ -165,7 +165,7 @@ def test_segmentation_of_an_enhanced_file(tmp_path: Path, mask: np.ndarray) -> N
     for k in (1, 4):
         np.testing.assert_array_equal(found[order.index(k) + 1], mask[:, :, k].T)
     pictures = {4: np.zeros((36, 34, 3), np.uint8)}
-    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION)
+    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION, maximum=1.0)
     assert errors_in(capture) == []
     shown = pydicom.dcmread(capture)
     assert shown.SourceImageSequence[0].ReferencedFrameNumber == order.index(4) + 1
@@ -187,7 +187,7 @@ def test_segmentation_and_capture_of_an_x_ray(tmp_path: Path, space: str | None)
     np.testing.assert_array_equal(np.squeeze(segmentation.pixel_array), mask)
     assert sources_of(segmentation, 0).ReferencedSOPInstanceUID == dataset.SOPInstanceUID
     pictures = overlay_pictures(pixels / pixels.max(), mask.astype(np.float32), 1.0)
-    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION)
+    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION, maximum=1.0)
     assert errors_in(capture) == []
     shown = pydicom.dcmread(capture)
     np.testing.assert_array_equal(shown.pixel_array, pictures[0])
@@ -203,7 +203,7 @@ def test_one_slice_by_itself(tmp_path: Path) -> None:
     mask = voxels[:, :, 0].T > 300
     write_segmentation(tmp_path / "x.dcm", mask, series, DERIVATION)
     pictures = {0: np.zeros((36, 34, 3), np.uint8)}
-    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION)
+    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION, maximum=1.0)
     assert errors_in(tmp_path / "x.dcm") == []
     assert errors_in(capture) == []
     np.testing.assert_array_equal(np.squeeze(highdicom.seg.segread(tmp_path / "x.dcm").pixel_array), mask)
@@ -211,11 +211,59 @@ def test_one_slice_by_itself(tmp_path: Path) -> None:
     assert list(pydicom.dcmread(capture).ImagePositionPatient) == place
 
 
+def told_of(series: Series, tmp_path: Path, index: int, shape: tuple[int, int]) -> tuple[str, str]:
+    """What is drawn into a capture: the letters for left, right, top and bottom, and the place."""
+    told: list[Any] = []
+
+    def record(picture: np.ndarray, edges: tuple[str, ...], words: str, maximum: float) -> np.ndarray:
+        told.append((" ".join(edges), words))
+        return picture
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("thorad.results.dicom.annotated", record)
+        pictures = {index: np.zeros((*shape, 3), np.uint8)}
+        write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION, maximum=1.0)
+    return tuple(told[0])
+
+
+@pytest.mark.parametrize(
+    ("axes", "expected"),
+    [
+        # Where i and j grow to, in RAS, is where the columns and the rows of the picture go.
+        ([[-1, 0, 0], [0, -1, 0], [0, 0, 2]], ("R L A P", "S 24.0 mm")),  # as scanners write it
+        ([[1, 0, 0], [0, -1, 0], [0, 0, -2]], ("L R A P", "I 24.0 mm")),  # seen from above
+        ([[-1, 0, 0], [0, 1, 0], [0, 0, -2]], ("R L P A", "I 24.0 mm")),  # prone
+        ([[0, 0, -2], [-1, 0, 0], [0, -1, 0]], ("A P S I", "L 24.0 mm")),  # sagittal
+        ([[-1, 0, 0], [0, 0, 2], [0, -1, 0]], ("R L S I", "A 24.0 mm")),  # coronal
+    ],
+)
+def test_captures_tell_sides_and_places(tmp_path: Path, axes: list[list[float]], expected: tuple[str, str]) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    affine[:3, 3] = affine[:3, :3] @ [-17, -18, 10]
+    series = only(save_shuffled(slices(blob(), affine), tmp_path / "scan"))
+    position = geometry(affine, 2)["ImagePositionPatient"]
+    positions = [list(pydicom.dcmread(path).ImagePositionPatient) for path, _ in slice_order(series)]
+    assert told_of(series, tmp_path, positions.index(position), (36, 34)) == expected
+
+
+def test_captures_of_projections_tell_what_the_source_does(tmp_path: Path) -> None:
+    pixels = blob()[:, :, 0].T.copy()
+    for number, (orientation, letters) in enumerate(
+        ((["L", "F"], "R L S I"), (["R", "H"], "L R I S"), (["P", "FR"], "A P S I"), (None, "   "), (["X", "F"], "   "))
+    ):
+        dataset = base(DX, "DX", pixels, ImagerPixelSpacing=[0.2, 0.2])
+        if orientation:
+            dataset.PatientOrientation = orientation
+        series = only([save(dataset, tmp_path / f"scan{number}")])
+        assert told_of(series, tmp_path / str(number), 0, pixels.shape) == (letters, "")
+
+
 def test_captures_lie_on_their_slices(tmp_path: Path, series: Series, anomaly_map: np.ndarray) -> None:
     voxels = read_series(series).voxels
     pictures = overlay_pictures(voxels / voxels.max(), anomaly_map, 1.0)
     assert pictures.keys() == {2, 3}
-    paths = write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION)
+    paths = write_secondary_capture(tmp_path / "sc", pictures, series, DERIVATION, maximum=1.0)
     assert [path.name for path in paths] == ["0001.dcm", "0002.dcm"]
     captures = [pydicom.dcmread(path) for path in paths]
     assert len({capture.SeriesInstanceUID for capture in captures}) == 1
@@ -252,7 +300,7 @@ def test_captures_tell_no_more_than_they_need(tmp_path: Path) -> None:
         setattr(dataset, keyword, value)
     series = only([save(dataset, tmp_path / "scan")])
     (path,) = write_secondary_capture(
-        tmp_path / "sc", {0: np.zeros((*dataset.pixel_array.shape, 3), np.uint8)}, series, DERIVATION
+        tmp_path / "sc", {0: np.zeros((*dataset.pixel_array.shape, 3), np.uint8)}, series, DERIVATION, maximum=1.0
     )
     capture = pydicom.dcmread(path)
     kept = {element.keyword for element in capture.iterall()}
@@ -284,7 +332,7 @@ def written(
     write_segmentation(folder / "anomaly.seg.dcm", mask, series, derivation)
     write_parametric_map(folder / "anomaly.pm.dcm", anomaly_map, series, derivation)
     pictures = overlay_pictures(np.ones(mask.shape), anomaly_map, 1.0)
-    captures = write_secondary_capture(folder / "sc", pictures, series, derivation)
+    captures = write_secondary_capture(folder / "sc", pictures, series, derivation, maximum=1.0)
     return [folder / "anomaly.seg.dcm", folder / "anomaly.pm.dcm", *captures]
 
 

@@ -17,7 +17,7 @@ from thorad.errors import ThoradError
 from thorad.io.images import read_mask
 from thorad.io.shards import Shard
 from thorad.io.volumes import Volume
-from thorad.pictures import COLOURS, montage, overlay
+from thorad.pictures import COLOURS, annotated, montage, overlay, template_slice
 from thorad.records import Detection, Finding, StepPictures, VolumeDetection
 from thorad.results import writer as module
 from thorad.results.writer import ResultWriter
@@ -427,18 +427,20 @@ def test_steps_that_were_asked_for(tmp_path: Path) -> None:
         assert np.isnan(steps["maps"]).all()
 
 
-def test_a_volume(tmp_path: Path) -> None:
-    nibabel = pytest.importorskip("nibabel")
+AFFINE = np.array([[-2.0, 0, 0, 5], [0, 0, 3, 6], [0, 1, 0, 7], [0, 0, 0, 1]])
+
+
+def volume_of(slices: tuple[Detection, ...]) -> VolumeDetection:
+    """A volume with two slices."""
     voxels = np.random.default_rng(0).random((9, 10, 11), np.float32)
-    affine = np.array([[-2.0, 0, 0, 5], [0, 0, 3, 6], [0, 1, 0, 7], [0, 0, 0, 1]])
     anomaly_map = np.where(np.arange(11) < 4, voxels, np.nan)
-    whole = VolumeDetection(
+    return VolumeDetection(
         name="v",
         source="v.nii",
-        volume=Volume(voxels, affine, "v.nii", "v"),
-        registration=replace(in_place(Volume(voxels, affine, "v.nii", "v")), overlap=0.9, similarity=0.8),
+        volume=Volume(voxels, AFFINE, "v.nii", "v"),
+        registration=replace(in_place(Volume(voxels, AFFINE, "v.nii", "v")), overlap=0.9, similarity=0.8),
         indices=(7, 12),
-        slices=(finding("x"), finding("y")),
+        slices=slices,
         anomaly_map=anomaly_map,
         pseudo_healthy=anomaly_map / 2,
         score=0.3,
@@ -448,6 +450,12 @@ def test_a_volume(tmp_path: Path) -> None:
         mask=np.nan_to_num(anomaly_map) > 0.5,
         findings=(place(3, 1, 2, 0),),
     )
+
+
+def test_a_volume(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    whole = volume_of((finding("x"), finding("y")))
+    anomaly_map, affine = whole.anomaly_map, AFFINE
     results = writer(tmp_path)
     results.write_volume(whole)
     folder = tmp_path / "cases" / "v"
@@ -473,6 +481,58 @@ def test_a_volume(tmp_path: Path) -> None:
     assert whole_cases(results) == set()
     results.fail("v", "v.nii", "no more")
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["case.json"]
+
+
+def test_slices_lie_as_the_side_has_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    slices = tuple(
+        replace(finding(name), image=rng.random((120, 100), np.float32), anomaly_map=rng.random((120, 100)))
+        for name in "xy"
+    )
+    tiles = {}
+    for side in ("neurological", "radiological"):
+        results = ResultWriter(tmp_path / side, RUN, overlay_maximum=0.5, side=side)
+        results.write_volume(volume_of(slices))
+        tiles[side] = np.asarray(PIL.Image.open(tmp_path / side / "cases" / "v" / "overlay.png"))
+    # Between letters, words and scale the pixels are the slices', x to the right or mirrored.
+    for start, one in zip((0, 100), slices, strict=True):
+        plain = overlay(one.image, one.anomaly_map, 0.5)
+        inner = slice(20, 45), slice(15, 85)
+        np.testing.assert_array_equal(tiles["neurological"][:, start : start + 100][inner], plain[inner])
+        np.testing.assert_array_equal(tiles["radiological"][:, start : start + 100][inner], plain[:, ::-1][inner])
+        # What is kept for programs is the same for both, pixel for pixel.
+        for side in tiles:
+            number = {0: "007", 100: "012"}[start]
+            folder = tmp_path / side / "cases" / "v" / "slices" / number
+            np.testing.assert_array_equal(np.asarray(PIL.Image.open(folder / "overlay.png")), plain)
+            np.testing.assert_array_equal(np.load(folder / "anomaly_map.npy"), one.anomaly_map.astype(np.float32))
+
+
+def test_letters_words_and_scale_are_drawn_where_they_belong() -> None:
+    black = np.zeros((240, 200, 3), np.uint8)
+    left = slice(100, 140), slice(0, 20)
+    alone = {letter: annotated(black, (letter, "", "", ""), "", 0.1)[left] for letter in "LR"}
+    assert (alone["L"] != alone["R"]).any()
+    for side, (on_the_left, on_the_right) in {"neurological": "LR", "radiological": "RL"}.items():
+        made = template_slice(black, "slice 95, z = +23 mm", 0.1, side)
+        np.testing.assert_array_equal(made[left], alone[on_the_left])
+        expected = annotated(black, ("", on_the_right, "", ""), "", 0.1)
+        np.testing.assert_array_equal(made[100:140, 180:], expected[100:140, 180:])
+        assert made[:20, 90:110].any(), "A"
+        assert made[220:, :100].any(), "the words"
+    # The scale: nothing below, the strongest colour on top, and what they mean beside them.
+    unlabelled = annotated(black, ("", "", "", ""), "", 0.1)
+    assert not unlabelled[:150].any()
+    column = unlabelled[:, 200 - 4]
+    coloured = np.flatnonzero(column.any(axis=1))
+    np.testing.assert_array_equal(column[coloured[0]], COLOURS[-1])
+    assert column[coloured].sum(axis=1)[-1] < 20
+    other = annotated(black, ("", "", "", ""), "", 0.2)
+    changed = np.argwhere((unlabelled != other).any(axis=2))
+    assert len(changed)
+    assert abs(changed[:, 0].min() - coloured[0]) < 10, "the number at the scale's top"
+    small = np.zeros((95, 300, 3), np.uint8)
+    assert annotated(small, ("L", "R", "A", "P"), "words", 1.0) is small
 
 
 def test_a_montage_has_rows_of_six() -> None:

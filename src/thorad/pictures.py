@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 from numpy.typing import NDArray
 
 COLOURS = np.array([(126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33)], dtype=np.float32)
@@ -19,6 +21,9 @@ Source: S. van der Walt and N. Smith, matplotlib colour maps (CC0).
 """
 
 MONTAGE_COLUMNS = 6
+
+SMALLEST_ANNOTATED = 96
+"""px"""
 
 Side = Literal["neurological", "radiological"]
 """Where pictures of axial slices have the patient's right: on their right, or on their left."""
@@ -42,6 +47,51 @@ def overlay(image: NDArray[Any], anomaly_map: NDArray[Any], maximum: float) -> N
         colour = np.interp(height, np.linspace(0, 1, len(levels)), levels)
         blended[..., channel] = np.rint(height * colour + grey)
     return blended
+
+
+def annotated(
+    picture: NDArray[np.uint8], edges: tuple[str, str, str, str], words: str, maximum: float
+) -> NDArray[np.uint8]:
+    """A copy of an overlay that says which side is which, where it lies and what its colours mean.
+
+    Args:
+        picture: (H, W, 3), as of `overlay`; one with a side below `SMALLEST_ANNOTATED` has no room and stays as it is.
+        edges: letters for left, right, top and bottom; empty where the side isn't known.
+        words: for the lower left corner.
+        maximum: value of the strongest colour, for the scale in the lower right corner.
+    """
+    rows, columns = picture.shape[:2]
+    if min(rows, columns) < SMALLEST_ANNOTATED:
+        return picture
+    size = max(10, min(rows, columns) // 24)  # px, of the letters
+    gap, width, height = size // 3, size // 2, 5 * size
+    scale = overlay(np.zeros((height, width)), np.linspace(1, 0, height)[:, None].repeat(width, 1), 1.0)
+    marked = picture.copy()
+    marked[rows - gap - height : rows - gap, columns - gap - width : columns - gap] = scale
+    image = PIL.Image.fromarray(marked)
+    draw, font = PIL.ImageDraw.Draw(image), PIL.ImageFont.load_default(size)
+    left, right, top, bottom = edges
+    beside = columns - 2 * gap - width
+    # Words that would reach the lower edge's letter stand above it.
+    above = size + gap if font.getlength(words) > columns // 2 - size else 0
+    for place, anchor, text in (
+        ((gap, rows // 2), "lm", left),
+        ((columns - gap, rows // 2), "rm", right),
+        ((columns // 2, gap), "ma", top),
+        ((columns // 2, rows - gap), "md", bottom),
+        ((gap, rows - gap - above), "ld", words),
+        ((beside, rows - gap - height), "ra", f"{maximum:g}"),
+        ((beside, rows - gap), "rd", "0"),
+    ):
+        draw.text(place, text, "white", font, anchor=anchor, stroke_width=max(1, size // 10), stroke_fill="black")
+    return np.asarray(image)
+
+
+def template_slice(picture: NDArray[np.uint8], words: str, maximum: float, side: Side) -> NDArray[np.uint8]:
+    """`annotated`, of a slice in the template's plane (anterior up, x to the patient's right), as the side has it."""
+    if side == "radiological":
+        return annotated(np.ascontiguousarray(picture[:, ::-1]), ("R", "L", "A", "P"), words, maximum)
+    return annotated(picture, ("L", "R", "A", "P"), words, maximum)
 
 
 def montage(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

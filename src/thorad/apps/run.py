@@ -24,6 +24,7 @@ from thorad.io.shards import Shard
 from thorad.io.slices import images_of
 from thorad.io.tables import listing
 from thorad.io.volumes import Volume
+from thorad.pictures import Side
 from thorad.records import Detection, VolumeDetection
 from thorad.results.dicom import import_highdicom
 from thorad.results.folder import STEPS, CaseRecord
@@ -81,10 +82,12 @@ def open_results(
     *,
     indices: Sequence[int] | None = None,
     left_out: Mapping[str, int] | None = None,
+    side: Side | None = None,
 ) -> ResultWriter:
     """The result folder of a detector's run, new or to be resumed; `indices` and `shard` as for `detect_files`.
 
-    `left_out` is what there was in the inputs beside scans, of `thorad.io.scans.find_scans`.
+    `left_out` is what there was in the inputs beside scans, of `thorad.io.scans.find_scans`; `side` as for
+    `ResultWriter`.
 
     Raises:
         ThoradError: the folder can't be written, or holds the results of other options.
@@ -102,7 +105,7 @@ def open_results(
     # The scores are what a case's score is compared with.
     scores = None if calibration is None else list(calibration.scores)
     run = {"options": options, "healthy_scores": scores, "left_out": dict(left_out or {}), **_software()}
-    return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum, shard=shard)
+    return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum, shard=shard, side=side)
 
 
 def write_evaluation_run(detectors: Sequence[Detector], out: Path, seconds: float) -> None:

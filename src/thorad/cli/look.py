@@ -63,6 +63,7 @@ def detect(
     options: DetectOptions,
     slices: opt.Slices = None,
     keep_steps: KeepSteps = False,
+    side: opt.Side = None,
     keep_identity: opt.KeepIdentity = False,
     shard: opt.Shard = None,
     make_report: opt.Report = False,
@@ -86,7 +87,7 @@ def detect(
     indices = None if slices is None else parse_indices(slices)
     if all(scan.is_volume for scan in scans.values()):  # an impossible wish should be refused at once
         checked_indices(detector.model.recipe.volume, indices, detector.model_name)
-    results = open_results(detector, out, part, indices=indices, left_out=scans.left_out)
+    results = open_results(detector, out, part, indices=indices, left_out=scans.left_out, side=side)
     with progress_bar("detect", quiet) as report:
         summary = detect_files(detector, scans, results, indices=indices, keep_steps=keep_steps, on_progress=report)
     print_warnings(summary.warned)
@@ -98,7 +99,7 @@ def detect(
             print_line("DICOM files are named by hashes; --keep-identity names them by their paths.")
         print_line(f"Results: {out}")
     if make_report and summary.tried:
-        print_report(out, quiet=quiet)
+        print_report(out, side=side, quiet=quiet)
     end_with_failures(
         summary.failed,
         summary.refused,

@@ -39,10 +39,11 @@ from thorad.io.dicom import (
     text_of,
 )
 from thorad.io.text import printable
-from thorad.pictures import overlay
+from thorad.pictures import annotated, overlay
 
 RESEARCH: Final = "Research use only"
 COLOUR: Final = (248, 149, 64)  # RGB recommended to viewers for the segment: that of a high map in the pictures
+OPPOSITE: Final = {"L": "R", "R": "L", "P": "A", "A": "P", "S": "I", "I": "S"}
 SERIES: Final = {"SEG": 1, "SC": 2, "PM": 3}  # place of each kind behind the source's series in a viewer's list
 
 # highdicom logs a patient's name where its form is unusual.
@@ -191,15 +192,23 @@ def _map_values(highest: float) -> dict[str, Any]:
 
 
 def write_secondary_capture(
-    folder: Path, pictures: Mapping[int, NDArray[np.uint8]], series: Series, derivation: DerivationInfo
+    folder: Path,
+    pictures: Mapping[int, NDArray[np.uint8]],
+    series: Series,
+    derivation: DerivationInfo,
+    *,
+    maximum: float,
 ) -> list[Path]:
     """Write pictures of slices as a series of Secondary Captures, which any viewer shows, at their slices' places.
+
+    Into each are drawn the patient's sides and the slice's place, where the source tells them, and the colours' scale.
 
     Args:
         folder: gets one file a picture, `0001.dcm` ...
         pictures: {index k of the slice in the volume: (rows, columns, 3) RGB}, as of `overlay_pictures`; {0: ...} for a
             picture.
         series, derivation: the source, and how the pictures were made.
+        maximum: the map's value that has the strongest colour.
 
     Returns:
         The files, in the order of the slices.
@@ -215,7 +224,8 @@ def write_secondary_capture(
     paths: list[Path] = []
     for number, index in enumerate(sorted(pictures), start=1):
         with _writing(series):
-            dataset = _secondary_capture(pictures[index], derived, index)
+            picture = annotated(pictures[index], *_sides_and_place(sources, index), maximum)
+            dataset = _secondary_capture(picture, derived, index)
             dataset.InstanceNumber = number
             paths.append(folder / f"{number:04d}.dcm")
             derived.save(paths[-1], dataset)
@@ -257,6 +267,39 @@ def burned_in(picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
         draw.rectangle((0, number * height, columns, (number + 1) * height), fill=(0, 0, 0))
         draw.text((1, number * height), line, fill=(255, 220, 0), font=font)
     return np.asarray(image)
+
+
+def _sides_and_place(sources: "_Sources", index: int) -> tuple[tuple[str, str, str, str], str]:
+    """The letters for a slice's left, right, upper and lower edge, and its position along its normal: `S 23.4 mm`.
+
+    From position and orientation; of a projection from PatientOrientation. Empty where the source doesn't tell.
+    """
+    path, frame = sources.places[index]
+    source = sources.headers[path]
+    enhanced = "PerFrameFunctionalGroupsSequence" in source
+    values = {
+        keyword: ((frame_group(source, frame, _PLACE[keyword]) or {}) if enhanced else source).get(keyword)
+        for keyword in ("ImageOrientationPatient", "ImagePositionPatient")
+    }
+    orientation, position = values["ImageOrientationPatient"], values["ImagePositionPatient"]
+    if orientation is None or len(orientation) != 6:
+        told = [str(value)[:1].translate(str.maketrans("HF", "SI")) for value in source.get("PatientOrientation") or ()]
+        if len(told) != 2 or not all(letter in OPPOSITE for letter in told):
+            return ("", "", "", ""), ""
+        return (OPPOSITE[told[0]], told[0], OPPOSITE[told[1]], told[1]), ""
+    across, down = np.array(orientation[:3], float), np.array(orientation[3:], float)
+    right, bottom = _letter(across), _letter(down)
+    axis, place = int(np.abs(np.cross(across, down)).argmax()), ""
+    if position is not None and len(position) == 3:
+        along = float(position[axis]) * np.eye(3)[axis]
+        place = f"{_letter(along)} {np.abs(along).max():.1f} mm"
+    return (OPPOSITE[right], right, OPPOSITE[bottom], bottom), place
+
+
+def _letter(direction: NDArray[np.float64]) -> str:
+    """Of the patient's side that a direction in DICOM's axes, to the left, posterior and superior, points to most."""
+    axis = int(np.abs(direction).argmax())
+    return ("LPS" if direction[axis] >= 0 else "RAI")[axis]
 
 
 class _Sources:

@@ -20,7 +20,7 @@
 A volume has the same pictures for each slice k, in the template's plane, and beside them, on its own grid:
 
     cases/<name>/slices/<k>/      the pictures above
-    cases/<name>/overlay.png      those of all slices
+    cases/<name>/overlay.png      those of all slices, with the patient's sides, heights and the colours' scale
     cases/<name>/anomaly_map.nii.gz, pseudo_healthy.nii.gz  float32, NaN where no slice was looked at; mask.nii.gz
     cases/<name>/registration.json  the matrix from the volume's mm to the template's, and how well it fits
     cases/<name>/registration.png  the volume in the template's planes, to look at; both also of a refused volume

@@ -21,7 +21,7 @@ from thorad.io.registration_picture import registration_picture
 from thorad.io.shards import Shard
 from thorad.io.tables import listing, write_table
 from thorad.io.volumes import write_nifti
-from thorad.pictures import montage, overlay
+from thorad.pictures import Side, montage, overlay, template_slice
 from thorad.records import Detection, StepPictures, VolumeDetection, current_options
 from thorad.results import folder as layout
 from thorad.results.dicom import (
@@ -51,19 +51,28 @@ class ResultWriter:
             a folder is continued only with the same options. The rest (versions, date) may differ.
         overlay_maximum: value of the anomaly map that gets the strongest colour: one for the run, so cases compare.
         shard: the part of the run's cases that this process writes.
+        side: where the picture of a volume's slices has the patient's right; None: as in radiology for DICOM alone.
 
     Raises:
         ThoradError: the folder can't be written, or holds the results of other options.
     """
 
-    def __init__(self, out: Path, run: dict[str, Any], *, overlay_maximum: float, shard: Shard | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        run: dict[str, Any],
+        *,
+        overlay_maximum: float,
+        shard: Shard | None = None,
+        side: Side | None = None,
+    ) -> None:
         if overlay_maximum <= 0:
             raise ValueError(f"overlay_maximum must be above 0, found {overlay_maximum}")
         self._out = out
         self._overlay_maximum = overlay_maximum
         # As JSON gives it back: tuples are lists, paths are text.
         self._run: dict[str, Any] = json.loads(_json({**run, "overlay_maximum": overlay_maximum}))
-        self.shard = shard or Shard()
+        self.shard, self._side = shard or Shard(), side
         self._began = datetime.now().astimezone()
         self._refuse_other_options()
         self._seconds_before = self._seconds().get(self._shard_file.name, 0.0)
@@ -113,7 +122,16 @@ class ResultWriter:
         slices = list(zip(result.indices, result.slices, strict=True))
         for index, detection in slices:
             self._write_pictures(folder / "slices" / f"{index:03d}", detection)
-        overlays = [overlay(each.image, each.anomaly_map, self._overlay_maximum) for each in result.slices]
+        side: Side = self._side or ("neurological" if series is None else "radiological")
+        overlays = [
+            template_slice(
+                overlay(each.image, each.anomaly_map, self._overlay_maximum),
+                layout.slice_label(index),
+                self._overlay_maximum,
+                side,
+            )
+            for index, each in slices
+        ]
         write_png8(folder / layout.OVERLAY, montage(overlays))
         _write_volumes(folder, result)
         _write_registration(folder, result.registration, result.indices)
@@ -161,7 +179,7 @@ class ResultWriter:
         derivation = DerivationInfo(algorithm, __version__, self._began, reason)
         try:
             pictures = overlay_pictures(result.image, result.anomaly_map, self._overlay_maximum)
-            write_secondary_capture(folder / "overlay", pictures, series, derivation)
+            write_secondary_capture(folder / "overlay", pictures, series, derivation, maximum=self._overlay_maximum)
             if isinstance(result, VolumeDetection):
                 write_parametric_map(folder / "parametric_map.dcm", result.anomaly_map, series, derivation)
             if result.mask is not None:
