@@ -435,7 +435,7 @@ def test_every_object_says_what_speaks_against_it(
     pictures = {2: np.full((36, 34, 3), 77, np.uint8)}
     write_segmentation(tmp_path / "seg.dcm", mask, series, doubted)
     write_parametric_map(tmp_path / "pm.dcm", anomaly_map, series, doubted)
-    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, doubted)
+    (capture,) = write_secondary_capture(tmp_path / "sc", pictures, series, doubted, maximum=1.0)
     said = {}
     for path in (tmp_path / "seg.dcm", tmp_path / "pm.dcm", capture):
         assert errors_in(path) == []
