@@ -266,7 +266,12 @@ def read_pictures(case: CaseRecord) -> list[Pictures]:
 
 def slice_label(index: int | None) -> str:
     """`slice 95, z = +23 mm` of the template; empty for an image."""
-    return "" if index is None else f"slice {index}, z = {MNI_2009A.origin_mm[2] + index:+g} mm"
+    return "" if index is None else f"slice {index}, {slice_height(index)}"
+
+
+def slice_height(index: int) -> str:
+    """Of an axial slice of the template: `z = +23 mm`."""
+    return f"z = {MNI_2009A.origin_mm[2] + index:+g} mm"
 
 
 def usual_side(cases: Iterable[CaseRecord]) -> Side:

@@ -126,7 +126,7 @@ class ResultWriter:
         overlays = [
             template_slice(
                 overlay(each.image, each.anomaly_map, self._overlay_maximum),
-                layout.slice_label(index),
+                layout.slice_height(index),
                 self._overlay_maximum,
                 side,
             )
