@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from test_cli import thorad_command
@@ -16,6 +17,7 @@ from thorad.calibration import Calibration
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.registration import Registration
+from thorad.io.slices import axial_images
 from thorad.io.template import MNI_2009A
 from thorad.io.volumes import Volume, read_volume, write_nifti
 from thorad.volume_detection import RefusedVolumeError, detect_volume
@@ -97,6 +99,28 @@ def test_draws_agree_over_all_slices(volume_model: Path) -> None:
     assert f"draws agree {expected:.2f}" in repr(found)
     single = detect_volume(Detector(volume_model, threshold=0.03, draws=1), volume, registration=in_place(volume))
     assert single.draw_agreement is None
+
+
+def test_nothing_outside_the_brain_counts(volume_model: Path) -> None:
+    volume = head()
+    detector = Detector(volume_model, method="zscore", device="cpu")
+    whole = detect_volume(detector, volume, indices=[96], registration=in_place(volume))
+    brain = np.indices(volume.voxels.shape)[0] < 24
+    half = detect_volume(detector, volume, indices=[96], registration=replace(in_place(volume), brain=brain))
+    assert np.nanmax(whole.anomaly_map[34:]) > 0
+    np.testing.assert_array_equal(np.nan_to_num(half.anomaly_map[34:]), 0)  # 24 voxels, 4 mm, and a pixel of 7 mm
+    inner = np.s_[4:20, 4:-4]  # not where the scan ends
+    np.testing.assert_array_equal(half.anomaly_map[inner], whole.anomaly_map[inner])
+    size = detector.model_size
+    inside = detector.inside(
+        replace(axial_images(in_place(volume), [96], skull=True)[0], brain=np.zeros((233, 197), dtype=bool))
+    )
+    assert not inside.any()
+    assert inside.shape == (1, size, size)
+    assert detector.scores(torch.ones(1, 1, size, size), inside[None]).tolist() == [0]
+    none = detect_volume(detector, volume, indices=[96], registration=replace(in_place(volume), brain=brain & False))
+    assert none.score == 0
+    assert none.check.warnings[-1] == "the brain doesn't reach slice 96"
 
 
 def test_what_cannot_be_looked_at_is_refused(tiny_model: Path, volume_model: Path) -> None:

@@ -27,7 +27,7 @@ from thorad.errors import ThoradError
 from thorad.findings import findings_in
 from thorad.io.images import Image
 from thorad.io.inputs import ImageLike, as_image
-from thorad.io.preprocess import Placement, to_input_grid, to_model_grid
+from thorad.io.preprocess import Placement, mask_to_model_grid, to_input_grid, to_model_grid
 from thorad.maps.anomaly_map import AnomalyMap, residual
 from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
 from thorad.methods import METHODS, Method, Request, Restoration, Step
@@ -264,10 +264,12 @@ class Detector:
                     on_step(image.name, pictures)
 
         restoration = self._restore(x, [image.name for image in images], keep if keep_steps or on_step else None)
-        maps = restoration.anomaly_map.cpu()
-        draw_maps = torch.stack([each.cpu() for each in restoration.draw_maps]) if restoration.draw_maps else None
+        inside = torch.stack([self.inside(image) for image in images])
+        maps = restoration.anomaly_map.cpu() * inside
+        drawn = [each.cpu() * inside for each in restoration.draw_maps]
+        draw_maps = torch.stack(drawn) if drawn else None
         spreads = None if draw_maps is None else draw_maps.std(dim=0)
-        scores = self.scores(maps)
+        scores = self.scores(maps, inside)
         healthy = _to_unit(restoration.pseudo_healthy).cpu()
         seconds = (time.perf_counter() - began) / len(images)
         # One by one: the pictures of a batch of large images would fill the memory.
@@ -316,17 +318,28 @@ class Detector:
 
         return torch.cat(list(self._each(maps_from, range(0, len(x), self._together))))
 
-    def scores(self, maps: Tensor) -> Tensor:
-        """One number an image, (B,): the mean of the highest 1 % of the map's values in the model's region.
+    def inside(self, image: Image) -> Tensor:
+        """(1, S, S) bools: where an anomaly counts, which is the model's region, and of a slice the subject's brain."""
+        region = torch.from_numpy(self.model.region)[None]
+        if image.brain is None:
+            return region
+        return region & torch.from_numpy(mask_to_model_grid(image.brain, self.model_size))
+
+    def scores(self, maps: Tensor, inside: Tensor | None = None) -> Tensor:
+        """One number an image, (B,): the mean of the highest 1 % of the map's values where an anomaly counts.
 
         The higher, the less healthy. On the development bench it tells sick from healthy better than the mean, which
         drowns a small lesion, and the maximum, which is one pixel's word (docs/results.md). The published methods have
         the mean of the whole map, as their source does.
+
+        Args:
+            maps: (B, 1, S, S).
+            inside: (B, 1, S, S) bools, of `inside`; None: the model's region. Where nothing counts the score is 0.
         """
         if self._method.published:
             return maps.mean(dim=(1, 2, 3))
-        inside = maps[:, 0, self._region.to(maps.device)]  # (B, pixels in the region)
-        return inside.topk(max(1, round(HIGHEST_SHARE * inside.shape[1])), dim=1).values.mean(1)
+        region = self._region.to(maps.device).expand(maps.shape) if inside is None else inside
+        return torch.stack([_score(values[where]) for values, where in zip(maps, region, strict=True)])
 
     def _restore(self, x: Tensor, names: Sequence[str], on_step: OnBatchStep | None = None) -> Restoration:
         """The mean of the draws; their maps beside it, where there are several."""
@@ -529,3 +542,10 @@ def _device(name: str) -> torch.device:
 
 def _to_unit(x: Tensor) -> Tensor:
     return ((x + 1) / 2).clamp(0, 1)
+
+
+def _score(values: Tensor) -> Tensor:
+    """The mean of the highest share of (pixels) values; 0 of none."""
+    if not len(values):
+        return values.new_zeros(())
+    return values.topk(max(1, round(HIGHEST_SHARE * len(values)))).values.mean()

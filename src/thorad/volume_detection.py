@@ -64,8 +64,11 @@ def detect_volume(
     section = detector.model.recipe.volume
     chosen = checked_indices(section, indices, detector.model_name)
     registration = registration or register(volume, skull=section.skull)
-    slices = axial_images(registration.volume, registration.to_template, chosen)
+    slices = axial_images(registration, chosen, skull=section.skull)
     check = sum(map(detector.check, slices), _check(section, chosen, registration, detector.model_name))
+    empty = [index for index, one in zip(chosen, slices, strict=True) if one.brain is not None and not one.brain.any()]
+    if empty:
+        check += Check(warnings=(f"the brain doesn't reach slice{'s' * (len(empty) > 1)} {format_indices(empty)}",))
     if check.refusals and not detector.force:
         raise RefusedVolumeError(volume.source, check, registration, chosen)
     detections = tuple(detector.detect_batch(slices, on_step, keep_steps=keep_steps))

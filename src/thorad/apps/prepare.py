@@ -31,9 +31,9 @@ from thorad.io.images import write_png8, write_png16
 from thorad.io.registration import register
 from thorad.io.registration_picture import registration_picture
 from thorad.io.scans import Scan
-from thorad.io.slices import slice_name
+from thorad.io.slices import cut_slices, slice_name
 from thorad.io.tables import write_table
-from thorad.io.template import MNI_2009A, cut_axial
+from thorad.io.template import MNI_2009A
 from thorad.io.volumes import Volume
 from thorad.recipe import VolumeSection, load_recipe
 
@@ -202,7 +202,7 @@ def _prepare(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
     _clear(folder, scan)
     registration = register(volume, skull=options["skull"])
     indices: list[int] = options["slices"]
-    slices = np.clip(cut_axial(registration.volume, registration.to_template, indices), 0, None)
+    slices = np.clip(cut_slices(registration, indices, skull=options["skull"]), 0, None)
     if not slices.max() > 0:
         raise ThoradError(f"{scan.path}: the slices {indices} are empty. Is this a head, and does it reach so far?")
     files = {}

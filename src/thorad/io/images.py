@@ -45,6 +45,9 @@ class Image:
     """Pixel height and width in mm, where known. None for the formats here: their resolution tags speak of printing."""
     tags: ScanTags | None = None
     """Of DICOM, and of the volume that it is a slice of."""
+    brain: NDArray[np.bool_] | None = None
+    """(H, W): where an anomaly counts, of a slice of a registered volume: in and closely around the subject's brain, as
+    far as the scan reaches. None: not known, everywhere."""
 
     @cached_property
     def scaled(self) -> NDArray[np.float32]:

@@ -1,22 +1,24 @@
-"""Register a T1w head to MNI152NLin2009aSym, and say how well that went.
+"""Register a T1w head to MNI152NLin2009aSym by its brain, and say how well that went.
 
-Inside this module points are LPS, as SimpleITK has them; what goes in and comes out is RAS, as everywhere in thorad.
+Inside this module points are LPS and arrays (z, y, x), as SimpleITK has them; what goes in and comes out is RAS and
+(x, y, z), as everywhere in thorad.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from scipy import fft, ndimage
 from scipy.spatial.transform import Rotation
 
 from thorad.errors import ThoradError
+from thorad.io.brain import find_brain
 from thorad.io.volumes import Volume
 
 sitk: Any
@@ -27,46 +29,51 @@ except ImportError:
 
 TEMPLATE: Final = "mni152-2009a-t1-brain-2mm.nii.gz"
 
+HEAD_MM: Final = 1.0
+"""Grid that the brain is looked for on."""
 BIAS_MM: Final = 5.0
 """Grid that the bias field is estimated on."""
 BIAS_ITERATIONS: Final = (40, 40, 40, 20)
 """From the smoothest field to the finest."""
 SEARCH_MM: Final = 6.0
-"""Grid of the search over all places, and many rotations and sizes."""
+"""Grid that the starts are compared on."""
 FINE_MM: Final = ((4.0, 1.0), (2.0, 0.25))
 """Grids of the affine registration, and the largest first step on each."""
-MARGIN_MM: Final = 4.0
-"""The metric sees the template's brain and so much around it: fluid and bone, dark as the template is there."""
+MARGIN_MM: Final = 6.0
+"""The metric sees the template's brain and so much around it, where both are dark."""
 
-PITCH_DEG: Final = (-30, -15, 0, 15, 30)
-ROLL_DEG: Final = (-20, 0, 20)
-YAW_DEG: Final = (-20, 0, 20)
-"""Rotations of the search, about the axes to the left, to the back and upwards."""
-SIZES: Final = (0.88, 1.0, 1.12)
-"""Scale factors of the search."""
-MAX_STARTS: Final = 24
-"""So many of the search's poses, one after the other, are registered by a similarity transform..."""
-SURE_SIMILARITY: Final = 0.5
-"""...until one of them gets this correlation; otherwise the best is taken. Heads get 0.54 to 0.75, their wrong poses
-0.37 at most."""
+TILTS_DEG: Final = ((-30, -15, 0, 15, 30), (-20, 0, 20), (-20, 0, 20))
+"""Starts: about the axes to the left, to the back and upwards; beside these all 24 ways to turn by right angles."""
+SCALES: Final = (0.85, 1.15)
+"""How much larger or smaller than the template the search takes a brain for at most: it may be cut off."""
+STARTS: Final = 3
+"""The best of them, so far apart (degrees), are registered by a similarity transform."""
+APART_DEG: Final = 40.0
 
-MIN_SIMILARITY: Final = 0.45
-MIN_OVERLAP: Final = 0.86
-MIN_COVERAGE: Final = 0.95
-"""Fraction of the template's brain that lies in the image. Below any of the three there is a warning; docs/volumes.md
-says which heads and which failures set them."""
-MIN_BRIGHT_SHELL: Final = 0.1
-"""Fraction of the shell around the template's brain that is bright where there is a skull with its fat and skin: 0.44
-to 0.57 of it in heads, 0.00 in a skull-stripped one."""
-SHELL_MM: Final = (6.0, 24.0)
-"""The shell's distance from the brain: no dura, and not much air."""
-SHELL_ABOVE_MM: Final = 10.0
-"""The shell is taken above this z of the template, where no neck and no face is."""
-SHELL_BRIGHT: Final = 0.3
-TISSUE_BRIGHT: Final = 0.45
-"""In medians of the image in the template's brain."""
-TISSUE_MM: Final = 10.0
-"""How far from the template's brain the image's own is looked for: beyond are skin and neck."""
+CLOSE_MM: Final = 10.0
+"""Furrows and bays of the found brain that are narrower than twice this belong to it: a lesion at its surface does."""
+
+MISFIT_MM: Final = 4.0
+"""Grid that the brain's eighths are compared on..."""
+MISFIT_REACH: Final = 3
+"""...and so many voxels to each side."""
+
+PAD: Final = 3
+"""Voxels that the bias field goes on for beyond what it was estimated on."""
+
+MIN_SIMILARITY: Final = (0.25, 0.40)
+MIN_OVERLAP: Final = (0.80, 0.90)
+MAX_MISFIT: Final = (6.0, 3.0)
+MIN_COVERAGE: Final = (0.50, 0.95)
+"""Beyond the first the registration counts as failed, beyond the second it is warned of; docs/volumes.md says which
+heads and failures set them."""
+MAX_TURN_DEG: Final = 60.0
+"""No head lies so in a scanner whose header is right."""
+SKULL_MM: Final = 6.0
+MIN_SKULL: Final = 0.05
+"""Of the brain's volume: what is bright farther than SKULL_MM from it, where there is skin and fat."""
+SKULL_BRIGHT: Final = 0.3
+"""In medians of the brain."""
 
 _RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 """LPS to RAS, and back."""
@@ -79,57 +86,69 @@ class Registration:
     to_template: NDArray[np.float64]
     """(4, 4): native RAS mm to the template's RAS mm."""
     overlap: float
-    """Dice of the template's brain and the brain found by brightness in the registered image, in [0, 1]."""
+    """Dice of the template's brain and the subject's, where the scan reaches, in [0, 1]."""
     similarity: float
-    """Correlation of the registered image with the template inside the template's brain, in [-1, 1]."""
+    """Correlation of the scan with the template inside both brains, in [-1, 1]."""
     warning: str | None
     """What makes the result doubtful or the image strange to the model; None: nothing found."""
     volume: Volume
-    """Bias corrected, on the native grid; without the skull where that was asked for."""
+    """As it was given."""
+    brain: NDArray[np.bool_] | None = None
+    """(I, J, K) of the volume: the subject's brain, one piece without holes or bays; None: not looked for."""
+    bias: Volume | None = None
+    """What the scan is to be divided by, on a coarse grid that reaches beyond the volume; None: it is even."""
+    misfit: float = 0.0
+    """How far the brain's eighths, each by itself, would move to fit better: the median, mm."""
+    coverage: float = 1.0
+    """Fraction of the template's brain that lies in the scan."""
     doubtful: bool = False
-    """Whether it failed by its figures, or the image doesn't show the whole brain."""
+    """Whether it failed by its figures."""
 
 
 def register(volume: Volume, *, skull: bool = True) -> Registration:
-    """Register a head to the template: bias correction, search over poses, similarity, affine. Deterministic.
+    """Register a head to the template, brain to brain: extraction, bias correction, starts, similarity, affine.
 
-    A registration that fails gives a warning, not an error: look at `warning`, or at the picture.
+    Deterministic. A registration that fails is `doubtful`, not an error: look at `warning`, or at its picture.
 
     Args:
-        volume: T1w, with or without the skull, in any orientation that its affine gives within some 45 degrees.
-        skull: whether the head keeps its skull. False sets what lies outside the template's brain, mapped to
-            the native grid, to 0, unless the image has no skull already. That is rough: an affine map follows no
-            gyrus, so some millimetres of dura or bone stay and as much of the brain goes.
+        volume: T1w, with or without the skull, in any orientation.
+        skull: whether the model looks at heads with their skull; a stripped image is warned of then.
 
     Raises:
-        ThoradError: SimpleITK is not installed, or the volume holds nothing that could be registered.
+        ThoradError: SimpleITK or deepbet is not installed, or the volume holds nothing that could be registered.
     """
     template = _template()
-    if not np.percentile(volume.voxels, 99) > 0:
+    if not np.percentile(volume.voxels[::2, ::2, ::2], 99) > 0:
         raise ThoradError(f"{volume.source}: nearly no voxel is above 0. Expected a T1w head on a dark ground.")
     try:
         with _one_thread():
-            corrected = _correct_bias(to_simple_itk(volume))
-            transform = _register_affine(_start(corrected, template), corrected, template)
-            quality = _measure_quality(corrected, transform, template)
+            image = to_simple_itk(volume)
+            head, scanned = _upright(image)
+            brain, has_skull = _brain_of(head)
+            bias = _bias_field(head, brain)
+            stripped = _stripped(head, brain, bias)
+            transform = _register_affine(_start(stripped, scanned, template), stripped, scanned, template)
+            quality = _measure_quality(stripped, brain, scanned, transform, template)
+            native_brain = sitk.Resample(brain, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ThoradError(f"{volume.source}: can't be registered ({reason}). Expected a T1w head.") from error
-    if not skull and quality.has_skull:
-        brain = sitk.Cast(template > 0, sitk.sitkFloat32)
-        inside = sitk.Resample(brain, corrected, transform.GetInverse(), sitk.sitkLinear, 0.0)
-        corrected = sitk.Mask(corrected, inside > 0.5)
-    doubtful, warning = _judge(quality, skull)
     to_native = np.eye(4)
     to_native[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     to_native[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
+    to_template = np.asarray(_RAS @ np.linalg.inv(to_native) @ _RAS, dtype=np.float64)
+    doubtful, warning = _judge(quality, _turn(to_template), stripped=skull and not has_skull)
     return Registration(
-        to_template=np.asarray(_RAS @ np.linalg.inv(to_native) @ _RAS, dtype=np.float64),
+        to_template=to_template,
         overlap=quality.overlap,
         similarity=quality.similarity,
         warning=warning,
+        volume=volume,
+        brain=sitk.GetArrayViewFromImage(native_brain).T.astype(np.bool_),
+        bias=_padded(bias, volume),
+        misfit=quality.misfit,
+        coverage=quality.coverage,
         doubtful=doubtful,
-        volume=replace(volume, voxels=np.ascontiguousarray(sitk.GetArrayViewFromImage(corrected).T)),
     )
 
 
@@ -178,120 +197,129 @@ def _shrink(image: Any, millimetres: float) -> Any:
     return sitk.Cast(sitk.BinShrink(image, factors), sitk.sitkFloat32)
 
 
-def _correct_bias(image: Any) -> Any:
-    """N4 with a field that is estimated on a coarse copy, inside what is brighter than Otsu's threshold."""
-    coarse = _shrink(image, BIAS_MM)
+def _upright(image: Any) -> tuple[Any, Any]:
+    """The whole image on a grid of HEAD_MM along LPS, and where on that grid the scan reaches, so that neither the size
+    nor the orientation of a scan's own grid matters.
+    """
+    image = _shrink(image, HEAD_MM)
+    ends = [(0, extent - 1) for extent in image.GetSize()]
+    corners = np.array([image.TransformIndexToPhysicalPoint(corner) for corner in itertools.product(*ends)])
+    first = corners.min(axis=0)
+    extents = np.ceil((corners.max(axis=0) - first) / HEAD_MM).astype(int) + 1
+    identity = sitk.Transform(3, sitk.sitkIdentity)
+    grid = (first.tolist(), [HEAD_MM] * 3, np.eye(3).ravel().tolist())
+    head = sitk.Resample(image, extents.tolist(), identity, sitk.sitkLinear, *grid)
+    everywhere = sitk.Cast(image * 0 + 1, sitk.sitkUInt8)
+    return head, sitk.Resample(everywhere, extents.tolist(), identity, sitk.sitkNearestNeighbor, *grid)
+
+
+def _brain_of(head: Any) -> tuple[Any, bool]:
+    """The brain, uint8, and whether there is a skull around it. Of a stripped image the brain is all that is there."""
+    values = sitk.GetArrayViewFromImage(head)
+    found = find_brain(np.ascontiguousarray(values.T[::-1, ::-1]))[::-1, ::-1].T  # LPS to RAS, and back
+    has_skull = True
+    if found.any():
+        bright = values > SKULL_BRIGHT * np.median(values[found])
+        grown = sitk.BinaryDilate(_like(found, head), [round(SKULL_MM / HEAD_MM)] * 3)
+        outside = sitk.GetArrayFromImage(grown) == 0
+        has_skull = bool((bright & outside).sum() > MIN_SKULL * found.sum())
+        found = found if has_skull else found | bright
+    else:
+        found = values > values.mean()  # so that a pose and a picture come out; no figure passes
+    return _without_bays(_like(found, head)), has_skull
+
+
+def _without_bays(brain: Any) -> Any:
+    """The largest piece, its holes and bays filled: a lesion at the surface may look like what lies outside."""
+    brain = sitk.RelabelComponent(sitk.ConnectedComponent(brain)) == 1
+    rim = [round(CLOSE_MM / 2)] * 3  # closing needs room at the borders
+    coarse = sitk.ConstantPad(sitk.BinShrink(sitk.Cast(brain, sitk.sitkFloat32), [2] * 3) > 0.5, rim, rim)
+    closed = sitk.BinaryMorphologicalClosing(coarse, rim, sitk.sitkBall)
+    identity = sitk.Transform(3, sitk.sitkIdentity)
+    closed = sitk.Resample(closed, brain, identity, sitk.sitkNearestNeighbor, 0)
+    return sitk.BinaryFillhole(brain | closed)
+
+
+def _like(array: NDArray[Any], image: Any) -> Any:
+    """An array (z, y, x) of bools as an image, uint8, on the grid of another."""
+    made = sitk.GetImageFromArray(np.ascontiguousarray(array, dtype=np.uint8))
+    made.CopyInformation(image)
+    return made
+
+
+def _bias_field(head: Any, brain: Any) -> Any:
+    """N4's field by what the brain shows, on a grid of BIAS_MM."""
+    coarse = _shrink(head, BIAS_MM)
+    inside = _shrink(sitk.Cast(brain, sitk.sitkFloat32), BIAS_MM) > 0.5
     bright = float(np.percentile(sitk.GetArrayViewFromImage(coarse), 99))
     coarse = sitk.Clamp(coarse, lowerBound=1e-3 * bright)  # N4 takes logarithms
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations(BIAS_ITERATIONS)
-    n4.Execute(coarse, sitk.OtsuThreshold(coarse, 0, 1))
-    field = sitk.Exp(sitk.Cast(n4.GetLogBiasFieldAsImage(image), sitk.sitkFloat32))
-    return sitk.Cast(image / field, sitk.sitkFloat32)
+    n4.Execute(coarse, inside)
+    return sitk.Exp(sitk.Cast(n4.GetLogBiasFieldAsImage(coarse), sitk.sitkFloat32))
 
 
-_Pose = tuple[float, NDArray[np.float64], NDArray[np.float64]]
-"""How the template may lie in the image: its correlation there, rotation and size (3, 3), and its centre, LPS mm."""
+def _stripped(head: Any, brain: Any, bias: Any) -> Any:
+    """The brain alone, without its bias and its brightest hundredth (vessels, contrast agent)."""
+    field = sitk.Resample(bias, head, sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear, 1.0)
+    even = sitk.Mask(head / field, brain)
+    values = sitk.GetArrayViewFromImage(even)[sitk.GetArrayViewFromImage(brain) > 0]
+    return sitk.Clamp(even, sitk.sitkFloat32, 0.0, float(np.percentile(values, 99)))
 
 
-def _start(image: Any, template: Any) -> Any:
-    """The best pose, of a search over all places and some rotations and sizes, after similarity registration."""
-    poses, centre = _search(image, template)
-    fixed, moving = _shrink(template, FINE_MM[0][0]), _shrink(image, FINE_MM[0][0])
+def _padded(bias: Any, volume: Volume) -> Volume:
+    """A field as a volume that goes on a little beyond its borders."""
+    affine = np.diag([*bias.GetSpacing(), 1.0])
+    affine[:3, 3] = np.array(bias.GetOrigin()) - PAD * np.array(bias.GetSpacing())
+    values = np.pad(sitk.GetArrayViewFromImage(bias).T, PAD, mode="edge")
+    return Volume(voxels=values, affine=_RAS @ affine, source=volume.source, name=volume.name)
+
+
+def _start(stripped: Any, scanned: Any, template: Any) -> Any:
+    """The best similarity transform from several starts, all with brain upon brain."""
+    fixed, moving = _shrink(template, SEARCH_MM), _shrink(stripped, SEARCH_MM)
     mask = _near_brain(fixed)
-    best, highest = None, -np.inf
-    for _, matrix, place in poses[:MAX_STARTS]:
+    centre, size = _centre_and_size(fixed)
+    place, subject_size = _centre_and_size(moving)
+    scale = float(np.clip(np.cbrt(subject_size / size), *SCALES))
+    tilts = Rotation.from_euler("XYZ", list(itertools.product(*TILTS_DEG)), degrees=True)
+    starts = []
+    for rotation in Rotation.concatenate([tilts, Rotation.create_group("O")]):
         transform = sitk.Similarity3DTransform()
         transform.SetCenter(centre.tolist())
-        transform.SetMatrix(matrix.ravel().tolist())
+        transform.SetMatrix((scale * rotation.as_matrix()).ravel().tolist())
         transform.SetTranslation((place - centre).tolist())
-        similarity = _optimise(transform, fixed, mask, moving, (2.0, 1e-2), iterations=50)
-        if similarity > highest:
-            best, highest = transform, similarity
-        if highest >= SURE_SIMILARITY:
+        starts.append((_value(transform, fixed, mask, moving, scanned), rotation, transform))
+    fixed, moving = _shrink(template, FINE_MM[0][0]), _shrink(stripped, FINE_MM[0][0])
+    tried: list[Rotation] = []
+    best, lowest = None, np.inf
+    for _, rotation, transform in sorted(starts, key=lambda start: start[0]):
+        if len(tried) == STARTS:
             break
+        if any(np.rad2deg((rotation.inv() * other).magnitude()) < APART_DEG for other in tried):
+            continue
+        tried.append(rotation)
+        value = _optimise(transform, fixed, _near_brain(fixed), moving, scanned, (2.0, 1e-2), iterations=50)
+        if value < lowest:
+            best, lowest = transform, value
     return best
 
 
-def _search(image: Any, template: Any) -> tuple[list[_Pose], NDArray[np.float64]]:
-    """The poses, the most similar first, and the template's centre, LPS mm.
-
-    Masked correlation of the rotated and scaled template with the image at every place, by Fourier transforms.
-    """
-    head = _axis_aligned(_shrink(image, SEARCH_MM), SEARCH_MM)
-    origin = np.array(head.GetOrigin())
-    small = _shrink(template, SEARCH_MM)
-    brightness = sitk.GetArrayFromImage(small).T
-    brain = brightness > 0
-    near = ndimage.binary_dilation(brain).astype(np.float32)
-    middle = np.argwhere(brain).mean(axis=0)
-    spacing = np.array(small.GetSpacing())
-    centre = np.array(small.GetOrigin()) + spacing * middle
-    reach = np.linalg.norm((np.argwhere(near > 0) - middle) * spacing, axis=1).max() * max(SIZES) / SEARCH_MM
-    side = 2 * int(np.ceil(reach)) + 1  # of a cube that holds the template in any pose
-    best_place = _correlator(_tissue(head), side)
-    poses = []
-    for size, pitch, roll, yaw in itertools.product(SIZES, PITCH_DEG, ROLL_DEG, YAW_DEG):
-        matrix = size * Rotation.from_euler("ZXY", [yaw, pitch, roll], degrees=True).as_matrix()
-        inverse = np.linalg.inv(matrix) * SEARCH_MM / spacing[:, None]
-        offset = middle - inverse @ np.full(3, side // 2)
-        mask = ndimage.affine_transform(near, inverse, offset, (side,) * 3, order=1) > 0.5
-        posed = ndimage.affine_transform(brightness, inverse, offset, (side,) * 3, order=1)
-        correlation, corner = best_place(posed, mask)
-        poses.append((correlation, matrix, origin + SEARCH_MM * (corner + side // 2)))
-    return sorted(poses, key=lambda pose: -pose[0]), centre
+def _centre_and_size(brain: Any) -> tuple[NDArray[np.float64], float]:
+    """Of what is above 0: the mean place, LPS mm, and the volume, mm³."""
+    voxels = np.argwhere(sitk.GetArrayViewFromImage(brain) > 0)
+    centre = brain.TransformContinuousIndexToPhysicalPoint(voxels.mean(axis=0)[::-1].tolist())
+    return np.array(centre), len(voxels) * float(np.prod(brain.GetSpacing()))
 
 
-def _tissue(head: Any) -> NDArray[np.float32]:
-    """The head's values, clipped: the brightest (fat, vessels, the bias field's peak) don't say where the brain is."""
-    values = sitk.GetArrayFromImage(head).T
-    bright = sitk.GetArrayFromImage(sitk.OtsuThreshold(head, 0, 1)).T > 0
-    return np.asarray(np.clip(values, 0, np.percentile(values[bright], 75)))
-
-
-def _correlator(
-    values: NDArray[np.float32], side: int
-) -> Callable[[NDArray[np.float32], NDArray[np.bool_]], tuple[float, NDArray[np.int64]]]:
-    """A function of a pattern and its mask, cubes of `side` voxels: the highest correlation with `values` in the mask
-    of all places of the cube, and the index of its corner there, which may lie before the values' own.
-    """
-    shape = [fft.next_fast_len(extent + side, real=True) for extent in values.shape]
-    spectrum, spectrum_of_squares = fft.rfftn(values, shape), fft.rfftn(values**2, shape)
-    least = 1e-3 * values.var()
-
-    def best_place(pattern: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[float, NDArray[np.int64]]:
-        count = np.count_nonzero(mask)
-        pattern = np.where(mask, pattern - pattern[mask].mean(), 0)
-        window = np.conj(fft.rfftn(mask.astype(np.float32), shape))
-        product = fft.irfftn(spectrum * np.conj(fft.rfftn(pattern, shape)), shape)
-        total, total_of_squares = fft.irfftn(spectrum * window, shape), fft.irfftn(spectrum_of_squares * window, shape)
-        variance = np.maximum(total_of_squares / count - (total / count) ** 2, least)
-        correlation = product / (count * pattern[mask].std() * np.sqrt(variance))
-        peak = np.array(np.unravel_index(correlation.argmax(), correlation.shape))
-        # What lies behind the values' end wraps around: the cube begins before them.
-        return float(correlation.max()), np.where(peak < values.shape, peak, peak - shape)
-
-    return best_place
-
-
-def _axis_aligned(image: Any, millimetres: float) -> Any:
-    """Resample the whole image on a grid along LPS."""
-    ends = [(0, extent - 1) for extent in image.GetSize()]
-    corners = np.array([image.TransformIndexToPhysicalPoint(corner) for corner in itertools.product(*ends)])
-    first = corners.min(axis=0)
-    extents = np.ceil((corners.max(axis=0) - first) / millimetres).astype(int) + 1
-    grid = (sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear, first.tolist(), [millimetres] * 3)
-    return sitk.Resample(image, extents.tolist(), *grid, np.eye(3).ravel().tolist())
-
-
-def _register_affine(start: Any, image: Any, template: Any) -> Any:
+def _register_affine(start: Any, stripped: Any, scanned: Any, template: Any) -> Any:
     transform = sitk.AffineTransform(3)
     transform.SetCenter(start.GetCenter())
     transform.SetMatrix(start.GetMatrix())
     transform.SetTranslation(start.GetTranslation())
     for millimetres, step in FINE_MM:
-        fixed = _shrink(template, millimetres)
-        _optimise(transform, fixed, _near_brain(fixed), _shrink(image, millimetres), (step, 1e-3), iterations=100)
+        fixed, moving = _shrink(template, millimetres), _shrink(stripped, millimetres)
+        _optimise(transform, fixed, _near_brain(fixed), moving, scanned, (step, 1e-3), iterations=100)
     return transform
 
 
@@ -299,16 +327,31 @@ def _near_brain(template: Any) -> Any:
     return sitk.BinaryDilate(template > 0, [round(MARGIN_MM / spacing) for spacing in template.GetSpacing()])
 
 
-def _optimise(transform: Any, fixed: Any, mask: Any, moving: Any, steps: tuple[float, float], iterations: int) -> float:
-    """Change the transform (template to native) in place for the highest correlation, and return that.
-
-    `steps` are the first in mm, at most, and the last as a share of it.
-    """
+def _method(transform: Any, mask: Any, scanned: Any) -> Any:
+    """Correlation over all voxels of a mask that the scan reaches."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsCorrelation()
     method.SetMetricFixedMask(mask)
+    method.SetMetricMovingMask(scanned)
     method.SetMetricSamplingStrategy(method.NONE)
     method.SetInterpolator(sitk.sitkLinear)
+    method.SetInitialTransform(transform, inPlace=True)
+    return method
+
+
+def _value(transform: Any, fixed: Any, mask: Any, moving: Any, scanned: Any) -> float:
+    return float(_method(transform, mask, scanned).MetricEvaluate(fixed, moving))
+
+
+def _optimise(
+    transform: Any, fixed: Any, mask: Any, moving: Any, scanned: Any, steps: tuple[float, float], iterations: int
+) -> float:
+    """Change the transform (template to native) in place to the best that the optimiser comes by, and return its value:
+    the lower, the better.
+
+    `steps` are the first in mm, at most, and the last as a share of it.
+    """
+    method = _method(transform, mask, scanned)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=1.0,
         minStep=steps[1],
@@ -318,69 +361,111 @@ def _optimise(transform: Any, fixed: Any, mask: Any, moving: Any, steps: tuple[f
         maximumStepSizeInPhysicalUnits=steps[0],
     )
     method.SetOptimizerScalesFromPhysicalShift()
-    method.SetInitialTransform(transform, inPlace=True)
+    seen: list[tuple[float, tuple[float, ...]]] = []
+    method.AddCommand(
+        sitk.sitkIterationEvent, lambda: seen.append((method.GetMetricValue(), method.GetOptimizerPosition()))
+    )
     method.Execute(fixed, moving)
-    return float(-method.GetMetricValue())
+    value, position = min(seen)
+    transform.SetParameters(position)
+    return value
 
 
 class _Quality(NamedTuple):
-    """What the registered image shows, as `Registration` has it."""
+    """As `Registration` has them."""
 
     overlap: float
     similarity: float
+    misfit: float
     coverage: float
-    """Fraction of the template's brain that lies in the image."""
-    has_skull: bool
 
 
-def _measure_quality(image: Any, transform: Any, template: Any) -> _Quality:
-    expected = sitk.GetArrayFromImage(template)
-    spacing = template.GetSpacing()[::-1]
-    small = _shrink(image, template.GetSpacing()[0])
-    found = sitk.GetArrayFromImage(sitk.Resample(small, template, transform, sitk.sitkLinear, 0.0))
-    everywhere = sitk.GetArrayFromImage(sitk.Resample(small * 0 + 1, template, transform, sitk.sitkLinear, 0.0)) > 0.5
-    brain = expected > 0
-    coverage = float(everywhere[brain].mean())
-    in_both = brain & everywhere
-    if not in_both.any() or found[in_both].std() == 0:
-        return _Quality(0.0, 0.0, coverage, False)
-    similarity = np.corrcoef(found[in_both], expected[in_both])[0, 1]
-    typical = float(np.median(found[in_both]))
-    distance = ndimage.distance_transform_edt(~brain, sampling=spacing)
-    tissue = _brain_by_brightness((found > TISSUE_BRIGHT * typical) & (distance <= TISSUE_MM))
-    overlap = 2 * np.count_nonzero(tissue & brain) / (np.count_nonzero(tissue) + np.count_nonzero(brain))
-    z = template.GetOrigin()[2] + spacing[0] * np.arange(len(expected))
-    shell = (distance > SHELL_MM[0]) & (distance < SHELL_MM[1]) & (z > SHELL_ABOVE_MM)[:, None, None] & everywhere
-    bright = float((found[shell] > SHELL_BRIGHT * typical).mean()) if shell.any() else 0.0
-    return _Quality(float(overlap), float(similarity), coverage, bright > MIN_BRIGHT_SHELL)
+def _measure_quality(stripped: Any, brain: Any, scanned: Any, transform: Any, template: Any) -> _Quality:
+    def found(image: Any, grid: Any) -> NDArray[np.float32]:
+        moved = sitk.Resample(sitk.Cast(image, sitk.sitkFloat32), grid, transform, sitk.sitkLinear, 0.0)
+        return np.asarray(sitk.GetArrayFromImage(moved))
+
+    expected: NDArray[np.float32] = sitk.GetArrayFromImage(template)
+    everywhere = found(scanned, template) > 0.5
+    subject, whole = found(brain, template) > 0.5, expected > 0
+    reached = whole & everywhere
+    both = reached & subject
+    overlap = 2 * np.count_nonzero(both) / (np.count_nonzero(subject) + np.count_nonzero(reached) or 1)
+    values = found(_shrink(stripped, template.GetSpacing()[0]), template)[both]
+    similarity = np.corrcoef(values, expected[both])[0, 1] if both.any() and values.std() > 0 else 0.0
+    coarse = _shrink(template, MISFIT_MM)
+    misfit = _misfit(
+        found(_shrink(stripped, MISFIT_MM), coarse), sitk.GetArrayFromImage(coarse), found(scanned, coarse) > 0.5
+    )
+    return _Quality(overlap, float(similarity), misfit, np.count_nonzero(reached) / np.count_nonzero(whole))
 
 
-def _brain_by_brightness(bright: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest piece, cut off from thin ones (skin, dura), its furrows and ventricles filled."""
-    ball = np.linalg.norm(np.mgrid[-2:3, -2:3, -2:3], axis=0) <= 2.3
-    pieces, count = ndimage.label(ndimage.binary_opening(bright, ball))
-    if count == 0:
-        return np.zeros_like(bright)
-    largest = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
-    rim = 4  # closing needs room at the grid's borders
-    closed = ndimage.binary_closing(np.pad(largest, rim), ball, iterations=2)[(slice(rim, -rim),) * 3]
-    return np.asarray(ndimage.binary_fill_holes(closed), dtype=np.bool_)
+def _misfit(found: NDArray[np.float32], expected: NDArray[np.float32], scanned: NDArray[np.bool_]) -> float:
+    """Median length, mm, of the shifts by which the brain's eighths, each by itself, correlate best.
+
+    No optimiser is asked, so it tells of one that went astray as of a transform that was moved.
+    """
+    reach, brain = MISFIT_REACH, expected > 0
+    middle = np.rint(np.argwhere(brain).mean(axis=0)).astype(int)
+    padded = np.pad(found, reach)
+    lengths = []
+    for halves in itertools.product((0, 1), repeat=3):
+        corner = [slice(0, m) if half == 0 else slice(m, None) for m, half in zip(middle, halves, strict=True)]
+        eighth = brain[*corner]
+        if scanned[*corner][eighth].mean() < MIN_COVERAGE[1]:
+            continue
+        start = [s.start or 0 for s in corner]
+        around = padded[tuple(slice(i, i + n + 2 * reach) for i, n in zip(start, eighth.shape, strict=True))]
+        windows = sliding_window_view(around, eighth.shape)[..., eighth]  # (shifts z, y, x, voxels)
+        wanted = expected[*corner][eighth]
+        windows = windows - windows.mean(axis=-1, keepdims=True)
+        correlation = windows @ (wanted - wanted.mean()) / np.maximum(np.linalg.norm(windows, axis=-1), 1e-6)
+        lengths.append(MISFIT_MM * np.linalg.norm(_peak(correlation) - reach))
+    return float(np.median(lengths)) if lengths else 0.0
 
 
-def _judge(quality: _Quality, skull: bool) -> tuple[bool, str | None]:
-    """Whether the registration is doubtful, and what to tell about it."""
-    covered = quality.coverage >= MIN_COVERAGE
-    fits = quality.similarity >= MIN_SIMILARITY and quality.overlap >= MIN_OVERLAP
+def _peak(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Where the highest value lies, between voxels: the parabola's top along each axis, but at the borders."""
+    index = np.unravel_index(values.argmax(), values.shape)
+    place = np.array(index, dtype=np.float64)
+    for axis, i in enumerate(index):
+        if 0 < i < values.shape[axis] - 1:
+            below, at, above = np.moveaxis(values, axis, 0)[(slice(i - 1, i + 2), *np.delete(index, axis))]
+            place[axis] += 0.5 * (below - above) / min(below - 2 * at + above, -1e-6)
+    return place
+
+
+def _turn(to_template: NDArray[np.float64]) -> float:
+    """The rotation in an affine map, degrees."""
+    u, _, v = np.linalg.svd(to_template[:3, :3])
+    return float(np.rad2deg(Rotation.from_matrix(u @ v).magnitude()))
+
+
+def _judge(quality: _Quality, turn: float, *, stripped: bool) -> tuple[bool, str | None]:
+    """Whether the registration failed, and what to tell about it."""
+    figures = (
+        (-quality.similarity, -np.array(MIN_SIMILARITY)),
+        (-quality.overlap, -np.array(MIN_OVERLAP)),
+        (quality.misfit, np.array(MAX_MISFIT)),
+    )
+    failed, doubtful = (any(figure > bounds[i] for figure, bounds in figures) for i in range(2))
+    seen = (
+        f"similarity {quality.similarity:.2f}, expected at least {MIN_SIMILARITY[1]:.2f}; overlap "
+        f"{quality.overlap:.2f}, expected at least {MIN_OVERLAP[1]:.2f}; misfit {quality.misfit:.1f} mm, expected at "
+        f"most {MAX_MISFIT[1]:.0f}"
+    )
+    failed = failed or quality.coverage < MIN_COVERAGE[0]
     warnings = []
-    if not covered:
-        warnings.append(f"only {100 * quality.coverage:.0f} % of the template's brain lies in the image")
-    if not fits:
+    if quality.coverage < MIN_COVERAGE[1]:
+        warnings.append(f"only {100 * quality.coverage:.0f} % of the brain lies in the scan")
+    if failed:
+        warnings.append(f"the registration failed, or this is no T1w head ({seen})")
+    elif doubtful:
+        warnings.append(f"the registration may be some millimetres off: look at its picture ({seen})")
+    if turn > MAX_TURN_DEG:
         warnings.append(
-            f"the registration failed, or this is no T1w head (similarity {quality.similarity:.2f}, expected at least "
-            f"{MIN_SIMILARITY}; overlap {quality.overlap:.2f}, expected at least {MIN_OVERLAP})"
+            f"the head lies turned by {turn:.0f} degrees to what its header says: if that is wrong, left may be right"
         )
-    elif skull and not quality.has_skull:
+    if stripped:
         warnings.append("out of the model's domain: the image is skull stripped, the model knows heads with the skull")
-    elif not skull and quality.has_skull:
-        warnings.append("the skull was cut away with the template's brain, which is rough: give a skull-stripped image")
-    return not (covered and fits), "; ".join(warnings) or None
+    return failed, "; ".join(warnings) or None

@@ -1,5 +1,6 @@
 """What a registration looks like: a file beside every volume's results, for people to look at."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -8,14 +9,19 @@ from scipy import ndimage
 
 from thorad.io.registration import Registration, template_brain
 from thorad.io.template import MNI_2009A
+from thorad.io.volumes import Volume
 
-OUTLINE: Final = (255, 96, 0)
+EXPECTED: Final = (255, 96, 0)
+"""Outline of the template's brain."""
+FOUND: Final = (0, 200, 255)
+"""Outline of the subject's."""
 CORONAL_MM, SAGITTAL_MM = -20.0, -4.0
 """Of the planes, in the template: through the brain stem, and beside the midline's furrow."""
 
 
 def registration_picture(registration: Registration, axial_slice: int = MNI_2009A.axial_slice) -> NDArray[np.uint8]:
-    """An axial, a coronal and a sagittal plane of a head in the template's space, the template's brain outlined.
+    """An axial, a coronal and a sagittal plane of a head in the template's space, the template's brain outlined in
+    orange and the subject's own, where it was looked for, in blue.
 
     Args:
         registration: of `register`; a failed one shows that it failed.
@@ -24,7 +30,10 @@ def registration_picture(registration: Registration, axial_slice: int = MNI_2009
     Returns:
         (233, 627, 3) uint8, 1 mm a px: anterior or superior up; x ascending, then y ascending, to the right.
     """
-    brain, brain_affine = template_brain()
+    template = Volume(*template_brain(), source="", name="")
+    volume, brain = registration.volume, None
+    if registration.brain is not None:
+        brain = replace(volume, voxels=registration.brain.view(np.uint8))
     axial_mm = MNI_2009A.origin_mm[2] + axial_slice
     axes = [origin + np.arange(extent) for origin, extent in zip(MNI_2009A.origin_mm, MNI_2009A.shape, strict=True)]
     x, y, z = axes[0], axes[1][::-1], axes[2][::-1]
@@ -34,21 +43,29 @@ def registration_picture(registration: Registration, axial_slice: int = MNI_2009
     left = 0
     for plane in planes:
         points = np.stack(np.broadcast_arrays(*plane))  # (3, rows, columns)
-        head = _sample(registration.volume.voxels, registration.to_template @ registration.volume.affine, points)
-        inside = _sample((brain > 0).astype(np.float32), brain_affine, points) > 0.5
+        head = _sample(registration.volume, registration.to_template, points)
+        if registration.bias is not None:
+            head /= np.maximum(_sample(registration.bias, registration.to_template, points), 1e-3)
+        inside = _sample(template, np.eye(4), points, order=0) > 0
         brightest = max(float(np.percentile(head[inside], 98)), 1e-30)  # a failed registration may show nothing
         rows, columns = head.shape
         tile = picture[:rows, left : left + columns]
         tile[:] = np.rint(np.clip(head / brightest, 0, 1) * 255)[..., None]
-        tile[inside & ~ndimage.binary_erosion(inside)] = OUTLINE
+        tile[_outline(inside)] = EXPECTED
+        if brain is not None:
+            tile[_outline(_sample(brain, registration.to_template, points, order=0) > 0)] = FOUND
         left += columns
     return picture
 
 
+def _outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.asarray(inside & ~ndimage.binary_erosion(inside))
+
+
 def _sample(
-    voxels: NDArray[np.float32], affine: NDArray[np.float64], points: NDArray[np.float64]
+    volume: Volume, to_template: NDArray[np.float64], points: NDArray[np.float64], order: int = 1
 ) -> NDArray[np.float32]:
-    """Trilinear, at points (3, rows, columns) in the mm that the affine leads to; 0 outside."""
-    to_voxel = np.linalg.inv(affine)
+    """Values at points (3, rows, columns) in the template's mm; 0 outside."""
+    to_voxel = np.linalg.inv(to_template @ volume.affine)
     index = np.tensordot(to_voxel[:3, :3], points, axes=1) + to_voxel[:3, 3, None, None]
-    return np.asarray(ndimage.map_coordinates(voxels, index, order=1, mode="constant", output=np.float32))
+    return np.asarray(ndimage.map_coordinates(volume.voxels, index, order=order, mode="constant", output=np.float32))

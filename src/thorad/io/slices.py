@@ -4,16 +4,23 @@ Every verb cuts here, so a slice has one name and one picture, and with it one n
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from thorad.errors import ThoradError
 from thorad.io.images import Image
-from thorad.io.registration import register
+from thorad.io.registration import Registration, register
 from thorad.io.scans import Scan
-from thorad.io.template import cut_axial
-from thorad.io.volumes import Volume
+from thorad.io.template import MNI_2009A, cut_axial, reach_axial
+
+BEYOND_MM: Final = 4.0
+"""How far beyond the brain that was found an anomaly still counts: a lesion at the surface may look like fluid."""
+EDGE_MM: Final = 3.0
+"""So far from where the scan ends none counts: the picture is smoothed on the model's grid."""
 
 
 def images_of(scan: Scan, *, skull: bool, indices: Sequence[int]) -> list[Image]:
@@ -42,27 +49,62 @@ def images_of(scan: Scan, *, skull: bool, indices: Sequence[int]) -> list[Image]
     registration = register(found, skull=skull)
     if registration.doubtful:
         raise ThoradError(
-            f"{scan.path}: {registration.warning}. Look at its overlay after `thorad prepare`, and give the slices "
+            f"{scan.path}: {registration.warning}. Look at its picture after `thorad prepare`, and give the slices "
             "from there if they are right."
         )
-    return axial_images(registration.volume, registration.to_template, indices)
+    return axial_images(registration, indices, skull=skull)
 
 
-def axial_images(volume: Volume, to_template: NDArray[np.float64], indices: Sequence[int]) -> list[Image]:
-    """Axial slices of a registered volume, as `cut_axial` makes them, named as their files of `thorad prepare` are.
+def axial_images(registration: Registration, indices: Sequence[int], *, skull: bool) -> list[Image]:
+    """Axial slices of a registered volume, as `cut_slices` makes them, named as their files of `thorad prepare` are.
 
     Raises:
         ThoradError: a slice that shows nothing.
     """
-    images = []
-    for index, pixels in zip(indices, cut_axial(volume, to_template, indices), strict=True):
+    volume, images = registration.volume, []
+    slices = cut_slices(registration, indices, skull=skull)
+    brains = [None] * len(indices) if registration.brain is None else brain_slices(registration, indices)
+    for index, pixels, brain in zip(indices, slices, brains, strict=True):
         source = f"{volume.source}, slice {index} of the template"
         # As `case_names` makes it of <volume>/slice_095.png.
-        images.append(
-            Image(pixels, source, f"{volume.name}__{slice_name(index)}", spacing=(1.0, 1.0), tags=volume.tags)
-        )
+        name = f"{volume.name}__{slice_name(index)}"
+        images.append(Image(pixels, source, name, spacing=(1.0, 1.0), tags=volume.tags, brain=brain))
         _check_scale(images[-1], source)
     return images
+
+
+def cut_slices(registration: Registration, indices: Sequence[int], *, skull: bool) -> NDArray[np.float32]:
+    """(n, H, W): axial slices of a registered volume on the template's grid, bias corrected, in the volume's units.
+
+    Without the skull, what lies outside the subject's brain is 0.
+    """
+    slices = cut_axial(registration.volume, registration.to_template, indices)
+    if registration.bias is not None:
+        field = cut_axial(registration.bias, registration.to_template, indices)
+        slices = np.divide(slices, field, out=slices, where=field > 0)
+    return slices if skull else slices * _cut_brain(registration, indices)
+
+
+def brain_slices(registration: Registration, indices: Sequence[int]) -> NDArray[np.bool_]:
+    """(n, H, W): where an anomaly counts in these slices: `Image.brain`."""
+    brains = _cut_brain(registration, indices)
+    scans = reach_axial(registration.volume, registration.to_template, indices)
+    return np.stack([_around(brain) & _within(scan) for brain, scan in zip(brains, scans, strict=True)])
+
+
+def _around(brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.asarray(ndimage.distance_transform_edt(~brain) <= BEYOND_MM) if brain.any() else brain
+
+
+def _within(scan: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.asarray(ndimage.distance_transform_edt(np.pad(scan, 1))[1:-1, 1:-1] > EDGE_MM)
+
+
+def _cut_brain(registration: Registration, indices: Sequence[int]) -> NDArray[np.bool_]:
+    if registration.brain is None:
+        return np.ones((len(indices), *MNI_2009A.shape[1::-1]), dtype=np.bool_)
+    volume = replace(registration.volume, voxels=registration.brain.view(np.uint8))
+    return cut_axial(volume, registration.to_template, indices) > 0.5
 
 
 def slice_name(index: int) -> str:

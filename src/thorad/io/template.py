@@ -4,7 +4,7 @@ Shapes: I, J, K the volume's own grid; n slices; H, W the template's axial plane
 anterior up and x ascending to the right, as the models were trained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,16 +55,34 @@ def cut_axial(
         (n, H, W), in the volume's own units; 0 outside the volume, which ends half a voxel beyond its outer voxels'
         centres.
     """
-    voxel_of = np.linalg.inv(_to_grid(volume, to_template, grid))  # template voxel -> native voxel
-    width, height = grid.shape[:2]
-    x, y = np.arange(width), np.arange(height)[::-1, None]  # (W), (H, 1): y descending
+    pictures = np.zeros((len(indices), grid.shape[1], grid.shape[0]), dtype=np.float32)
     last = np.array(volume.voxels.shape)[:, None, None] - 1
-    pictures = np.zeros((len(indices), height, width), dtype=np.float32)
-    for picture, k in zip(pictures, indices, strict=True):
-        position = np.stack([row[0] * x + row[1] * y + (row[2] * k + row[3]) for row in voxel_of[:3]])  # (3, H, W)
-        inside = ((position >= -0.5) & (position <= last + 0.5)).all(axis=0)
+    for picture, position in zip(pictures, _positions(volume, to_template, indices, grid), strict=True):
+        inside = _within(position, last)
         picture[inside] = _linear(volume.voxels, np.clip(position, 0, last)[:, inside])
     return pictures
+
+
+def reach_axial(
+    volume: Volume, to_template: NDArray[np.float64], indices: Sequence[int], grid: Grid = MNI_2009A
+) -> NDArray[np.bool_]:
+    """(n, H, W): where `cut_axial` finds something of the volume."""
+    last = np.array(volume.voxels.shape)[:, None, None] - 1
+    return np.stack([_within(position, last) for position in _positions(volume, to_template, indices, grid)])
+
+
+def _positions(
+    volume: Volume, to_template: NDArray[np.float64], indices: Sequence[int], grid: Grid
+) -> Iterator[NDArray[np.float64]]:
+    """Of each slice's pixels in the volume, in voxels: (3, H, W)."""
+    voxel_of = np.linalg.inv(_to_grid(volume, to_template, grid))  # template voxel -> native voxel
+    x, y = np.arange(grid.shape[0]), np.arange(grid.shape[1])[::-1, None]  # (W), (H, 1): y descending
+    for k in indices:
+        yield np.stack([row[0] * x + row[1] * y + (row[2] * k + row[3]) for row in voxel_of[:3]])
+
+
+def _within(position: NDArray[np.float64], last: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return np.asarray(((position >= -0.5) & (position <= last + 0.5)).all(axis=0))
 
 
 def paste_axial(
