@@ -178,7 +178,7 @@ def test_page_stays_within_its_limit(tmp_path: Path) -> None:
     assert 0 < fewer.without_pictures < 6
     shown = [case["name"] for case in Page(fewer.path).index["cases"] if case["pictures"]]
     assert shown == ["case-005", "case-004", "case-003"][: len(shown)]  # those with the highest scores
-    assert f"{fewer.without_pictures} cases with the lowest scores are listed without pictures" in Page(fewer.path).text
+    assert f"The last {fewer.without_pictures} cases with a result are listed without pictures" in Page(fewer.path).text
 
 
 def test_older_folder_shows_its_overlay(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_folder_of_failures_only(tmp_path: Path) -> None:
     make_results(tmp_path / "results", 0, failed=["broken"])
     page = Page(write_report(tmp_path / "results").path)
     assert "No case was done." in page.text
-    assert "0 done, 1 failed" in page.text
+    assert "0 ok, 0 warned, 0 refused, 1 failed" in page.text
     assert [case["pictures"] for case in page.index["cases"]] == [False]
 
 
@@ -400,7 +400,7 @@ def test_sort_filter_and_keyboard(chromium: Any, tmp_path: Path) -> None:
     names = [f"case-00{number}" for number in range(5)]
     assert opened.names() == [*names[::-1], "broken"]
     page.locator("#sort").select_option("name")
-    assert opened.names() == ["broken", *names]
+    assert opened.names() == [*names, "broken"], "whatever the order, what has no result is not in it"
     page.locator("#sort").select_option("dice")
     dice = {case["name"]: case["dice"] for case in Page(tmp_path / "results" / "report.html").index["cases"]}
     known = [dice[name] for name in opened.names() if dice[name] is not None]
@@ -589,3 +589,30 @@ def test_real_run_opens(chromium: Any, tiny_model: Path, tmp_path: Path) -> None
     assert sorted(opened.names()) == ["a", "b"]
     assert opened.pixels()[..., :3].max() > 100
     opened.check_quiet()
+
+
+def test_refused_and_warned_cases_are_listed_apart(chromium: Any, tmp_path: Path) -> None:
+    """They stand in no ranking, whatever their scores and the order; of a refused volume its registration is shown."""
+    names = ["forced-hand", "good", "thick"]
+    marked = {"names": names, "warned": ["forced-hand", "thick"], "refused": ["ct"], "failed": ["broken"]}
+    make_results(tmp_path / "results", 4, **marked)
+    run = json.loads((tmp_path / "results" / "run.json").read_text()) | {"left_out": {".txt": 3, "hidden": 2}}
+    (tmp_path / "results" / "run.json").write_text(json.dumps(run))
+    page = Page(write_report(tmp_path / "results").path)
+    assert "2 ok, 2 warned, 1 refused, 1 failed" in page.text
+    assert "Left out 5: .txt (3), hidden (2)." in page.text
+    assert "1 case refused" in page.text
+    opened = Opened(chromium, write_report(tmp_path / "results").path)
+    assert opened.names() == ["case-003", "good", "thick", "forced-hand", "ct", "broken"]
+    groups = opened.page.locator("#cards > .group").all_text_contents()
+    assert groups == ["Warned: in no ranking", "Refused: the model can't judge these", "Failed"]
+    opened.page.locator("#sort").select_option("score-up")
+    assert opened.names() == ["good", "case-003", "forced-hand", "thick", "ct", "broken"]
+    refused = opened.page.locator("#card-4")
+    assert "refused: not the model's kind of image" in refused.text_content()
+    shown = refused.locator(".registration img")
+    shown.scroll_into_view_if_needed()
+    assert shown.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") == 100
+    assert "forced: a hand" in opened.page.locator("#card-3").text_content()
+    opened.page.locator("#filter").select_option("refused")
+    assert opened.names() == ["ct"]

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from result_folders import head, make_results
 from test_io_dicom import DX, base, save
 from thorad.cli import app
+from thorad.io.text import printable
 from thorad.results.folder import ResultFolder
 from thorad.viewer import pages
 from thorad.viewer.guard import LOCK, private_folder
@@ -238,6 +239,57 @@ def test_dicom_is_told_by_its_content_and_saved_without_the_patient(
                 assert b"Mustermann" not in files.read(name)
 
 
+def test_what_the_model_cannot_judge_is_told_apart_and_run_only_when_asked(
+    viewer: Viewer, client: Client, tmp_path: Path
+) -> None:
+    pixels = np.rint(1000 * head((40, 32), np.random.default_rng(3))).astype(np.uint16)
+    content = save(base(DX, "DX", pixels, PixelSpacing=[0.2, 0.2]), tmp_path / "IM0001").read_bytes()
+    number = client.drop([("hand\u202e.dcm", content)], "zscore", None, model="brain-t1-compact")
+    job = client.wait(number)
+    assert (job["state"], job["done"], job["failures"], job["can_be_forced"]) == ("done", 0, [], True)
+    assert job["title"] == r"hand\u202e.dcm"
+    (refused,) = job["refused"]
+    index = client.json("GET", f"/results/job-{number}/index")[1]
+    (case,) = index["cases"]
+    assert (case["status"], case["message"], case["score"]) == ("refused", refused["message"], None)
+    assert client.ask("GET", f"/results/job-{number}/thumbnail")[0] >= 400
+    assert len(list((viewer.folder / "files").iterdir())) == 1, "kept until it is forced, or removed"
+
+    status, forced = client.json("POST", f"/api/jobs/{number}/force")
+    assert status == 201
+    assert client.json("POST", f"/api/jobs/{number}/force")[0] == 400
+    job = client.wait(forced["number"])
+    assert (job["state"], job["done"], job["refused"], job["can_be_forced"]) == ("done", 1, [], False)
+    (case,) = client.json("GET", f"/results/job-{forced['number']}/index")[1]["cases"]
+    assert (case["status"], case["forced"]) == ("warned", True)
+    assert case["message"].startswith(f"forced: {refused['message']}")
+    assert list((viewer.folder / "files").iterdir()) == []
+    for each in (number, forced["number"]):
+        assert client.json("DELETE", f"/api/jobs/{each}")[0] == 200
+
+
+def test_links_in_a_result_folder_lead_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "key").write_text("secret")
+    table = make_results(tmp_path / "results", 1)
+    case = tmp_path / "results" / "cases" / "case-000"
+    (case / "planes.html").symlink_to(tmp_path / "secret")
+    (case / "overlay.png").unlink()
+    (case / "overlay.png").symlink_to(table)
+    (tmp_path / "results" / "linked").symlink_to(tmp_path / "elsewhere")
+    with Viewer(tmp_path / "temporary", tmp_path / "results") as viewer:
+        client = viewer.client()
+        assert client.ask("GET", "/results/folder-1/index")[0] == 200
+        _, _, packed = client.ask("GET", "/results/folder-1/save")
+        with zipfile.ZipFile(io.BytesIO(packed)) as files:
+            names = {name.rpartition("/")[2] for name in files.namelist()}
+        assert {"run.json", "case.json", "scan.png"} <= names
+        assert names.isdisjoint({"planes.html", "overlay.png", "key"})
+        assert client.ask("GET", "/results/folder-1/thumbnail")[0] == 404
+        assert b"secret" not in client.ask("GET", "/results/folder-1/planes/case-000")[2]
+
+
 def test_a_bad_file_among_good_ones_is_told_and_the_others_are_done(client: Client) -> None:
     files = [("one.png", picture(1)), ("bad.png", b"no picture"), ("notes.txt", b"x"), ("two.png", picture(2))]
     job = client.wait(client.drop(files))
@@ -342,7 +394,7 @@ def test_names_are_never_paths(viewer: Viewer, client: Client, name: str) -> Non
     client.json("POST", f"/api/jobs/{number}/start")
     job = client.wait(number)
     assert job["state"] == "done", job
-    assert job["title"] == name[:200]
+    assert job["title"] == printable(name)[:200]
     after = {path for path in viewer.temporary.parent.rglob("*") if viewer.folder not in path.parents}
     kept = viewer.temporary.parent / "kept"
     assert {path for path in after - before if kept not in path.parents} == set()

@@ -187,7 +187,7 @@ def print_report(
         if summary.side is not None:
             print_line(f"Pictures are scaled to {summary.side} px on their longest side, to keep the file small.")
         if summary.without_pictures:
-            print_line(f"The {summary.without_pictures} cases with the lowest scores are listed without pictures.")
+            print_line(f"The last {summary.without_pictures} cases with a result are listed without pictures.")
         print_line(f"{summary.path} ({summary.bytes / 1e6:.1f} MB): open it in any browser; it needs no network.")
 
 

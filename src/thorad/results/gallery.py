@@ -6,6 +6,7 @@ which sends those of a case when they are looked at. Pictures are reduced, in 8 
 Shapes: H, W a picture's own grid.
 """
 
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 from zipfile import BadZipFile
@@ -14,6 +15,8 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from thorad.errors import ThoradError
+from thorad.io.text import printable
 from thorad.pictures import (
     COLOURS,
     Side,
@@ -28,7 +31,9 @@ from thorad.pictures import (
 from thorad.results.folder import (
     OVERLAY,
     PSEUDO_HEALTHY,
+    REGISTRATION_PICTURE,
     SCAN,
+    STATUSES,
     STEPS,
     CaseRecord,
     Pictures,
@@ -64,8 +69,8 @@ NO_PICTURES: Final[Mapping[str, Any]] = {
 
 
 def by_score(cases: Iterable[CaseRecord]) -> list[CaseRecord]:
-    """The highest scores first, failed cases last."""
-    return sorted(cases, key=lambda case: (not case.done, -(case.score or 0.0), case.name))
+    """By status, in the order of `STATUSES`; of each the highest scores first."""
+    return sorted(cases, key=lambda case: (STATUSES.index(case.status), -(case.score or 0.0), case.name))
 
 
 def gallery_index(
@@ -100,7 +105,8 @@ def case_entry(number: int, case: CaseRecord, side: int) -> dict[str, Any]:
     Of the pictures only their size is read.
     """
     entry = {
-        **{"id": number, "name": case.name, "status": case.status, "message": case.message, "score": case.score},
+        **{"id": number, "name": case.name, "status": case.status, "forced": case.forced, "score": case.score},
+        **{"message": printable(case.message), "registration": None},
         **{"p_value": case.p_value, "findings": case.finding_count, "draw_agreement": case.draw_agreement},
         **{"truth": None, "size": None, "dice": None},
         **NO_PICTURES,
@@ -124,6 +130,19 @@ def case_entry(number: int, case: CaseRecord, side: int) -> dict[str, Any]:
 def has_scan(case: CaseRecord) -> bool:
     """Whether the scan was kept beside the map, which older versions did not do."""
     return (case.picture_folders[0][1] / SCAN).is_file()
+
+
+def registration_text(case: CaseRecord) -> str | None:
+    """The picture of a volume's registration, as of `png_text`; None where none was kept.
+
+    Raises:
+        ThoradError: it can't be read.
+    """
+    path = case.folder / REGISTRATION_PICTURE
+    try:
+        return b64encode(path.read_bytes()).decode() if path.is_file() else None
+    except OSError as error:
+        raise ThoradError(f"{path}: can't be read ({error.strerror}). Detect again.") from error
 
 
 def encode_picture(picture: Pictures, side: int, truth: NDArray[np.bool_] | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import jinja2
 
 from thorad import __version__
+from thorad.io.text import printable
 from thorad.results.charts import Axis, bars, finite_points
 
 LARGEST_PAGE: Final = 60_000_000
@@ -56,6 +57,7 @@ def _environment() -> jinja2.Environment:
         "script_json": json_text,
         "pretty_json": lambda content: json.dumps(content, indent=2, default=str),
         "bars": bars,
+        "printable": printable,
         "finite_points": finite_points,
     }
     return environment

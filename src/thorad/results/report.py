@@ -17,9 +17,11 @@ from thorad.errors import ThoradError
 from thorad.evaluation.sizes import SIZE_GROUPS
 from thorad.evaluation.tables import table_of
 from thorad.io.atomic import write_atomic
+from thorad.io.tables import counted
 from thorad.pictures import Side
 from thorad.results.folder import (
     RUN,
+    STATUSES,
     CaseRecord,
     Pictures,
     ResultFolder,
@@ -29,7 +31,7 @@ from thorad.results.folder import (
     read_pictures,
     truth_of,
 )
-from thorad.results.gallery import NO_PICTURES, by_score, case_entry, encode_picture, gallery_index
+from thorad.results.gallery import NO_PICTURES, by_score, case_entry, encode_picture, gallery_index, registration_text
 from thorad.results.page import LARGEST_PAGE, json_text, render
 from thorad.results.truth import Measured, measure
 
@@ -50,7 +52,7 @@ class ReportSummary:
     side: int | None = None
     """Longest side of the pictures, px; None where they are as large as in the folder."""
     without_pictures: int = 0
-    """Cases, of those with the lowest scores, whose pictures the page doesn't hold."""
+    """Cases, the last in the page's order, whose pictures it doesn't hold."""
 
 
 def write_report(
@@ -106,24 +108,29 @@ def _detection_page(gallery: "_PackedGallery", truth: Path | None) -> str:
         truth=truth,
         measured=gallery.measured,
         scores=_scores(folder, gallery.rows),
-        p_values=[case.p_value for case in folder.cases if case.p_value is not None],
+        p_values=[case.p_value for case in folder.cases if case.p_value is not None and case.status == "ok"],
+        with_status={name: [case for case in folder.cases if case.status == name] for name in STATUSES},
+        left_out=counted(folder.run.get("left_out") or {}),
         gallery=gallery,
     )
 
 
 def _scores(folder: ResultFolder, rows: Mapping[str, Case]) -> Mapping[str, Any] | None:
-    """What the histograms of the scores show; None where no case was done."""
-    done = {case.name: float(case.score) for case in folder.cases if case.done and case.score is not None}
-    if not done:
+    """What the histograms of the scores show, warned cases apart; None where no case was done."""
+    scored = [case for case in folder.cases if case.done and case.score is not None]
+    if not scored:
         return None
-    scores, others = list(done.values()), "cases without a known truth" if rows else "cases"
+    done = {case.name: float(case.score or 0) for case in scored if case.status == "ok"}
+    warned = [float(case.score or 0) for case in scored if case.status != "ok"]
+    scores, others = list(done.values()) or warned, "cases without a known truth" if rows else "cases"
     groups: list[tuple[str, Sequence[float], bool]] = [
         ("healthy scans of the calibration", folder.healthy_scores, True),
         ("healthy cases", [done[name] for name in done if name in rows and rows[name].mask is None], True),
         ("cases with a lesion", [done[name] for name in done if name in rows and rows[name].mask is not None], False),
         (others, [done[name] for name in done if name not in rows], False),
+        ("warned cases", warned, False),
     ]
-    everything = [*folder.healthy_scores, *scores]
+    everything = [*folder.healthy_scores, *scores, *warned]
     low, high = min(everything), max(everything)
     if high <= low:
         low, high = low - 0.5 * abs(low) - 1e-9, high + 0.5 * abs(high) + 1e-9
@@ -148,7 +155,7 @@ class _PackedGallery:
     on_progress: Progress | None
 
     def __post_init__(self) -> None:
-        # Highest scores first: these are read first, and keep their pictures where not all fit.
+        # Highest scores first, warned cases last: the first are read first, and keep their pictures where not all fit.
         self._cases = by_score(self.folder.cases)
         self._done = [case for case in self._cases if case.done]
         self.side: int | None = None
@@ -174,11 +181,13 @@ class _PackedGallery:
 
     @property
     def without_pictures(self) -> int:
-        """Cases that did not fail and have no pictures in the page."""
+        """Cases that have a result and no pictures in the page."""
         return len(self._done) - len(self.blocks)
 
     def _entry(self, number: int, case: CaseRecord) -> dict[str, Any]:
         entry = case_entry(number, case, self._side)
+        if case.status == "refused" and (picture := registration_text(case)):
+            entry["registration"] = f"data:image/png;base64,{picture}"
         if case.name in self._peaks:
             entry["first"] = int(np.argmax(self._peaks[case.name]))
         else:
@@ -226,6 +235,8 @@ class _PackedGallery:
             row = self.rows.get(case.name) if picture.slice_index is None else None
             truth = truth_of(row, picture.shape) if row is not None and row.mask is not None else None
             encoded.append(encode_picture(picture, side, truth))
+        if case.is_volume:
+            encoded[0]["registration"] = registration_text(case)
         return json_text(encoded)
 
 

@@ -7,7 +7,7 @@ private folder until it ends; what users called them is kept only to be shown.
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -18,6 +18,8 @@ from typing import Any, Final, Literal
 from thorad.errors import ThoradError
 from thorad.io.images import SUFFIXES
 from thorad.io.scans import DICOM_SUFFIXES, Scan, find_scans
+from thorad.io.tables import counted
+from thorad.io.text import printable
 from thorad.io.volumes import VOLUME_SUFFIXES
 from thorad.viewer.order import Order, Settings
 
@@ -60,8 +62,12 @@ class Job:
     scans: dict[str, Scan] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     """{case name: what the user calls it}."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """{why: how many} of its files are no scans."""
     done: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    """{case name: why the model can't judge it}; while there are such, and nobody forced them, the files stay."""
     events: list[dict[str, Any]] = field(default_factory=list)
     """The last pictures of the restorations, as the page takes them."""
     forgotten: int = 0
@@ -95,12 +101,18 @@ class Job:
             "cases": len(self.scans),
             "volumes": sum(scan.is_volume for scan in self.scans.values()),
             "done": self.done,
-            "failures": [
-                {"case": self.display_name(name), "message": why.replace(f"{name}: ", "", 1)}
-                for name, why in self.failures.items()
-            ],
+            "failures": self._told(self.failures),
+            "refused": self._told(self.refused),
+            "can_be_forced": bool(self.refused) and self.over and self.files.is_dir(),
+            "left_out": counted(self.left_out),
             "seconds": None if self.began is None else (self.ended or time.monotonic()) - self.began,
         }
+
+    def _told(self, reasons: Mapping[str, str]) -> list[dict[str, str]]:
+        return [
+            {"case": self.display_name(name), "message": printable(why.replace(f"{name}: ", "", 1))}
+            for name, why in reasons.items()
+        ]
 
     def add_event(self, case: str, **event: Any) -> None:
         """Keep a picture for whoever watches, and forget old ones: those of hundreds of scans would fill the memory."""
@@ -158,7 +170,7 @@ class Jobs:
             self._count += 1
             job = Job(
                 number=self._count,
-                names=[name[:LONGEST_NAME] for name, _ in files],
+                names=[printable(name)[:LONGEST_NAME] for name, _ in files],
                 sizes=[size for _, size in files],
                 settings=settings,
                 files=self._folder / "files" / str(self._count),
@@ -195,25 +207,52 @@ class Jobs:
         try:
             if len(job.received) != len(job.names):
                 raise ThoradError(f"{len(job.received)} of {len(job.names)} files have come. Drop them again.")
-            scans, titles = _scans_in(job)
+            scans, titles, left_out = _scans_in(job)
         except ThoradError as error:
             self.end(job, "failed", str(error))
             raise
         with self._changed:
-            job.scans, job.titles, job.state = scans, titles, "queued"
+            job.scans, job.titles, job.left_out, job.state = scans, titles, left_out, "queued"
             self._changed.notify_all()
 
     def end(self, job: Job, state: State, message: str) -> None:
-        """End a job that isn't over; only the results of one that is done stay."""
+        """End a job that isn't over; results stay where it is done, files where it is done and some were refused."""
         if job.over:
             return
-        shutil.rmtree(job.files, ignore_errors=True)
+        if state != "done" or not job.refused:
+            shutil.rmtree(job.files, ignore_errors=True)
         if state != "done":
             shutil.rmtree(job.out, ignore_errors=True)
         with self._changed:
             job.message, job.ended, job.state = message, time.monotonic(), state
             if state != "done":
                 job.events = []
+
+    def force(self, job: Job) -> Job:
+        """A new job, queued, that detects also in what the model can't judge: the scans that a job has refused.
+
+        Raises:
+            ThoradError: none was refused, or they were forced already.
+        """
+        with self._changed:
+            if not (job.over and job.refused and job.files.is_dir()):
+                raise ThoradError("nothing of this job was refused, or it runs already.")
+            self._count += 1
+            forced = Job(
+                number=self._count,
+                names=job.names,
+                sizes=job.sizes,
+                settings=replace(job.settings, force=True),
+                files=job.files,
+                out=self._folder / "results" / str(self._count),
+                state="queued",
+                scans={name: job.scans[name] for name in job.refused},
+                titles={name: job.titles[name] for name in job.refused},
+            )
+            job.files = self._folder / "files" / "handed on"
+            self._jobs[forced.number] = forced
+            self._changed.notify_all()
+        return forced
 
     def remove(self, job: Job) -> None:
         """Cancel a job that isn't over, at once; forget one that is, with its results."""
@@ -225,6 +264,7 @@ class Jobs:
             if job.over:
                 del self._jobs[job.number]
                 shutil.rmtree(job.out, ignore_errors=True)
+                shutil.rmtree(job.files, ignore_errors=True)
                 return
         self.end(job, "cancelled", "Cancelled.")
 
@@ -263,11 +303,11 @@ class Jobs:
 
     def _check_room(self, size: int) -> None:
         waiting = [job for job in self._jobs.values() if not job.over]
-        free = LARGEST_TOGETHER - sum(sum(job.sizes) for job in waiting)
+        free = LARGEST_TOGETHER - sum(sum(job.sizes) for job in self._jobs.values() if job.files.is_dir())
         if size > free:
             raise ThoradError(
                 f"{size / 1e6:.0f} MB; {max(0, free) / 1e6:.0f} MB are free of the {LARGEST_TOGETHER / 1e6:.0f} MB "
-                "that all waiting scans may take. Use `thorad detect` for large sets."
+                "that all waiting and refused scans may take. Remove some, or use `thorad detect` for large sets."
             )
         if len(waiting) >= MOST_WAITING:
             raise ThoradError(f"{MOST_WAITING} jobs are waiting already. Let some of them finish first.")
@@ -325,7 +365,7 @@ class Jobs:
         """See one job to its end."""
         taken = False
         try:
-            connection.send(Order(job.scans, job.settings, job.out))
+            connection.send(Order(job.scans, job.settings, job.out, job.left_out))
             connection.recv()
             taken = True
             while not job.over:
@@ -349,10 +389,10 @@ class Jobs:
                 job.add_event(case, t=timestep, clean=clean, overlay=overlay)
             case ("restored", case):
                 job.add_event(case, restored=True)
-            case ("done", done, failures):
-                job.done, job.failures = done, failures
+            case ("done", done, failures, refused):
+                job.done, job.failures, job.refused = done, failures, refused
                 self.detected += done
-                if done:
+                if done or refused:
                     self.end(job, "done", self._copy_results(job))
                 else:
                     self.end(job, "failed", "No usable scan.")
@@ -404,8 +444,8 @@ def _check_files(files: Sequence[tuple[str, int]]) -> None:
             )
 
 
-def _scans_in(job: Job) -> tuple[dict[str, Scan], dict[str, str]]:
-    """The scans of a job under names that identify nobody, and what the user calls them."""
+def _scans_in(job: Job) -> tuple[dict[str, Scan], dict[str, str], Mapping[str, int]]:
+    """The scans of a job under names that identify nobody, what the user calls them, and what was left out."""
     titles_of = {path: job.names[index] for index, path in job.received.items()}
     # A single file is judged by its content, whatever its name; among many, those that look like no scan are skipped.
     inputs = [job.files] if len(titles_of) > 1 else list(titles_of)
@@ -428,4 +468,5 @@ def _scans_in(job: Job) -> tuple[dict[str, Scan], dict[str, str]]:
             scan = replace(scan, problem=scan.problem.replace(str(scan.path), title))
         titles[scan.name] = title if len(scan.files) == 1 else f"{scan.name} ({len(scan.files)} files)"
         scans[scan.name] = scan
-    return scans, titles
+    # Files are kept without what users call them.
+    return scans, titles, {reason.replace("no suffix", "no image"): count for reason, count in found.left_out.items()}

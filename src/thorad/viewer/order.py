@@ -16,6 +16,8 @@ class Settings:
     noise: str | None
     indices: Sequence[int] | None
     """Of the slices of volumes to detect in; None: the model's own."""
+    force: bool = False
+    """Detect also in what the model can't judge."""
 
 
 @dataclass(frozen=True)
@@ -26,3 +28,5 @@ class Order:
     settings: Settings
     out: Path
     """The result folder."""
+    left_out: Mapping[str, int]
+    """{why: how many} files came that are no scans."""

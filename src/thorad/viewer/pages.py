@@ -10,7 +10,17 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from thorad.errors import ThoradError
-from thorad.results.folder import CASE, OVERLAY, PLANES, RUN, CaseRecord, read_folder, read_pictures
+from thorad.io.tables import counted
+from thorad.results.folder import (
+    CASE,
+    OVERLAY,
+    PLANES,
+    REGISTRATION_PICTURE,
+    RUN,
+    CaseRecord,
+    read_folder,
+    read_pictures,
+)
 from thorad.results.gallery import by_score, case_entry, encode_picture, gallery_index, has_scan
 from thorad.results.volume_page import write_volume_page
 
@@ -47,7 +57,7 @@ class Results:
         folder = read_folder(self.path)
         cases = by_score(folder.cases)
         done = [case for case in cases if case.done]
-        self._cases = {case.name: case for case in done}
+        self._cases = {case.name: case for case in cases}
         asked = ("model", "method", "noise", "steps", "seed", "thorad", "calibration")
         # A score is a mean of the highest values, which are seldom above twice of it.
         largest = max(folder.maximum, *(2 * (case.score or 0.0) for case in cases))
@@ -57,12 +67,14 @@ class Results:
                 "key": case.name,
                 "name": self._display_name(case.name),
                 "places": list(case.findings or ()),
+                "registration": self.owns(case.folder / REGISTRATION_PICTURE),
             }
             for number, case in enumerate(cases)
         ]
         return {
             **gallery_index(folder, entries, largest=largest, scans=all(map(has_scan, done))),
             "volumes": [case.name for case in done if case.is_volume],
+            "left_out": counted(folder.run.get("left_out") or {}),
             "run": {**{key: folder.options.get(key) for key in asked}, "status": folder.run.get("status")},
         }
 
@@ -73,6 +85,17 @@ class Results:
             ThoradError: no such case, or its pictures are damaged.
         """
         return [encode_picture(picture, LARGEST_SIDE) for picture in read_pictures(self._case(name))]
+
+    def registration(self, name: str) -> Path:
+        """The picture of the registration of a volume of the last index.
+
+        Raises:
+            ThoradError: no such case, or none was kept.
+        """
+        path = self._case(name).folder / REGISTRATION_PICTURE
+        if not self.owns(path):
+            raise ThoradError("there is no such picture.")
+        return path
 
     def planes(self, name: str, folder: Path) -> bytes:
         """The HTML page of the three planes of a volume of the last index, with its scan where that is still at hand.
@@ -129,7 +152,8 @@ class Results:
             **{key: folder.options.get(key) for key in ("model", "method", "noise")},
             "title": title,
             "cases": len(folder.cases),
-            "failed": sum(not case.done for case in folder.cases),
+            "failed": sum(case.status == "failed" for case in folder.cases),
+            "refused": sum(case.status == "refused" for case in folder.cases),
         }
 
 

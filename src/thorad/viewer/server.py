@@ -145,12 +145,14 @@ def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, po
         Route("/results/{id}/save", pages.save),
         Route("/results/{id}/report", pages.report),
         Route("/results/{id}/planes/{name}", pages.planes),
+        Route("/results/{id}/registration/{name}", pages.registration),
         Route("/api/state", pages.state),
         Route("/api/jobs", pages.announce, methods=["POST"]),
         Route("/api/jobs/{number:int}", pages.watch),
         Route("/api/jobs/{number:int}", pages.remove, methods=["DELETE"]),
         Route("/api/jobs/{number:int}/files/{index:int}", pages.receive, methods=["PUT"]),
         Route("/api/jobs/{number:int}/start", pages.begin, methods=["POST"]),
+        Route("/api/jobs/{number:int}/force", pages.force, methods=["POST"]),
         Route("/static/{name}", pages.static),
     ]
     handlers = {ThoradError: _error, HTTPException: _error, Exception: _unexpected_error}
@@ -189,8 +191,9 @@ class _Pages:
         results = self._result(request)
         about: dict[str, Any] = {"title": results.path.resolve().name, "job": None, "seconds": None, "said": ""}
         if job := self._job_of(request):
-            seconds = self._jobs.about(job)["seconds"]
-            about = {"title": job.title, "job": job.number, "seconds": seconds, "said": job.message}
+            told = self._jobs.about(job)
+            about = {"title": job.title, "job": job.number, "said": job.message}
+            about |= {key: told[key] for key in ("seconds", "can_be_forced")}
         index = results.index()
         return _Json({**index, **about, "run": self._with_title(index["run"])})
 
@@ -226,6 +229,9 @@ class _Pages:
         """A volume in three linked planes, as one HTML file."""
         content = self._result(request).planes(request.path_params["name"], self._folder)
         return HTMLResponse(content, headers=_attached("thorad-three-planes.html"))
+
+    def registration(self, request: Request) -> Response:
+        return FileResponse(self._result(request).registration(request.path_params["name"]), media_type="image/png")
 
     def state(self, request: Request) -> Response:
         folders = [{"id": name, **self._with_title(self._results[name].summary())} for name in self._folders]
@@ -278,6 +284,9 @@ class _Pages:
         job = self._job(request)
         self._jobs.start(job)
         return _Json(self._jobs.about(job))
+
+    def force(self, request: Request) -> Response:
+        return _Json(self._jobs.about(self._jobs.force(self._job(request))), 201)
 
     def remove(self, request: Request) -> Response:
         self._jobs.remove(self._job(request))

@@ -8,7 +8,7 @@ It takes `Order`s from its connection and answers with tuples whose first entry 
     ("step", case, timestep, clean, overlay)    the clean estimate, and the map over the image or None
     ("restored", case)                          it has ended; several may go on at the same time
     ("progress", done, total)                   cases
-    ("done", done, failures)                    the number of cases that are done, and {case: why} of the others
+    ("done", done, failures, refused)           the number of cases that have a result, and {case: why} of the others
     ("failed", message)                         nothing could be done
 
 Pictures are PNG in base64, as the page takes them. Shapes: S the model's grid.
@@ -129,20 +129,20 @@ class _Watcher:
 
 
 @lru_cache(maxsize=1)
-def _detector(model: str, method: str, noise: str | None) -> Detector:
+def _detector(model: str, method: str, noise: str | None, force: bool) -> Detector:
     """The last one is kept, so that the next scan needn't wait for it."""
-    return Detector(model, method=method, noise=noise)
+    return Detector(model, method=method, noise=noise, force=force)
 
 
 def _detect(order: Order, send: Send) -> None:
     """Detect in the order's scans and write its result folder."""
     settings = order.settings
-    detector = _detector(settings.model, settings.method, settings.noise)
+    detector = _detector(settings.model, settings.method, settings.noise, settings.force)
     watcher = _Watcher(send, detector)
     summary = detect_files(
         detector,
         order.scans,
-        open_results(detector, order.out, indices=settings.indices),
+        open_results(detector, order.out, indices=settings.indices, left_out=order.left_out),
         indices=settings.indices,
         keep_steps=True,
         on_progress=lambda done, total: send(("progress", done, total)),
@@ -152,7 +152,7 @@ def _detect(order: Order, send: Send) -> None:
     for name in summary.done:
         _write_planes(order.scans[name], order.out)
     failures = {name: order.scans[name].redacted(message) for name, message in summary.failed.items()}
-    send(("done", len(summary.done), failures))
+    send(("done", len(summary.done), failures, summary.refused))
 
 
 def _write_planes(scan: Scan, out: Path) -> None:

@@ -136,6 +136,9 @@ const valueOf = (level, maximum) => maximum * (level / 255) ** 2;
 
 // ---------------------------------------------------------------------------------------------- one case
 
+/** Of cases, in the order of their groups. */
+const STATUSES = ["ok", "warned", "refused", "failed"], RESULTLESS = ["refused", "failed"];
+const GROUPS = { warned: "Warned: in no ranking", refused: "Refused: the model can't judge these", failed: "Failed" };
 const SCAN = "scan", HEALTHY = "pseudo-healthy", MAP = "map";
 
 class Card {
@@ -155,12 +158,13 @@ class Card {
     this.reading = this.node.querySelector(".reading");
     this.panels = [];
     this.describe(null);
-    if (about.status === "ok" && about.message) {
+    if (about.status === "warned" && about.message) {
       const warning = document.createElement("p");
       warning.className = "warning";
       warning.textContent = about.message;
       this.node.querySelector(".facts").after(warning);
     }
+    if (about.registration) this.showRegistration(about.registration, about.status === "refused");
     if (!about.pictures) return;
     const names = index.scans ? [SCAN, ...(about.healthy ? [HEALTHY] : []), MAP] : [...(about.healthy ? [HEALTHY] : []), MAP];
     for (const name of names) this.addPanel(name);
@@ -172,6 +176,18 @@ class Card {
     }
     this.node.addEventListener("pointerdown", () => select(this, false));
     this.node.addEventListener("dblclick", () => this.enlarge());
+  }
+
+  /** The volume in the template's planes, to be looked at: in the case of a refused one at once. */
+  showRegistration(source, open) {
+    if (this.node.querySelector(".registration")) return;
+    const details = document.createElement("details"), summary = document.createElement("summary"), picture = document.createElement("img");
+    details.className = "registration";
+    details.open = open;
+    summary.textContent = "Registration";
+    Object.assign(picture, { src: source, loading: "lazy", alt: `${this.about.name} in the planes of the template, with the outline of the template's brain` });
+    details.append(summary, picture);
+    this.node.append(details);
   }
 
   addPanel(name) {
@@ -216,7 +232,8 @@ class Card {
     const about = this.about;
     const facts = [];
     const add = (text, value) => facts.push([text, value]);
-    if (about.status !== "ok") add("failed:", about.message);
+    if (RESULTLESS.includes(about.status)) add(`${about.status}:`, about.message);
+    if (about.status === "warned") add(about.forced ? "forced" : "warned", "");
     if (about.score !== null) add("score", number(about.score, 4));
     if (about.p_value !== null) add("p", number(about.p_value, 3));
     if (about.findings !== null) add("findings", String(about.findings));
@@ -224,7 +241,7 @@ class Card {
     if (about.truth !== null) add("truth", about.truth ? `${about.truth} px${about.size ? `, ${about.size}` : ""}` : "healthy");
     if (about.dice !== null) add(`Dice at ${index.diceAt}`, number(about.dice, 2));
     if (dice !== null && state.threshold !== index.threshold) add(`Dice at ${number(state.threshold)}, as set`, number(dice, 2));
-    if (about.status === "ok" && !about.pictures) add("no pictures in this file", "");
+    if (!RESULTLESS.includes(about.status) && !about.pictures) add("no pictures in this file", "");
     const line = this.node.querySelector(".facts");
     line.replaceChildren(...facts.map(([text, value]) => {
       const span = document.createElement("span");
@@ -246,6 +263,7 @@ class Card {
         this.showError("");
         if (!this.wanted) return;
         this.pictures = pictures;
+        if (pictures[0].registration) this.showRegistration(`data:image/png;base64,${pictures[0].registration}`, false);
         this.draw();
       } catch (error) {
         this.showError(`The pictures of this case can't be shown (${error.message}). ${Card.remedy}`);
@@ -460,7 +478,10 @@ const FILTERS = {
   findings: ["with findings", (case_) => case_.findings > 0],
   diseased: ["with a lesion (truth)", (case_) => case_.truth > 0],
   healthy: ["healthy (truth)", (case_) => case_.truth === 0],
-  failed: ["failed", (case_) => case_.status !== "ok"],
+  ok: ["ok", (case_) => case_.status === "ok"],
+  warned: ["warned", (case_) => case_.status === "warned"],
+  refused: ["refused", (case_) => case_.status === "refused"],
+  failed: ["failed", (case_) => case_.status === "failed"],
 };
 const last = (value) => (value === null ? -Infinity : value);
 const SORTS = {
@@ -480,18 +501,27 @@ fill(element("filter"), FILTERS, (key) => key === "all" || any(FILTERS[key][1]))
 fill(element("sort"), SORTS, (key) => (key.startsWith("dice") ? any((c) => c.dice !== null) : key === "truth" ? any((c) => c.truth > 0) : true));
 for (const name of Object.keys(index.colours)) element("colours").add(new Option(name, name));
 
+const rank = (card) => STATUSES.indexOf(card.about.status);
 function arrange() {
   const words = element("find").value.trim().toLowerCase();
   const fits = FILTERS[element("filter").value][1];
   const order = SORTS[element("sort").value][1];
   shown = cards
     .filter((card) => fits(card.about) && card.about.name.toLowerCase().includes(words))
-    // A difference of two missing values is not a number: they are equal.
-    .sort((one, other) => order(one.about, other.about) || one.position - other.position);
+    // Each status by itself. A difference of two missing values is not a number: they are equal.
+    .sort((one, other) => rank(one) - rank(other) || order(one.about, other.about) || one.position - other.position);
   observer.disconnect();
   const kept = new Set(shown);
   for (const card of cards) if (!kept.has(card)) card.release();
-  element("cards").replaceChildren(...shown.map((card) => card.node));
+  const groups = STATUSES.map((status) => shown.filter((card) => card.about.status === status));
+  element("cards").replaceChildren(...groups.flatMap((group) => {
+    const title = group.length && GROUPS[group[0].about.status];
+    if (!title) return group.map((card) => card.node);
+    const heading = document.createElement("h3");
+    heading.className = "group";
+    heading.textContent = title;
+    return [heading, ...group.map((card) => card.node)];
+  }));
   for (const card of shown) observer.observe(card.node);
   element("count").textContent = shown.length === cards.length ? `${cards.length} ${cards.length === 1 ? "case" : "cases"}` : `${shown.length} of ${cards.length} cases`;
   element("nothing").hidden = shown.length > 0;

@@ -87,7 +87,7 @@ async function look() {
   } else bar.removeAttribute("value");
   element("cancel").hidden = over;
   if (job.state === "failed" || job.state === "cancelled") {
-    complain([job.message, ...job.failures.map(({ case: name, message }) => `${name}: ${message}`)].join("\n"));
+    complain([job.message, job.left_out, ...job.failures.map(({ case: name, message }) => `${name}: ${message}`)].filter(Boolean).join("\n"));
     element("live").hidden = element("strip-title").hidden = true;
     element("strip").replaceChildren();
   }

@@ -53,6 +53,33 @@ function showFindings(cases) {
   element("findings").querySelector("tbody").replaceChildren(...lines);
 }
 
+/** How many are refused, failed or warned; of this session's scans, refused ones may be run all the same. */
+function tellStatuses(index) {
+  const count = (status) => index.cases.filter((about) => about.status === status).length;
+  if (count("refused")) {
+    warn(`${counted(count("refused"), "scan")} refused: the model can't judge ${count("refused") === 1 ? "it" : "them"}, so there is no result. The reason is below.`);
+    if (index.can_be_forced) element("said").append(forceButton(index.job));
+  }
+  if (count("failed")) warn(`${counted(count("failed"), "scan")} failed.`);
+  if (count("warned")) warn(`${counted(count("warned"), "scan")} came with a warning: listed apart, and in no ranking.`);
+  if (index.left_out) element("said").append(make("p", index.left_out, "note"));
+}
+
+function forceButton(job) {
+  const line = make("p", "", "force"), button = make("button", "Run all the same");
+  button.type = "button";
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    try {
+      location.href = `/jobs/${(await call(`/api/jobs/${job}/force`, "POST")).number}`;
+    } catch (error) {
+      warn(error.message);
+    }
+  });
+  line.append(button, make("span", " Every result of it then says that it was forced, and why. Until then the files stay here; All scans, Remove takes them away.", "note"));
+  return line;
+}
+
 (async () => {
   try {
     const index = await call(`${base}/index`);
@@ -75,6 +102,8 @@ function showFindings(cases) {
     }
     document.body.classList.toggle("single", index.cases.length === 1);
     if (index.said) warn(index.said);
+    tellStatuses(index);
+    for (const about of index.cases) about.registration &&= `${base}/registration/${encodeURIComponent(about.key)}`;
     if (run.status === "running") warn("The run isn't finished: only the cases that are done are here. Load the page again for more.");
     if (!run.calibration && index.threshold === null) {
       warn("Not calibrated: no p-values, findings or masks, and a score means nothing by itself. thorad calibrate on your own healthy scans of the same scanner makes them.");

@@ -177,11 +177,15 @@ function jobEntry(job) {
   const over = ["done", "failed", "cancelled"].includes(job.state);
   const progress = job.cases > 1 && job.state !== "queued" ? `${job.done} of ${counted(job.cases, "scan")}` : "";
   const facts = [methodName(job), job.model, progress, seconds(job.seconds)];
-  const reasons = job.failures.map(({ case: name, message }) => `${name}: ${message}`);
+  const reasons = [
+    ...job.refused.map(({ case: name, message }) => `${name} refused: ${message}.`),
+    ...job.failures.map(({ case: name, message }) => `${name}: ${message}`),
+    job.left_out,
+  ];
   return entry({
     title: job.title,
     href: job.state === "done" ? `/results/job-${job.number}` : `/jobs/${job.number}`,
-    thumbnail: job.state === "done" ? `/results/job-${job.number}/thumbnail` : null,
+    thumbnail: job.state === "done" && job.done > 0 ? `/results/job-${job.number}/thumbnail` : null,
     state: job.state,
     stateText: job.position ? `waiting, number ${job.position} in the queue` : STATES[job.state],
     facts: facts.filter(Boolean).join(" · "),
@@ -201,11 +205,11 @@ function jobEntry(job) {
 }
 
 function folderEntry(folder) {
-  const facts = [methodName(folder), folder.model, counted(folder.cases, "case"), folder.failed ? `${folder.failed} failed` : ""];
+  const facts = [methodName(folder), folder.model, counted(folder.cases, "case"), folder.refused ? `${folder.refused} refused` : "", folder.failed ? `${folder.failed} failed` : ""];
   return entry({
     title: folder.title,
     href: folder.message ? null : `/results/${folder.id}`,
-    thumbnail: folder.message || folder.failed === folder.cases ? null : `/results/${folder.id}/thumbnail`,
+    thumbnail: folder.message || folder.failed + folder.refused === folder.cases ? null : `/results/${folder.id}/thumbnail`,
     facts: folder.message ? "" : facts.filter(Boolean).join(" · "),
     message: folder.message ?? "",
   });
