@@ -36,12 +36,12 @@ MAY_IMPORT = {
     },
     "apps": {
         *("results", "training", "evaluation", "implant", "datasets", "volume_detection", "detector", "calibration"),
-        "check",
+        *("check", "domain"),
         *("selection", "methods", "records", "pictures", "table", "model", "diffusion", "maps", "io", "recipe"),
         *("errors", "__init__"),
     },
     "volume_detection": {"detector", "check", "records", "findings", "io", "recipe", "errors"},
-    "training": {"diffusion", "datasets", "io", "model", "recipe", "errors", "__init__"},
+    "training": {"diffusion", "domain", "datasets", "io", "model", "recipe", "errors", "__init__"},
     "detector": {
         *(
             "selection",
@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "evaluation": {"datasets", "io", "findings", "table", "errors"},
     "implant": {"datasets", "io", "errors"},
     "datasets": {"io", "registry", "errors"},
-    "model": {"diffusion", "io", "recipe", "errors", "__init__"},
+    "model": {"diffusion", "domain", "io", "recipe", "errors", "__init__"},
     "domain": {"check", "io", "recipe", "errors"},
     "methods": {"diffusion", "maps", "registry", "errors"},
     "diffusion": {"registry", "errors"},

@@ -185,9 +185,24 @@ class Detector:
             "thorad": __version__,
         }
 
-    def check(self, image: Image) -> Check:
-        """Whether an image is what the model can judge, by its DICOM tags; takes milliseconds."""
-        return check_tags(image.tags, self.model.recipe.domain, self.model_name)
+    def check(self, image: ImageLike) -> Check:
+        """Whether an image is what the model can judge: by its DICOM tags, and by the picture itself.
+
+        It takes milliseconds. Where the model's folder doesn't say what its pictures look like (models of earlier
+        versions, imported ones: `Model.picture_domain` is None), the tags alone are judged.
+
+        Args:
+            image: as for `detect`.
+
+        Raises:
+            ThoradError: it can't be read, or scaled.
+        """
+        image, section = as_image(image), self.model.recipe.domain
+        by_tags = check_tags(image.tags, section, self.model_name)
+        if self.model.picture_domain is None:
+            return by_tags
+        picture = to_model_grid(image.scaled, self.model_size)[0][0].numpy()
+        return by_tags + self.model.picture_domain.check(picture, section, self.model_name)
 
     def detect(self, image: ImageLike, on_step: OnStep | None = None) -> Detection:
         """Find what is not healthy in one image.

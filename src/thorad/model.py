@@ -2,6 +2,7 @@
 
 ``weights.safetensors`` holds the denoiser's averaged weights (``network.*``, bfloat16; float32 in imported models) and
 the training images' mean and standard deviation (``statistics.*``, float32, (1, S, S) on the [-1, 1] scale).
+``domain.safetensors``, where there is one, holds what healthy pictures look like (`thorad.domain.pictures`).
 Imported models have no statistics, and may have LPIPS weights of their own: ``perceptual.safetensors``.
 ``calibration.json`` holds the sha256 of the weights and what was measured with them.
 """
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from thorad import __version__
 from thorad.diffusion.schedule import Schedule
+from thorad.domain.pictures import PictureDomain
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import read_mask
@@ -32,7 +34,7 @@ from thorad.io.preprocess import mask_to_model_grid
 from thorad.recipe import Recipe, parse_recipe
 
 WEIGHTS, RECIPE, CALIBRATION, CARD = "weights.safetensors", "recipe.toml", "calibration.json", "MODEL_CARD.md"
-PERCEPTUAL = "perceptual.safetensors"
+PERCEPTUAL, DOMAIN = "perceptual.safetensors", "domain.safetensors"
 
 MOST_PARAMETERS = 10**9
 """Of a network: 4 GB; the published one has 2 * 10^7."""
@@ -56,6 +58,8 @@ class Model:
     calibration: Mapping[str, Any]
     perceptual_weights: Path | None = None
     """An imported model's own LPIPS weights, for `load_perceptual_distance`."""
+    picture_domain: PictureDomain | None = None
+    """What its pictures look like; None in models of earlier versions and imported ones, which take any picture."""
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -174,6 +178,7 @@ def load_model(name_or_path: str | Path) -> Model:
         sha256=sha256,
         calibration=calibration,
         perceptual_weights=_perceptual_weights(folder, calibration),
+        picture_domain=_picture_domain(folder / DOMAIN),
     )
 
 
@@ -227,6 +232,7 @@ def save_model(
     *,
     dtype: torch.dtype = torch.bfloat16,
     perceptual: Mapping[str, Tensor] | None = None,
+    picture_domain: PictureDomain | None = None,
 ) -> None:
     """Write a model folder; the calibration last, so that a folder that stopped half-way doesn't load.
 
@@ -239,6 +245,7 @@ def save_model(
         card: the model card, Markdown.
         dtype: what the network is kept in.
         perceptual: LPIPS weights that belong to the model.
+        picture_domain: what its pictures look like; None where nobody knows.
     """
     tensors = {f"network.{name}": tensor.detach().cpu().to(dtype).contiguous() for name, tensor in network.items()}
     if mean is not None and standard_deviation is not None:
@@ -253,6 +260,9 @@ def save_model(
         content = save({name: tensor.contiguous() for name, tensor in perceptual.items()})
         calibration["perceptual_sha256"] = hashlib.sha256(content).hexdigest()
         write_atomic(folder / PERCEPTUAL, content)
+    (folder / DOMAIN).unlink(missing_ok=True)  # of other pictures
+    if picture_domain is not None:
+        write_atomic(folder / DOMAIN, picture_domain.to_bytes())
     write_atomic(folder / CALIBRATION, (json.dumps(calibration, indent=2) + "\n").encode())
 
 
@@ -296,6 +306,10 @@ def _perceptual_weights(folder: Path, calibration: Mapping[str, Any]) -> Path | 
             "source again."
         )
     return folder / PERCEPTUAL
+
+
+def _picture_domain(path: Path) -> PictureDomain | None:
+    return PictureDomain.from_bytes(_read(path), str(path)) if path.is_file() else None
 
 
 def _statistics(tensors: Mapping[str, Tensor], size: int, source: Path) -> dict[str, Tensor | None]:

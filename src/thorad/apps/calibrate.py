@@ -15,6 +15,7 @@ import torch
 from thorad.apps.run import Progress
 from thorad.calibration import Calibration, calibrate_maps, map_options, scans_needed, with_calibration
 from thorad.detector import Detector
+from thorad.domain.pictures import PictureDomain
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import looks_like_mask
@@ -23,7 +24,8 @@ from thorad.io.scans import Scan
 from thorad.io.slices import images_of
 from thorad.io.tables import listing
 from thorad.methods import METHODS
-from thorad.model import CALIBRATION, CARD, PERCEPTUAL, RECIPE, WEIGHTS, is_bundled, model_folder
+from thorad.model import CALIBRATION, CARD, DOMAIN, PERCEPTUAL, RECIPE, WEIGHTS, is_bundled, model_folder
+from thorad.training.domain import learn_domain
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class CalibrationSummary:
     calibration: Calibration
     failed: Mapping[str, str]  # {name: why} of the scans that were left out
     warning: str | None  # what makes the p-values doubtful
+    picture_domain: PictureDomain | None  # what the scans look like, where the model didn't know it and they are enough
     seconds: float  # wall time
 
 
@@ -69,7 +72,11 @@ def calibrate_files(
         used[:, 0].numpy(), detector.scores(used).numpy(), detector.region, detector.provenance()
     )
     warning = _repeated_subjects([scan for name, (_, scan) in inputs.items() if name not in failed])
-    return CalibrationSummary(calibration, failed, warning, time.perf_counter() - began)
+    model, domain = detector.model, None
+    if model.picture_domain is None:
+        pictures = [pixels for name, (pixels, _) in inputs.items() if name not in failed]
+        domain = learn_domain(pictures, model.recipe)
+    return CalibrationSummary(calibration, failed, warning, domain, time.perf_counter() - began)
 
 
 def _model_inputs(
@@ -139,10 +146,16 @@ def calibration_folder(model: str | Path, out: Path | None) -> Path:
     return out
 
 
-def save_calibration(calibration: Calibration, model: str | Path, out: Path | None = None) -> Path:
+def save_calibration(
+    calibration: Calibration,
+    model: str | Path,
+    out: Path | None = None,
+    *,
+    picture_domain: PictureDomain | None = None,
+) -> Path:
     """Add a calibration to a model's folder, or to a copy of it at `out`, and return that folder.
 
-    An older calibration of the same options is replaced.
+    An older calibration of the same options is replaced. So is what the model's pictures look like, where it is given.
 
     Raises:
         ThoradError: as `calibration_folder`; the calibration is another model's; a file can't be read or written.
@@ -155,9 +168,11 @@ def save_calibration(calibration: Calibration, model: str | Path, out: Path | No
             f"here {str(content.get('weights_sha256'))[:12]}...). Calibrate this one."
         )
     text = json.dumps(with_calibration(content, calibration, str(folder)), indent=2) + "\n"
-    for file in (RECIPE, CARD, PERCEPTUAL, WEIGHTS):
+    for file in (RECIPE, CARD, PERCEPTUAL, DOMAIN, WEIGHTS):
         if (source / file).is_file() and not (folder / file).is_file():
             write_atomic(folder / file, (source / file).read_bytes())
+    if picture_domain is not None:
+        write_atomic(folder / DOMAIN, picture_domain.to_bytes())
     write_atomic(folder / CALIBRATION, text.encode())
     return folder
 

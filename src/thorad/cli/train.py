@@ -79,7 +79,8 @@ def calibrate(
 ) -> None:
     """Derive thresholds and p-values for `thorad detect` from healthy scans that the model was not trained on.
 
-    They hold for the same method and options only.
+    They hold for the same method and options only. A model without domain.safetensors (imported, or of an earlier
+    version) also learns here what its pictures look like, so that other kinds of image are refused.
     """
     from thorad.io.scans import find_scans
 
@@ -93,7 +94,7 @@ def calibrate(
     with progress_bar("calibrate", quiet) as report:
         summary = calibrate_files(detector, scans, level=level, on_progress=report)
     calibration, count = summary.calibration, summary.calibration.scans
-    folder = save_calibration(calibration, options.model, out)
+    folder = save_calibration(calibration, options.model, out, picture_domain=summary.picture_domain)
     if summary.warning:
         print_warning(f"Warning: {summary.warning}")
     if not quiet:
@@ -102,6 +103,8 @@ def calibrate(
         rows = [(f"{100 * rate:g} %", f"{threshold:.5g}") for rate, threshold in calibration.thresholds.items()]
         print_table(Table(("healthy pixels above", "the threshold"), rows))
         print_line(f"The smallest p-value is 1 / {count + 1} = {1 / (count + 1):.3g}.")
+        if summary.picture_domain is not None:
+            print_line("The model didn't say what its pictures look like: it was learned from these scans.")
         print_line(f"Calibrated model: {folder}")
         print_left_out(scans.left_out)
     end_with_failures(summary.failed, what="left out")
@@ -156,6 +159,8 @@ def _print_model(model: str) -> None:
     print_line(f"noise       {', '.join(loaded.recipe.noise.trained_kinds)}")
     print_line(f"parameters  {loaded.parameters / 1e6:.2f} million, {weight_megabytes(model):.1f} MB")
     print_line(f"sha256      {loaded.sha256} (checked: the weights are as they were saved)")
+    known = "judged" if loaded.picture_domain else "not judged: no domain.safetensors, which `thorad calibrate` adds"
+    print_line(f"pictures    {known}")
     measured = {key: value for key, value in loaded.calibration.items() if key != "weights_sha256"}
     if "calibrations" in measured:
         measured["calibrations"] = [

@@ -35,9 +35,9 @@ LEAST_CONTRAST = 0.05
 
 FEWEST_IMAGES = 20
 """From fewer healthy pictures nobody can tell what is usual."""
-MOST_PICTURES = 3000
+MOST_PICTURES = 2000
 """Healthy pictures and varied copies of them that are used."""
-COMPONENTS = 64
+COMPONENTS = 120
 FOLDS = 5
 
 LEVEL = 0.01
@@ -92,7 +92,7 @@ def _area_matrix(size: int, to: int) -> Array:
     """(to, size): averages a row of `size` px to `to` px, by the area that each shares."""
     edges = np.arange(to)[:, None] * (size / to)
     shared = np.minimum(edges + size / to, np.arange(size) + 1) - np.maximum(edges, np.arange(size))
-    return np.clip(shared, 0, None) * (to / size)
+    return np.asarray(np.clip(shared, 0, None) * (to / size))
 
 
 @cache
@@ -204,6 +204,16 @@ def _cells(votes: Array) -> Array:
     return np.asarray(votes.reshape(SIDE // 2, 2, SIDE // 2, 2).sum((1, 3)))
 
 
+def _reasons(found: Strangeness) -> dict[str, str]:
+    """What each test finds, in words, the most telling first."""
+    return {
+        "pose": f"it would fit better {found.better}",
+        "contrast": f"its contrasts are like those of {found.like}",
+        "distance": "its shapes are strange",
+        "misfit": "it has little in common with the mean healthy picture",
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class PictureDomain:
     """What a model's pictures look like, and how strange healthy ones are that it was not made from."""
@@ -227,25 +237,20 @@ class PictureDomain:
             model: its name, for the reasons.
         """
         found = self.likeness.strangeness(picture)
-        reasons = {
-            "pose": f"it would fit better {found.better}",
-            "contrast": f"its contrasts are like those of {found.like}",
-            "distance": "its shapes are strange",
-            "misfit": "it has little in common with the mean healthy picture",
-        }
-        refused, warned = [], []
-        for test, reason in reasons.items():
+        refused: list[str] = []
+        warned: list[str] = []
+        for test, reason in _reasons(found).items():
             value, (warn, refuse) = getattr(found, test), self.thresholds(test)
             if value > warn:
-                detail = f"{reason} ({test} {value:.2f}, healthy scans are below {warn:.2f})"
+                detail = f"{reason} ({test} {value:.2f}, of healthy scans below {warn:.2f})"
                 (refused if value > refuse else warned).append(detail)
-        if found.misfit_around > self.thresholds("misfit")[0] and not refused and not warned:
-            warned.append("what surrounds the model's region is strange, as without the skull")
-        expected = f": expected {section.picture}" if section.picture else ""
-        text = f"this does not look like what model {model!r} was trained on, for %s{expected}"
-        if refused:
-            return Check(refusals=(text % "; ".join(refused),))
-        return Check(warnings=(text % "; ".join(warned),)) if warned else NOTHING_FOUND
+        if not refused and not warned and found.misfit_around > self.thresholds("misfit")[0]:
+            warned.append("what lies around the region that the model looks at is strange, as without the skull")
+        if not refused and not warned:
+            return NOTHING_FOUND
+        expected = f"; expected {section.picture}" if section.picture else ""
+        reason = f"this does not look like what model {model!r} was trained on: {(refused or warned)[0]}{expected}"
+        return Check(refusals=(reason,)) if refused else Check(warnings=(reason,))
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
@@ -260,7 +265,7 @@ class PictureDomain:
             **{f"contrast.{kind}": mean.astype(np.float32) for kind, mean in like.contrasts.items()},
             **{f"healthy.{test}": scores for test, scores in self.healthy.items()},
         }
-        return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})  # else it is scrambled
+        return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
 
     @classmethod
     def from_bytes(cls, content: bytes, source: str) -> PictureDomain:
@@ -286,10 +291,12 @@ class PictureDomain:
                 region=tensors["region"].astype(np.bool_),
             )
             domain = cls(likeness, {test: tensors[f"healthy.{test}"] for test in FLOORS})
-            if not np.isfinite(list(vars(likeness.strangeness(np.eye(SIDE))).values())[0]):
+            if not math.isfinite(likeness.strangeness(np.eye(SIDE)).distance):  # shapes that don't fit raise here
                 raise ValueError("values that are not finite")
         except (SafetensorError, KeyError, ValueError) as error:
-            raise ThoradError(f"{source}: not what `thorad train` writes ({error}). Take it from its source again.") from error
+            raise ThoradError(
+                f"{source}: not what `thorad train` writes ({error}). Take it from its source again."
+            ) from error
         return domain
 
 

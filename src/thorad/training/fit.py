@@ -29,6 +29,7 @@ from thorad.io.images import write_png8
 from thorad.model import CALIBRATION, RECIPE, WEIGHTS, load_model, save_model
 from thorad.recipe import Recipe, parse_recipe
 from thorad.training.data import Images, Source, TrainingData, mean_and_deviation, open_images
+from thorad.training.domain import learn_domain
 from thorad.training.module import DiffusionTraining
 
 EXPECTED_WARNINGS = (
@@ -120,7 +121,10 @@ def fit(
         if not all(bool(weights.isfinite().all()) for weights in module.network.state_dict().values()):
             raise ThoradError(f"{out}: the training diverged, weights are not finite. Lower training.learning_rate.")
         card = _card(recipe, len(images), len(held_out), trainer, time.monotonic() - began)
-        save_model(model, recipe, module.network.state_dict(), *mean_and_deviation(images), card)
+        statistics = mean_and_deviation(images)
+        save_model(
+            model, recipe, module.network.state_dict(), *statistics, card, picture_domain=learn_domain(images, recipe)
+        )
     return model
 
 

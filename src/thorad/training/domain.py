@@ -1,0 +1,34 @@
+"""From healthy images to what a model's pictures look like."""
+
+from __future__ import annotations
+
+import torch
+
+from thorad.domain.pictures import FEWEST_IMAGES, MOST_PICTURES, PictureDomain, fit_domain
+from thorad.model import load_region
+from thorad.recipe import Recipe
+from thorad.training.augmentation import augment
+from thorad.training.data import Images, generator_at
+
+COPIES = 3
+"""Varied copies of each image, where there are few: what other scanners and placements would make of it."""
+
+
+def learn_domain(images: Images, recipe: Recipe) -> PictureDomain | None:
+    """What healthy images, as the model sees them, look like; of more than 1000 evenly spread ones are used.
+
+    Their copies are varied as in the model's training. None where there are fewer than `FEWEST_IMAGES`.
+    """
+    count = min(len(images), MOST_PICTURES // 2)
+    if count < FEWEST_IMAGES:
+        return None
+    used = torch.stack([images[index * len(images) // count] for index in range(count)])  # (N, 1, S, S)
+    copies = min(COPIES, MOST_PICTURES // count - 1)
+    generator = generator_at(recipe.training.seed, -1, -1)
+    varied = torch.stack([augment(used, recipe.augmentation, generator) for _ in range(copies)])
+    return fit_domain(
+        used[:, 0].numpy(),
+        varied[:, :, 0].numpy(),
+        load_region(recipe.image.region, recipe.image.size),
+        t1w=recipe.domain.weighting == "T1w",
+    )
