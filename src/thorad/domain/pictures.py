@@ -49,7 +49,7 @@ FLOORS: Final = {
     "contrast": (0.5, 0.6),
 }
 """No picture is warned of, or refused, below these values, whatever the model."""
-FAR: Final = {"distance": 1.2, "misfit": 1.0, "pose": 1.1, "contrast": 1.2}
+FAR: Final = {"distance": 1.1, "misfit": 1.0, "pose": 1.1, "contrast": 1.2}
 """Refused is what is so many times beyond the healthy scans' threshold for warnings, and beyond the floor."""
 
 PLACED: Final = {"misfit"}
