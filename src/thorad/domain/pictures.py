@@ -294,9 +294,7 @@ class PictureDomain:
             if not math.isfinite(likeness.strangeness(np.eye(SIDE)).distance):  # shapes that don't fit raise here
                 raise ValueError("values that are not finite")
         except (SafetensorError, KeyError, ValueError) as error:
-            raise ThoradError(
-                f"{source}: not what `thorad train` writes ({error}). Take it from its source again."
-            ) from error
+            raise ThoradError(f"{source}: damaged ({error}). Take it from its source again.") from error
         return domain
 
 

@@ -1,0 +1,282 @@
+"""Whether a picture is of the model's kind: the arithmetic on known distributions, the rates on real images."""
+
+import io
+import math
+import shutil
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from thorad.check import RefusedError
+from thorad.detector import Detector
+from thorad.domain.pictures import (
+    FEWEST_IMAGES,
+    SIDE,
+    Likeness,
+    PictureDomain,
+    _area_matrix,
+    conformal_threshold,
+    fit_domain,
+)
+from thorad.errors import ThoradError
+from thorad.io.images import Image, image_from_array, read_image
+from thorad.io.tags import ScanTags
+from thorad.model import DOMAIN, WEIGHTS, bundled_models, load_model, model_folder
+from thorad.recipe import DomainSection, Recipe
+from thorad.training.domain import learn_domain
+
+Pixels = NDArray[np.float32]
+EVERYWHERE = np.ones((SIDE, SIDE), np.bool_)
+
+
+@pytest.fixture(scope="module")
+def brain() -> Detector:
+    return Detector("brain-t1-compact", method="zscore")
+
+
+@pytest.fixture(scope="module")
+def hand() -> Detector:
+    return Detector("hand-xray64", method="zscore")
+
+
+def likeness(mean: float = 0.0) -> Likeness:
+    """Variances 4 and 9 along the first two features, 0.25 along all others."""
+    flat = np.zeros((SIDE, SIDE))
+    components = np.eye(SIDE * SIDE)[:2]
+    return Likeness(np.full(SIDE * SIDE, mean), components, np.array([4, 9, 0.25]), flat, flat, {}, EVERYWHERE)
+
+
+def test_distance_is_mahalanobis_of_a_known_gaussian() -> None:
+    x = np.zeros((3, SIDE * SIDE))
+    x[0, :4] = 2, 3, 0.5, -1
+    x[2] = 0.5
+    expected = [math.sqrt((1 + 1 + 1 + 4) / SIDE**2), 0, math.sqrt((1 / 16 + 1 / 36 + (SIDE**2 - 2)) / SIDE**2)]
+    np.testing.assert_allclose(likeness()._distances(x.reshape(3, SIDE, SIDE)), expected, rtol=1e-12)
+    np.testing.assert_allclose(likeness(5.0)._distances(x.reshape(3, SIDE, SIDE) + 5), expected, rtol=1e-12)
+
+
+def test_distances_of_a_gaussian_s_own_samples_are_one_on_average(rng: np.random.Generator) -> None:
+    scales = np.full(SIDE * SIDE, 0.5)
+    scales[:2] = 2, 3
+    samples = (rng.standard_normal((200, SIDE * SIDE)) * scales).reshape(200, SIDE, SIDE)
+    assert np.mean(likeness()._distances(samples) ** 2) == pytest.approx(1, abs=0.02)
+
+
+def test_conformal_threshold_is_the_right_rank() -> None:
+    scores = list(range(1, 100))  # 99 of them
+    assert conformal_threshold(scores, 0.05) == 95
+    assert conformal_threshold(scores[::-1], 0.01) == 99
+    assert conformal_threshold(scores, 0.009) == math.inf
+
+
+@pytest.mark.parametrize("n", [99, 150])
+def test_conformal_threshold_covers(n: int, rng: np.random.Generator) -> None:
+    """Exchangeable scores of any distribution are above it at most as often as was said, and hardly less often."""
+    level, repeats = 0.05, 4000
+    scores = rng.lognormal(size=(repeats, n + 1))
+    above = np.mean([row[-1] > conformal_threshold(row[:-1], level) for row in scores])
+    deviation = math.sqrt(level * (1 - level) / repeats)
+    assert level - 1 / (n + 1) - 3 * deviation < above < level + 3 * deviation
+
+
+@pytest.mark.parametrize(("size", "to"), [(128, 64), (64, 64), (96, 64), (32, 64), (17, 32)])
+def test_area_matrix_keeps_the_mean(size: int, to: int, rng: np.random.Generator) -> None:
+    matrix = _area_matrix(size, to)
+    np.testing.assert_allclose(matrix.sum(1), 1)
+    row = rng.random(size)
+    assert (matrix @ row).mean() == pytest.approx(row.mean())
+    if size % to == 0:
+        np.testing.assert_allclose(matrix @ row, row.reshape(to, -1).mean(1))
+
+
+def blobs(count: int, seed: int, size: int = 32) -> Pixels:
+    """A disc with a bright spot above its middle, each a little elsewhere."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    made = []
+    for shift in rng.normal(0, 0.03, (count, 2)):
+        disc = np.hypot(x - shift[0], y - shift[1]) < 0.7
+        spot = np.exp(-((x - shift[0]) ** 2 + (y + 0.35 - shift[1]) ** 2) / 0.02)
+        made.append(0.5 * disc + 0.5 * spot + 0.02 * rng.random((size, size)))
+    return np.stack(made).astype(np.float32).clip(0, 1)
+
+
+@pytest.fixture(scope="module")
+def learned() -> PictureDomain:
+    pictures = blobs(60, 0)
+    found = fit_domain(pictures, blobs(60, 1)[None], np.ones((32, 32), bool), t1w=False)
+    assert found is not None
+    return found
+
+
+def test_what_was_learned_is_kept_to_the_last_digits(learned: PictureDomain) -> None:
+    again = PictureDomain.from_bytes(learned.to_bytes(), "again")
+    for picture in (*blobs(2, 2), blobs(1, 3)[0, ::-1]):
+        one, other = (vars(domain.likeness.strangeness(picture)) for domain in (learned, again))
+        assert {key: value for key, value in one.items() if isinstance(value, str)}.items() <= other.items()
+        for key, value in one.items():
+            if not isinstance(value, str):
+                assert other[key] == pytest.approx(value, rel=0.01), key
+    assert {test: learned.thresholds(test) for test in learned.healthy} == {
+        test: again.thresholds(test) for test in again.healthy
+    }
+
+
+def test_its_own_kind_passes_and_others_do_not(learned: PictureDomain) -> None:
+    section = DomainSection(picture="a disc with a spot at its top")
+    new = blobs(100, 7)
+    assert sum(learned.check(each, section, "m").status == "ok" for each in new) >= 95
+    for name, other in {"flipped": new[0, ::-1], "turned": new[0].T, "noise": np.random.rand(32, 32)}.items():
+        check = learned.check(other, section, "m")
+        assert check.status == "refused", name
+        assert "model 'm'" in check.message
+        assert check.message.endswith("expected a disc with a spot at its top")
+
+
+def test_too_few_images_teach_nothing() -> None:
+    recipe = Recipe.model_validate({"name": "x", "image": {"size": 32}})
+    images = [torch.from_numpy(each)[None] for each in blobs(FEWEST_IMAGES, 0)]
+    assert learn_domain(images[:-1], recipe) is None
+    found = learn_domain(images, recipe)
+    assert found is not None
+    assert found.to_bytes() == learn_domain(images, recipe).to_bytes()  # type: ignore[union-attr]  # same on every run
+    assert len(found.healthy["distance"]) == FEWEST_IMAGES * 4
+
+
+def test_a_damaged_file_is_named(tmp_path: Path, learned: PictureDomain) -> None:
+    folder = Path(shutil.copytree(model_folder("brain-t1-compact"), tmp_path / "model"))
+    flat = PictureDomain(replace(learned.likeness, mean=np.zeros(7)), learned.healthy).to_bytes()
+    for content in (b"", b"no tensors", (folder / DOMAIN).read_bytes()[:-100], flat):
+        (folder / DOMAIN).write_bytes(content)
+        with pytest.raises(ThoradError, match=r"domain\.safetensors: damaged"):
+            load_model(folder)
+
+
+def test_models_without_the_file_judge_tags_alone(tmp_path: Path, brain: Detector) -> None:
+    folder = Path(shutil.copytree(model_folder("brain-t1-compact"), tmp_path / "model"))
+    (folder / DOMAIN).unlink()
+    old = Detector(folder, method="zscore")
+    assert old.model.picture_domain is None
+    picture = image_from_array(np.random.default_rng(0).random((128, 128)))
+    assert old.check(picture).status == "ok"
+    assert brain.check(picture).status == "refused"
+    assert old.check(replace(picture, tags=ScanTags(modality="CT"))).status == "refused"
+    assert old.provenance() == brain.provenance()  # so calibrations of one hold for the other
+
+
+def test_what_is_refused_is_not_detected_unless_forced(brain: Detector) -> None:
+    picture = np.random.default_rng(0).random((128, 128)).astype(np.float32)
+    with pytest.raises(RefusedError, match=r"refused: this does not look like .* expected an axial T1w slice"):
+        brain.detect(picture)
+    forced = Detector("brain-t1-compact", method="zscore", force=True).detect(picture)
+    assert forced.check.status == "refused"
+
+
+def test_both_kinds_of_reasons_are_given(brain: Detector) -> None:
+    picture = image_from_array(np.random.default_rng(0).random((128, 128)))
+    check = brain.check(replace(picture, tags=ScanTags(modality="CT", contrast_agent=True)))
+    assert len(check.refusals) == 2
+    assert "modality CT" in check.message
+    assert "contrast agent" in check.message
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_bundled_models_know_their_pictures(name: str) -> None:
+    folder = model_folder(name)
+    assert (folder / DOMAIN).stat().st_size < 300_000
+    assert load_model(name).picture_domain is not None
+    assert (folder / WEIGHTS).is_file()
+
+
+def test_a_check_takes_milliseconds(brain: Detector) -> None:
+    image = image_from_array(np.random.default_rng(0).random((233, 197)))
+    brain.check(image)
+    began = time.process_time()
+    for _ in range(20):
+        brain.check(image)
+    assert (time.process_time() - began) / 20 < 0.02  # 3 ms on an idle core
+
+
+def rates(detector: Detector, images: Sequence[Image]) -> Counter[str]:
+    return Counter(detector.check(image).status for image in images)
+
+
+def pictures(folder: Path, every: int = 1) -> list[Image]:
+    return [read_image(path) for path in sorted(folder.glob("*.png"))[::every]]
+
+
+def changed(images: Sequence[Image], change: Callable[[Pixels], Pixels]) -> list[Image]:
+    return [image_from_array(np.ascontiguousarray(change(image.pixels))) for image in images]
+
+
+def test_healthy_and_sick_heads_of_other_scanners_pass(brain: Detector, shared_data: Path) -> None:
+    for name, most in (("ixi/val", 0), ("stroke-bench/healthy", 1), ("stroke-bench/images", 3), ("gliomas/images", 2)):
+        images = pictures(shared_data / name)
+        found = rates(brain, images)
+        assert found["refused"] == 0, name
+        assert found["warned"] <= most, name
+
+
+def test_brightness_contrast_and_sharpness_do_not_matter(brain: Detector, shared_data: Path) -> None:
+    val = pictures(shared_data / "ixi/val", every=4)
+    changes: tuple[Callable[[Pixels], Pixels], ...] = (
+        np.sqrt,
+        np.square,
+        lambda x: 0.1 * x,
+        lambda x: x + 0.1 * x.max(),
+    )
+    for change in changes:
+        assert rates(brain, changed(val, change))["ok"] == len(val)
+
+
+def test_the_bundled_head_passes(brain: Detector) -> None:
+    sample = Path(str(model_folder("brain-t1-compact"))).parents[1] / "samples" / "head.png"
+    assert brain.check(read_image(sample)).status == "ok"
+
+
+def test_other_images_are_refused(brain: Detector, shared_data: Path) -> None:
+    val = pictures(shared_data / "ixi/val", every=4)
+    changes: dict[str, Callable[[Pixels], Pixels]] = {
+        "upside down": lambda x: x[::-1],
+        "turned by 180 degrees": lambda x: x[::-1, ::-1],
+        "on its side": np.rot90,
+        "tiny": lambda x: np.pad(x, 300),
+        "enlarged": lambda x: x[40:-40, 35:-35],
+        "negative": lambda x: x.max() - x,
+        "noise": lambda x: np.random.default_rng(0).random(x.shape).astype(np.float32),
+    }
+    for name, change in changes.items():
+        assert rates(brain, changed(val, change))["refused"] == len(val), name
+    assert "turned by 180 degrees" in brain.check(changed(val[:1], lambda x: x[::-1])[0]).message
+    wrists = pictures(shared_data / "wrist")
+    assert rates(brain, wrists)["refused"] == len(wrists)
+
+
+def test_mirrored_heads_cannot_be_told(brain: Detector, shared_data: Path) -> None:
+    val = pictures(shared_data / "ixi/val", every=4)
+    assert rates(brain, changed(val, lambda x: x[:, ::-1]))["ok"] == len(val)
+
+
+def test_hands_and_heads_are_told_apart(brain: Detector, hand: Detector, shared_data: Path) -> None:
+    with zipfile.ZipFile(shared_data / "hand-xray64.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.startswith("test/") and name.endswith(".jpeg"))
+        hands = [image_from_array(np.asarray(PIL.Image.open(io.BytesIO(archive.read(name))))) for name in names]
+    assert rates(hand, hands)["ok"] >= 0.97 * len(hands)
+    assert rates(brain, hands)["refused"] == len(hands)
+    assert rates(hand, changed(hands, lambda x: x[::-1]))["ok"] <= 0.06 * len(hands)
+    heads = pictures(shared_data / "ixi/val")
+    assert rates(hand, heads)["ok"] <= 0.1 * len(heads)
+
+
+def test_strangeness_has_a_field_for_every_test(learned: PictureDomain) -> None:
+    found = learned.likeness.strangeness(blobs(1, 0)[0])
+    assert learned.healthy.keys() <= {field.name for field in fields(found)}
