@@ -54,5 +54,5 @@ def test_the_code_runs(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert "step 3 learning rate 0.0001" in lines
     assert any(line.startswith("Detection(") for line in lines)
-    assert "calls 10" in lines
+    assert "calls 20" in lines, "of two draws"
     assert "visits [('p1-a', 'p1', True), ('p2-b', 'p2', False)]" in lines

@@ -43,6 +43,7 @@ def result_html(result: Detection, overlay_maximum: float | None, title: str = "
     facts = [f"score {result.score:.4g}"]
     facts += [f"p = {result.p_value:.3g}"] if result.p_value is not None else []
     facts += [f"{len(result.findings)} findings"] if result.findings is not None else []
+    facts += [f"draws agree: Dice {result.draw_agreement:.2f}"] if result.draw_agreement is not None else []
     return f"<div><p><b>{escape(title or result.name)}</b>: {', '.join(facts)}. Research use only.</p>{cells}</div>"
 
 
@@ -64,7 +65,7 @@ def volume_html(
         [
             check_html(check),
             *(
-                result_html(detection, overlay_maximum, f"{name}, slice {index}")
+                result_html(detection, overlay_maximum, f"{name}, slice {index} (patient's right on the right)")
                 for index, detection in zip(indices, slices, strict=True)
             ),
         ]
