@@ -18,7 +18,7 @@ arguments = parser.parse_args()
 
 volume = read_volume(arguments.head)
 found = detect_volume(Detector(), volume)  # registered to MNI152, in the slices that the model knows
-for warning in found.warnings:
+for warning in found.check.warnings:
     print("Warning:", warning)
 
 voxel = np.unravel_index(np.nanargmax(found.anomaly_map), found.anomaly_map.shape)

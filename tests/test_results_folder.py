@@ -1,6 +1,7 @@
 """Reading result folders, and which row of a table speaks of which case."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 from result_folders import make_results
 from thorad.cli import app
-from thorad.results.folder import match_truth, method_title, read_folder, read_pictures
+from thorad.results.folder import match_truth, method_title, read_folder, read_pictures, usual_side
 
 
 def test_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -76,6 +77,17 @@ def test_folder_of_an_earlier_version_opens(tmp_path: Path) -> None:
         assert (case.done, case.p_value, case.finding_count) == (True, None, None)
         assert [picture.slice_index for picture in read_pictures(case)] == [90, 95]
         assert [picture.label for picture in read_pictures(case)] == ["slice 90, z = +18 mm", "slice 95, z = +23 mm"]
+
+
+def test_sides_are_radiologys_for_dicom_alone(tmp_path: Path) -> None:
+    make_results(tmp_path / "volumes", 2, slices=1)
+    make_results(tmp_path / "pictures", 1)
+    volumes, pictures = (read_folder(tmp_path / name).cases for name in ("volumes", "pictures"))
+    assert usual_side(volumes) == usual_side(pictures) == usual_side([]) == "neurological"
+    (volumes[0].folder / "dicom").mkdir()
+    assert usual_side(volumes[:1]) == "radiological"
+    assert usual_side(volumes) == "neurological", "not all are DICOM"
+    assert usual_side([replace(volumes[1], source="DICOM series mr-1234, 160 files")]) == "radiological"
 
 
 def test_verbs_write_what_they_name(tmp_path: Path) -> None:

@@ -224,6 +224,17 @@ def test_without_scan_threshold_or_with_another_scan(tmp_path: Path) -> None:
     assert "it lies on another grid" in write_volume_page(results, "head", out).read_text(encoding="utf-8")
 
 
+def test_the_side_is_asked_for_or_radiologys_for_dicom(tmp_path: Path) -> None:
+    results, out = tmp_path / "results", tmp_path / "page.html"
+    make_results(results, GRIDS["oblique PIR"])
+    assert about(write_volume_page(results, "head", out))["side"] == "neurological"
+    assert about(write_volume_page(results, "head", out, side="radiological"))["side"] == "radiological"
+    for beside in ("slices", "dicom"):
+        (results / "cases" / "head" / beside).mkdir()
+    assert about(write_volume_page(results, "head", out))["side"] == "radiological"
+    assert about(write_volume_page(results, "head", out, side="neurological"))["side"] == "neurological"
+
+
 def test_refuses_what_is_no_volume(tmp_path: Path) -> None:
     results = tmp_path / "results"
     make_results(results, oblique(0))
@@ -351,7 +362,9 @@ def test_planes_show_right_left_front_and_back_where_they_are(chromium: Any, tmp
     assert away["sagittal"][1] < -8  # inferior
 
     # The other convention exchanges the sides, and nothing else.
-    opened.page.locator('[value="radiological"]').check()
+    radiological = opened.page.locator('[value="radiological"]')
+    assert not radiological.is_checked()
+    radiological.check()
     bare = opened.picture()
     opened.check("#show-map", True)
     coloured = np.abs(opened.picture() - bare).max(axis=2) > 30
@@ -359,7 +372,13 @@ def test_planes_show_right_left_front_and_back_where_they_are(chromium: Any, tmp
     for name, sign in (("axial", -1), ("coronal", -1), ("sagittal", 1)):
         flipped = middle_of(coloured, *tiles[name])[1] - middle_of(head, *tiles[name])[1]
         assert flipped == pytest.approx(sign * away[name][0], abs=4), name
+    exchanged = opened.picture()
     opened.check_quiet()
+    asked = write_volume_page(tmp_path / "results", "head", tmp_path / "asked.html", side="radiological")
+    opened = Opened(chromium, asked)
+    assert opened.page.locator('[value="radiological"]').is_checked()
+    opened.check("#cross", False)
+    np.testing.assert_array_equal(opened.picture(), exchanged)
 
 
 def test_opens_offline_at_the_peak_and_controls_change_pixels(chromium: Any, tmp_path: Path) -> None:
