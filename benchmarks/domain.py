@@ -26,7 +26,8 @@ from thorad.errors import ThoradError
 from thorad.io.images import Image, image_from_array, read_image
 from thorad.io.registration import register
 from thorad.io.scans import find_scans
-from thorad.io.template import MNI_2009A, cut_axial
+from thorad.io.slices import cut_slices
+from thorad.io.template import MNI_2009A
 from thorad.io.volumes import Volume
 
 MODELS = ("brain-t1-compact", "brain-t1-patched", "hand-xray64")
@@ -102,8 +103,7 @@ def slices_of(head: Volume) -> dict[str, list[Image]]:
     """Axial slices of a registered head, and some across."""
     registration = register(head)
     depth, k = MNI_2009A.shape[2], MNI_2009A.axial_slice
-    stack = cut_axial(registration.volume, registration.to_template, range(depth))  # (z, y downwards, x)
-    stack = np.clip(stack, 0, None)
+    stack = np.clip(cut_slices(registration, range(depth), skull=True), 0, None)  # (z, y downwards, x)
     found = {f"{head.name}, {mm:+d} mm": [stack[k + mm]] for mm in (0, -10, 10, -20, 20, -40, 40)}
     found[f"{head.name}, sagittal"] = [stack[::-1, :, x] for x in (80, 90, 110, 120)]
     found[f"{head.name}, coronal"] = [stack[::-1, y] for y in (70, 90, 110, 130, 150)]

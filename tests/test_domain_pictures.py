@@ -16,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from thorad.apps.calibrate import calibrate_files, save_calibration
 from thorad.check import RefusedError
 from thorad.detector import Detector
 from thorad.domain.pictures import (
@@ -28,11 +29,13 @@ from thorad.domain.pictures import (
     fit_domain,
 )
 from thorad.errors import ThoradError
-from thorad.io.images import Image, image_from_array, read_image
+from thorad.io.images import Image, image_from_array, read_image, write_png8
+from thorad.io.scans import find_scans
 from thorad.io.tags import ScanTags
-from thorad.model import DOMAIN, WEIGHTS, bundled_models, load_model, model_folder
-from thorad.recipe import DomainSection, Recipe
+from thorad.model import DOMAIN, bundled_models, load_model, load_recipe_of, model_folder
+from thorad.recipe import DomainSection, Recipe, TrainingSection
 from thorad.training.domain import learn_domain
+from thorad.training.fit import fit
 
 Pixels = NDArray[np.float32]
 EVERYWHERE = np.ones((SIDE, SIDE), np.bool_)
@@ -152,6 +155,30 @@ def test_too_few_images_teach_nothing() -> None:
     assert len(found.healthy["distance"]) == FEWEST_IMAGES * 4
 
 
+def test_training_and_calibration_write_it(tmp_path: Path, tiny_model: Path) -> None:
+    healthy = tmp_path / "healthy"
+    healthy.mkdir()
+    for number, picture in enumerate(blobs(FEWEST_IMAGES, 0)):
+        write_png8(healthy / f"{number:02d}.png", picture)
+    recipe = load_recipe_of(tiny_model).model_copy(update={"training": TrainingSection(steps=1, batch_size=2)})
+    trained = fit(recipe, healthy, tmp_path / "training", accelerator="cpu", devices=1, progress_bar=False)
+    content = (trained / DOMAIN).read_bytes()
+    assert Detector(trained, method="zscore").check(blobs(1, 0)[0]).status == "ok"
+
+    old = Path(shutil.copytree(trained, tmp_path / "old"))
+    (old / DOMAIN).unlink()
+    scans = find_scans([healthy])
+    summary = calibrate_files(Detector(old, method="zscore"), scans)
+    save_calibration(summary.calibration, old, tmp_path / "calibrated", picture_domain=summary.picture_domain)
+    assert (tmp_path / "calibrated" / DOMAIN).read_bytes() == content  # of the same images
+    assert not (old / DOMAIN).exists()
+
+    summary = calibrate_files(Detector(trained, method="zscore"), scans)
+    assert summary.picture_domain is None  # what the training saw counts
+    save_calibration(summary.calibration, trained, tmp_path / "copied", picture_domain=summary.picture_domain)
+    assert (tmp_path / "copied" / DOMAIN).read_bytes() == content
+
+
 def test_a_damaged_file_is_named(tmp_path: Path, learned: PictureDomain) -> None:
     folder = Path(shutil.copytree(model_folder("brain-t1-compact"), tmp_path / "model"))
     flat = PictureDomain(replace(learned.likeness, mean=np.zeros(7)), learned.healthy).to_bytes()
@@ -194,7 +221,6 @@ def test_bundled_models_know_their_pictures(name: str) -> None:
     folder = model_folder(name)
     assert (folder / DOMAIN).stat().st_size < 300_000
     assert load_model(name).picture_domain is not None
-    assert (folder / WEIGHTS).is_file()
 
 
 def test_a_check_takes_milliseconds(brain: Detector) -> None:

@@ -5,11 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from thorad import volume_detection
+from thorad.check import Check, RefusedError
+from thorad.detector import Detector
 from thorad.domain.tags import check_tags
 from thorad.io.scans import find_scans
 from thorad.io.tags import ScanTags, scan_tags
+from thorad.io.volumes import Volume
 from thorad.recipe import DomainSection, Recipe, load_recipe, parse_recipe
 
 pydicom = pytest.importorskip("pydicom")
@@ -147,3 +152,25 @@ def test_real_series_carry_their_tags(shared_data: Path) -> None:
         assert tags is not None
         assert (tags.modality, tags.echo_time, tags.body_part) == ("MR", 2.46, "BRAIN")
         assert check_tags(tags, BRAIN, "m").status == "ok"
+
+
+def test_a_volume_is_refused_by_its_header_before_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def register(*_: Any, **__: Any) -> None:
+        raise AssertionError("registered")
+
+    monkeypatch.setattr(volume_detection, "register", register)
+    detector = Detector("brain-t1-compact", method="zscore")
+    ct = Volume(np.zeros((8, 8, 8), np.float32), np.eye(4), "ct", "ct", tags=ScanTags(modality="CT"))
+    with pytest.raises(RefusedError, match="ct: refused: its header says modality CT"):
+        volume_detection.detect_volume(detector, ct)
+    with pytest.raises(AssertionError, match="registered"):
+        volume_detection.detect_volume(Detector("brain-t1-compact", method="zscore", force=True), ct)
+
+
+def test_slices_tell_their_reasons_once() -> None:
+    none, one, other = Check(), Check(refusals=("far off",)), Check(refusals=("turned",), warnings=("odd",))
+    assert volume_detection._check_of_slices([none, none], [90, 91]) == none
+    assert volume_detection._check_of_slices([one], [95]).refusals == ("slice 95: far off",)
+    found = volume_detection._check_of_slices([none, one, other], [90, 91, 92])
+    assert found.refusals == ("slice 91 (and 1 more of the 3 slices): far off",)
+    assert found.warnings == ("slice 92: odd",)

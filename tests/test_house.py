@@ -40,7 +40,7 @@ MAY_IMPORT = {
         *("selection", "methods", "records", "pictures", "table", "model", "diffusion", "maps", "io", "recipe"),
         *("errors", "__init__"),
     },
-    "volume_detection": {"detector", "check", "records", "findings", "io", "recipe", "errors"},
+    "volume_detection": {"detector", "domain", "check", "records", "findings", "io", "recipe", "errors"},
     "training": {"diffusion", "domain", "datasets", "io", "model", "recipe", "errors", "__init__"},
     "detector": {
         *(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from thorad import __version__
 from thorad.calibration import matching_calibration, read_calibrations
-from thorad.check import Check, RefusedError
+from thorad.check import NOTHING_FOUND, Check, RefusedError
 from thorad.diffusion import ENGINES, NOISES
 from thorad.diffusion.engine import Engine
 from thorad.diffusion.noise import case_generator
@@ -197,12 +197,15 @@ class Detector:
         Raises:
             ThoradError: it can't be read, or scaled.
         """
-        image, section = as_image(image), self.model.recipe.domain
-        by_tags = check_tags(image.tags, section, self.model_name)
+        image = as_image(image)
+        return check_tags(image.tags, self.model.recipe.domain, self.model_name) + self.check_picture(image)
+
+    def check_picture(self, image: Image) -> Check:
+        """`check` by the picture alone."""
         if self.model.picture_domain is None:
-            return by_tags
+            return NOTHING_FOUND
         picture = to_model_grid(image.scaled, self.model_size)[0][0].numpy()
-        return by_tags + self.model.picture_domain.check(picture, section, self.model_name)
+        return self.model.picture_domain.check(picture, self.model.recipe.domain, self.model_name)
 
     def detect(self, image: ImageLike, on_step: OnStep | None = None) -> Detection:
         """Find what is not healthy in one image.

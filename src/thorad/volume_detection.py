@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from thorad.check import Check, RefusedError
 from thorad.detector import Detector, OnStep
+from thorad.domain.tags import check_tags
 from thorad.errors import ThoradError
 from thorad.findings import findings_in
 from thorad.io.inputs import as_volume
@@ -56,16 +57,21 @@ def detect_volume(
         on_step: as `Detector.detect_batch` takes it; called with the slices' names.
 
     Raises:
-        RefusedVolumeError: the registration failed or this is no scan for the model, and the detector isn't forced.
+        RefusedError: by its header, this is no scan for the model, and the detector isn't forced.
+        RefusedVolumeError: the registration failed, or a slice is no picture for the model, likewise.
         ThoradError: the model isn't for volumes, an index outside the template, a slice that shows nothing.
     """
     began = time.perf_counter()
     volume = as_volume(volume)
     section = detector.model.recipe.volume
     chosen = checked_indices(section, indices, detector.model_name)
+    check = check_tags(volume.tags, detector.model.recipe.domain, detector.model_name)
+    if check.refusals and not detector.force:  # before the half minute that registering takes
+        raise RefusedError(volume.source, check)
     registration = registration or register(volume, skull=section.skull)
     slices = axial_images(registration, chosen, skull=section.skull)
-    check = sum(map(detector.check, slices), _check(section, chosen, registration, detector.model_name))
+    check += _check(section, chosen, registration, detector.model_name)
+    check += _check_of_slices([detector.check_picture(one) for one in slices], chosen)
     empty = [index for index, one in zip(chosen, slices, strict=True) if one.brain is not None and not one.brain.any()]
     if empty:
         check += Check(warnings=(f"the brain doesn't reach slice{'s' * (len(empty) > 1)} {format_indices(empty)}",))
@@ -134,6 +140,19 @@ def _check(section: VolumeSection, chosen: Sequence[int], registration: Registra
             "what is normal there may light up",
         )
     )
+
+
+def _check_of_slices(checks: Sequence[Check], indices: Sequence[int]) -> Check:
+    """The first refusal and the first warning of the slices, and of how many there is one."""
+
+    def told(reasons: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+        found = [(index, each[0]) for index, each in zip(indices, reasons, strict=True) if each]
+        if not found:
+            return ()
+        others = f" (and {len(found) - 1} more of the {len(indices)} slices)" if len(found) > 1 else ""
+        return (f"slice {found[0][0]}{others}: {found[0][1]}",)
+
+    return Check(told([check.refusals for check in checks]), told([check.warnings for check in checks]))
 
 
 def _pasted(
