@@ -11,13 +11,15 @@ import numpy as np
 import pydicom
 import pytest
 
-from test_cli import detect, write_scan
+from test_cli import detect, thorad_command, write_mask, write_scan
 from test_io_dicom import DX, base, blob, save
 from test_volume_detection import head, in_place, volume_model  # noqa: F401  (volume_model is a fixture)
 from thorad import volume_detection
+from thorad.apps.calibrate import calibrate_files
 from thorad.check import Check
 from thorad.detector import Detector
 from thorad.io.images import Image
+from thorad.io.scans import find_scans
 from thorad.io.volumes import write_nifti
 from thorad.results.folder import read_case, read_folder
 
@@ -166,7 +168,7 @@ def test_names_and_reasons_act_on_no_terminal(
 ) -> None:
     write_scan(tmp_path / "in" / "\x1b[31mred\u202e.png")
     (tmp_path / "in" / "\x1b]0;title\x07.png").write_bytes(b"none")
-    (name,) = (name for name in map(_name, (tmp_path / "in").iterdir()) if "red" in name)
+    (name,) = (name for name in find_scans([tmp_path / "in"]) if "red" in name)
     foreign(name, Check(refusals=("a\x1b[2Jhand",)))
     result = detect(tiny_model, tmp_path / "in", "--out", tmp_path / "out")
     assert result.exit_code == 1
@@ -174,12 +176,6 @@ def test_names_and_reasons_act_on_no_terminal(
     assert shown.isprintable()
     assert r"a\x1b[2Jhand" in shown
     assert (tmp_path / "out" / "cases.csv").read_text().replace("\n", "").isprintable()
-
-
-def _name(path: Path) -> str:
-    from thorad.io.scans import find_scans
-
-    return next(iter(find_scans([path])))
 
 
 def test_the_check_is_asked_once_before_the_method(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,3 +191,33 @@ def test_the_check_is_asked_once_before_the_method(tiny_model: Path, monkeypatch
     with pytest.raises(Exception, match="refused: not the model's kind"):
         Detector(tiny_model, method="ddpm", device="cpu").detect(np.random.default_rng(0).random((32, 32)))
     assert asked == ["image"]
+
+
+def test_a_refused_scan_moves_no_threshold(
+    tiny_model: Path, tmp_path: Path, foreign: Callable[[str, Check], None]
+) -> None:
+    healthy = {f"h{number}": write_scan(tmp_path / "in" / f"h{number}.png", number) for number in range(21)}
+    foreign("h3", Check(refusals=(HAND,)))
+    foreign("h4", Check(warnings=("thick slices",)))
+    found = calibrate_files(Detector(tiny_model, method="zscore", device="cpu"), find_scans(list(healthy.values())))
+    assert found.calibration.scans == 20
+    assert found.failed == {"h3": f"{healthy['h3']}: refused: {HAND}"}
+
+
+def test_an_evaluation_tells_what_its_model_cannot_judge(
+    tiny_model: Path, tmp_path: Path, foreign: Callable[[str, Check], None]
+) -> None:
+    rows = []
+    for number in range(4):
+        write_scan(tmp_path / f"{number}.png", number, lesion=number < 2)
+        rows.append(f"{number}.png,{write_mask(tmp_path / 'masks' / f'{number}.png').name if number < 2 else ''}")
+    table = tmp_path / "cases.csv"
+    table.write_text("image,mask\n" + "\n".join(row.replace(",", ",masks/") if row[-1] != "," else row for row in rows))
+    foreign("2", Check(refusals=(HAND,)))
+    options = ("--method", "zscore", "--bootstrap", 0, "--permutations", 0, "--model", tiny_model, "--device", "cpu")
+    result = thorad_command("evaluate", table, "--out", tmp_path / "out", *options)
+    assert result.exit_code == 0
+    assert "1 of 4 images are not what model 'tiny' can judge, and are measured all the same" in result.output
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["refused"] == {
+        "tiny": {str(tmp_path / "2.png"): HAND}
+    }

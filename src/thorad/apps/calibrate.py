@@ -14,6 +14,7 @@ import torch
 
 from thorad.apps.run import Progress
 from thorad.calibration import Calibration, calibrate_maps, map_options, scans_needed, with_calibration
+from thorad.check import RefusedError
 from thorad.detector import Detector
 from thorad.domain.pictures import PictureDomain
 from thorad.errors import ThoradError
@@ -94,6 +95,8 @@ def _model_inputs(
                     raise ThoradError(
                         f"{scan.path}: has only two values and looks like a mask. Calibrate on healthy scans only."
                     )
+                if (check := detector.check(image)).refusals:  # its map would move the thresholds
+                    raise RefusedError(str(scan.path), check)
                 inputs[image.name] = to_model_input(image.pixels, detector.model_size)[0], scan
         except ThoradError as error:
             failed[scan.name] = scan.redacted(str(error))

@@ -6,9 +6,11 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ from thorad.detector import Detector, OnStep
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import Image
-from thorad.io.scans import Scan
+from thorad.io.scans import Scan, read_picture
 from thorad.io.shards import Shard
 from thorad.io.slices import images_of
 from thorad.io.tables import listing
@@ -108,9 +110,28 @@ def open_results(
     return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum, shard=shard, side=side)
 
 
-def write_evaluation_run(detectors: Sequence[Detector], out: Path, seconds: float) -> None:
-    """Write `out`/run.json: what made the figures of an evaluation."""
-    run = {"detectors": [detector.provenance() for detector in detectors], **_software(), "seconds": round(seconds, 1)}
+def refused_images(detectors: Sequence[Detector], images: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """{model: {image: why}} of the pictures that a detector would refuse; those that can't be read are left out."""
+    models = {detector.model_name: detector for detector in detectors}
+    refused: dict[str, dict[str, str]] = {name: {} for name in models}
+    for path in images:
+        with suppress(ThoradError):
+            image = read_picture(path)
+            for name, detector in models.items():
+                if (check := detector.check(image)).refusals:
+                    refused[name][str(path)] = check.message
+    return {name: of_model for name, of_model in refused.items() if of_model}
+
+
+def write_evaluation_run(
+    detectors: Sequence[Detector],
+    out: Path,
+    seconds: float,
+    refused: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> None:
+    """Write `out`/run.json: what made the figures of an evaluation; `refused` is of `refused_images`."""
+    made = {"detectors": [detector.provenance() for detector in detectors], "refused": dict(refused)}
+    run = {**made, **_software(), "seconds": round(seconds, 1)}
     write_atomic(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
 
 

@@ -18,10 +18,12 @@ from thorad.cli.render import (
     print_left_out,
     print_line,
     print_table,
+    print_warning,
     progress_bar,
 )
 from thorad.diffusion import NOISES
 from thorad.errors import ThoradError
+from thorad.io.tables import listing
 
 if TYPE_CHECKING:
     from thorad.detector import Detector
@@ -98,12 +100,19 @@ def evaluate(
     healthy = [] if scans is None else picture_files(scans)
     validation = read_cases(measured.validation) if measured.validation else []
 
-    from thorad.apps.run import write_evaluation_run
+    from thorad.apps.run import refused_images, write_evaluation_run
     from thorad.evaluation.evaluate import baseline_warning
     from thorad.evaluation.evaluate import evaluate as measure
     from thorad.evaluation.tables import table_of
 
     detectors = compared.detectors()
+    images = [*(case.image for case in (*read, *validation)), *healthy]
+    refused = refused_images(detectors, images)
+    for model, of_model in refused.items():
+        print_warning(
+            f"{len(of_model)} of {len(images)} images are not what model {model!r} can judge, and are measured all the "
+            f"same (run.json lists them): {listing([f'{Path(path).name}: {why}' for path, why in of_model.items()])}"
+        )
     began = monotonic()
     with progress_bar("evaluate", quiet) as show:
         results = measure(
@@ -119,7 +128,7 @@ def evaluate(
             on_progress=show,
             keep_maps=True,
         )
-    write_evaluation_run(detectors, out, monotonic() - began)
+    write_evaluation_run(detectors, out, monotonic() - began, refused)
     if not quiet:
         print_table(table_of(results, brief=True))
         if warning := baseline_warning(results):
