@@ -1,6 +1,7 @@
 """Reading result folders, and which row of a table speaks of which case."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from result_folders import make_results
+from test_fuzz import damaged
 from thorad.cli import app
+from thorad.errors import ThoradError
 from thorad.results.folder import match_truth, method_title, read_folder, read_pictures, usual_side
+from thorad.results.report import write_report
 
 
 def test_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -104,3 +108,27 @@ def test_verbs_write_what_they_name(tmp_path: Path) -> None:
     refused = run.invoke(app, ["report", str(tmp_path)])
     assert refused.exit_code == 2
     assert "run.json: no such file" in refused.output
+
+
+VALUES = ("null", "[]", "{}", "-1", '"x"', "NaN", "Infinity", "1e999", '"ok"', '["a"]', "[" * 3000)
+
+
+@pytest.mark.parametrize("name", ["run.json", "cases/case-000/case.json", "cases/ct/case.json"])
+def test_damaged_records_are_shown_or_named(tmp_path: Path, name: str) -> None:
+    """Every value replaced by every other kind, and bytes damaged anywhere: a report, or an error of one line."""
+    make_results(tmp_path / "results", 1, refused=["ct"])
+    path = tmp_path / "results" / name
+    whole = path.read_text()
+    spots = list(re.finditer(r': ("[^"]*"|[-\d.e]+|null|true|false)', whole))
+    contents = [whole[: at.start(1)] + value + whole[at.end(1) :] for at in spots for value in VALUES]
+    rng = np.random.default_rng(3)
+    contents += [damaged(whole.encode(), rng).decode(errors="replace") for _ in range(100)]
+    messages = []
+    for content in contents:
+        path.write_text(content)
+        try:
+            write_report(tmp_path / "results", tmp_path / "report.html", bootstrap=0)
+        except ThoradError as error:
+            messages.append(str(error))
+    assert len(messages) > len(contents) / 4
+    assert all(str(tmp_path / "results") in message and "\n" not in message for message in messages)

@@ -40,16 +40,17 @@ Shapes: H, W the image's own grid; S the model's grid.
 """
 
 import json
-import zipfile
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
 from thorad.datasets.cases import Case, read_cases
 from thorad.errors import ThoradError
@@ -60,6 +61,14 @@ from thorad.pictures import Side
 from thorad.records import current_options
 
 Bytes8 = NDArray[np.uint8]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("should be a finite number")
+    return value
+
 
 RUN, TABLE, CASE = "run.json", "cases.csv", "case.json"
 SCAN, MAP, SPREAD, PSEUDO_HEALTHY = "scan.png", "anomaly_map.npy", "spread.npy", "pseudo_healthy.png"
@@ -85,18 +94,17 @@ class CaseRecord:
     source: str
     """The file it came from."""
     folder: Path
-    status: str
-    """One of `STATUSES`."""
+    status: Literal["ok", "warned", "refused", "failed"]
     message: str
     """Why it is not ok; empty where it is."""
-    score: float | None
-    p_value: float | None = None
-    findings: Sequence[Mapping[str, Any]] | None = None
+    score: Finite | None
+    p_value: Finite | None = None
+    findings: Sequence[Mapping[str, Annotated[Any, AfterValidator(_finite)]]] | None = None
     """Each as `thorad.records.Finding` has it; None where the run has no threshold."""
-    draw_agreement: float | None = None
+    draw_agreement: Finite | None = None
     """Mean Dice of the masks of every two draws; None without several draws or without a threshold."""
     network_calls: int | None = None
-    seconds: float | None = None
+    seconds: Finite | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     """{file: bytes}."""
     forced: bool = False
@@ -120,9 +128,8 @@ class CaseRecord:
     @property
     def picture_folders(self) -> list[tuple[int | None, Path]]:
         """Index and folder of each slice of a volume, ascending; (None, the case's own folder) for an image."""
-        if self.is_volume:
-            return [(int(folder.name), folder) for folder in sorted((self.folder / "slices").iterdir())]
-        return [(None, self.folder)]
+        inside = sorted((self.folder / "slices").iterdir()) if self.is_volume else []
+        return [(int(each.name), each) for each in inside if each.name.isdecimal()] or [(None, self.folder)]
 
 
 @dataclass(frozen=True)
@@ -214,6 +221,30 @@ class ResultFolder:
         raise ThoradError(f"{self.path}: no case {name!r}. It holds {known}.")
 
 
+class _Calibration(BaseModel):
+    false_positives: Finite
+    threshold: Finite
+    scans: Annotated[int, Field(ge=1)]
+
+
+class _Options(BaseModel):
+    threshold: Finite | None = None
+    calibration: _Calibration | None = None
+
+
+class _Run(BaseModel):
+    """What is read of run.json; whatever else is there is only shown."""
+
+    options: _Options
+    overlay_maximum: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    healthy_scores: list[Finite] | None = None
+    left_out: dict[str, int] | None = None
+    seconds: Finite = 0.0
+
+
+_CASE: Final = TypeAdapter(CaseRecord)
+
+
 def read_folder(path: Path) -> ResultFolder:
     """Read run.json and every case.json of a result folder.
 
@@ -223,12 +254,15 @@ def read_folder(path: Path) -> ResultFolder:
     file = path / RUN
     try:
         run = json.loads(file.read_bytes())
+        _Run.model_validate(run)
     except FileNotFoundError as error:
         raise ThoradError(f"{file}: no such file. Name a folder of `thorad detect` or `thorad evaluate`.") from error
-    except (OSError, ValueError) as error:
+    except ValidationError as error:
+        raise ThoradError(
+            f"{file}: not the run.json of a result folder ({_problem(error)}). Name a folder of `thorad detect`."
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
         raise ThoradError(f"{file}: can't be read ({error}). Was it copied whole?") from error
-    if not (isinstance(run, dict) and {"options", "overlay_maximum"} <= run.keys()):
-        raise ThoradError(f"{file}: not the run.json of a result folder. Name a folder of `thorad detect`.")
     folders = sorted((path / "cases").iterdir()) if (path / "cases").is_dir() else []
     cases = tuple(case for case in map(read_case, folders) if case is not None)
     if not cases:
@@ -244,15 +278,21 @@ def read_case(folder: Path) -> CaseRecord | None:
     """
     path = folder / CASE
     try:
-        content = json.loads(path.read_bytes())
-        known = {each.name for each in fields(CaseRecord)}
-        case = CaseRecord(**{key: value for key, value in content.items() if key in known}, folder=folder)
-        # Earlier versions had no other status for what came with a warning.
-        return replace(case, status="warned") if case.status == "ok" and case.message else case
+        case = _CASE.validate_python({**json.loads(path.read_bytes()), "folder": folder})
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ThoradError(f"{path}: damaged ({error!r}). Delete it, and detect again.") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        problem = _problem(error) if isinstance(error, ValidationError) else error
+        raise ThoradError(f"{path}: damaged ({problem}). Delete it, and detect again.") from error
+    if case.done and case.score is None:
+        raise ThoradError(f"{path}: damaged (a result without a score). Delete it, and detect again.")
+    # Earlier versions had no other status for what came with a warning.
+    return replace(case, status="warned") if case.status == "ok" and case.message else case
+
+
+def _problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the whole of it'}: {first['msg']}"
 
 
 def read_pictures(case: CaseRecord) -> list[Pictures]:
@@ -341,7 +381,9 @@ def _pictures(folder: Path, slice_index: int | None) -> Pictures:
             mask=None if mask is None else mask > 0,
             steps=_steps(folder / STEPS),
         )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except ThoradError:
+        raise
+    except Exception as error:  # parsers raise nearly anything on damaged files
         raise ThoradError(f"{folder}: a picture is missing or damaged ({error}). Detect again.") from error
 
 
