@@ -264,7 +264,7 @@ def burned_in(picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
     width = max(1, int(columns / font.getlength("n")))
     lines = textwrap.wrap(printable(text), width, max_lines=max(1, rows // 3 // height), placeholder="...")
     for number, line in enumerate(lines):
-        draw.rectangle((0, number * height, columns, (number + 1) * height), fill=(0, 0, 0))
+        draw.rectangle((0, number * height, font.getlength(line) + 2, (number + 1) * height), fill=(0, 0, 0))
         draw.text((1, number * height), line, fill=(255, 220, 0), font=font)
     return np.asarray(image)
 
