@@ -125,7 +125,7 @@ def test_table_1_on_a_bench(tiny_model: Path, brain: Path, tmp_path: Path) -> No
     keys = [(result["method"], result["noise"]) for result in found.results]
     assert {("thor", "simplex"), ("thor", "gaussian"), ("anoddpm", "simplex"), ("zscore", None)} <= set(keys)
     assert len(keys) == len(set(keys))
-    detectors = [Detector(tiny_model, method=method, noise=noise, device="cpu") for method, noise in keys]
+    detectors = [Detector(tiny_model, method=method, noise=noise, device="cpu", draws=1) for method, noise in keys]
     healthy = sorted((brain / "healthy").iterdir())
     expected = evaluate(read_cases(brain / "cases.csv"), healthy, detectors, tmp_path / "same", bootstrap=20)
     assert without_time(found.results) == without_time(expected)
@@ -269,7 +269,7 @@ def test_figure_4(
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
 
     # A point is what the protocol says of a detector that starts at that level.
-    thor = Detector(tiny_model, method="thor", noise="gaussian", noise_level=50, device="cpu")
+    thor = Detector(tiny_model, method="thor", noise="gaussian", noise_level=50, device="cpu", draws=1)
     assert thor.options.harmonise_at == (50,)
     cases = read_cases(brain / "cases.csv")
     (expected,) = evaluate(cases, [], [thor], tmp_path / "same", bootstrap=20, permutations=0)

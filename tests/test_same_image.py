@@ -42,7 +42,7 @@ def copies(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def detector(tiny_model: Path) -> Detector:
-    return Detector(tiny_model)
+    return Detector(tiny_model, method="anoddpm")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,8 @@ def test_on_the_command_line_and_in_the_viewer(
         detect_files(detector, find_scans([given]), open_results(detector, out))
         assert_maps(out, expected, len(copies))
     scans = {f"scan-{n}": Scan(f"scan-{n}", path, str(path)) for n, path in enumerate(copies)}
-    _detect(Order(scans, Settings(str(tiny_model), "thor", None, None), tmp_path / "view"), lambda message: None)
+    settings = Settings(str(tiny_model), "anoddpm", None, None)
+    _detect(Order(scans, settings, tmp_path / "view", {}), lambda message: None)
     assert_maps(tmp_path / "view", expected, len(copies))
 
 
@@ -96,7 +97,7 @@ def test_in_an_evaluation_and_a_calibration(
 
 
 def test_a_volume_under_two_names(volume_model: Path) -> None:  # noqa: F811
-    detector = Detector(volume_model)
+    detector = Detector(volume_model, method="anoddpm")
     volume = head()
     named = [replace(volume, name=name, source=f"{name}.nii") for name in ("a", "another")]
     one, other = (detect_volume(detector, each, registration=in_place(each)) for each in named)
