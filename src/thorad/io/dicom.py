@@ -31,6 +31,7 @@ from thorad.io.decode import check_sides, to_grey
 from thorad.io.images import Image, check_values
 from thorad.io.reading import COPY_AGAIN, LARGEST_FILE, check_file, one_error, reading_part
 from thorad.io.tags import ScanTags, scan_tags
+from thorad.io.text import printable
 from thorad.io.volumes import LARGEST_VOLUME, Volume
 
 MANUFACTURER: Final = "thorad"
@@ -688,7 +689,7 @@ def decoded_frames(dataset: Any, path: Path) -> Iterator[NDArray[Any]]:
                 yield frame
         except (RuntimeError, NotImplementedError) as error:
             raise ThoradError(
-                f"{path}: its picture, compressed as {syntax.name} ({syntax}), can't be decoded here: it is damaged, "
+                f"{path}: its picture, compressed as {printable(syntax.name)}, can't be decoded here: it is damaged, "
                 "or of a rare kind. Copy it again, or decompress it first, for example with `gdcmconv --raw IN OUT`."
             ) from error
 
