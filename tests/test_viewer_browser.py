@@ -173,7 +173,7 @@ def test_folders_are_looked_at_lazily(session: Session) -> None:
     page.wait_for_selector(".card[data-drawn]")
     assert page.locator(".side").all_text_contents() == ["L", "R"] * 3
     page.locator(".scrubbers input").first.fill("2")
-    assert "slice 100 (3 of 3)" in page.inner_text(".scrubbers")
+    assert "slice 100, z = +28 mm (3 of 3)" in page.inner_text(".scrubbers")
     healthy = session.pixels(1)
     page.locator(".scrubbers input").nth(1).fill("0")
     assert np.abs(session.pixels(1) - healthy).max() > 10
