@@ -31,6 +31,8 @@ TEMPLATE: Final = "mni152-2009a-t1-brain-2mm.nii.gz"
 
 HEAD_MM: Final = 1.0
 """Grid that the brain is looked for on."""
+UPRIGHT_DEG: Final = 25.0
+"""A head that turns out to lie so askew on its own grid is set upright, and its brain looked for once more."""
 BIAS_MM: Final = 5.0
 """Grid that the bias field is estimated on."""
 BIAS_ITERATIONS: Final = (40, 40, 40, 20)
@@ -123,29 +125,29 @@ def register(volume: Volume, *, skull: bool = True) -> Registration:
     try:
         with _one_thread():
             image = to_simple_itk(volume)
-            head, scanned = _upright(image)
-            brain, has_skull = _brain_of(head)
-            bias = _bias_field(head, brain)
-            stripped = _stripped(head, brain, bias)
-            transform = _register_affine(_start(stripped, scanned, template), stripped, scanned, template)
-            quality = _measure_quality(stripped, brain, scanned, transform, template)
-            native_brain = sitk.Resample(brain, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+            found = _attempt(
+                image, _rotation(np.reshape(sitk.DICOMOrient(image, "LPS").GetDirection(), (3, 3))), template
+            )
+            axes = _rotation(np.reshape(found.transform.GetMatrix(), (3, 3)))
+            if _degrees(axes @ np.linalg.inv(found.axes)) > UPRIGHT_DEG:
+                found = max(found, _attempt(image, axes, template), key=lambda attempt: attempt.quality.similarity)
+            brain = sitk.Resample(found.brain, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ThoradError(f"{volume.source}: can't be registered ({reason}). Expected a T1w head.") from error
-    to_native = np.eye(4)
-    to_native[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
-    to_native[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
-    to_template = np.asarray(_RAS @ np.linalg.inv(to_native) @ _RAS, dtype=np.float64)
-    doubtful, warning = _judge(quality, _turn(to_template), stripped=skull and not has_skull)
+    to_native, quality = np.eye(4), found.quality
+    to_native[:3, :3] = np.reshape(found.transform.GetMatrix(), (3, 3))
+    to_native[:3, 3] = found.transform.TransformPoint((0.0, 0.0, 0.0))
+    turn = _degrees(_rotation(to_native[:3, :3]))
+    doubtful, warning = _judge(quality, turn, stripped=skull and not found.has_skull)
     return Registration(
-        to_template=to_template,
+        to_template=np.asarray(_RAS @ np.linalg.inv(to_native) @ _RAS, dtype=np.float64),
         overlap=quality.overlap,
         similarity=quality.similarity,
         warning=warning,
         volume=volume,
-        brain=sitk.GetArrayViewFromImage(native_brain).T.astype(np.bool_),
-        bias=_padded(bias, volume),
+        brain=sitk.GetArrayViewFromImage(brain).T.astype(np.bool_),
+        bias=_padded(found.bias, volume),
         misfit=quality.misfit,
         coverage=quality.coverage,
         doubtful=doubtful,
@@ -197,17 +199,36 @@ def _shrink(image: Any, millimetres: float) -> Any:
     return sitk.Cast(sitk.BinShrink(image, factors), sitk.sitkFloat32)
 
 
-def _upright(image: Any) -> tuple[Any, Any]:
-    """The whole image on a grid of HEAD_MM along LPS, and where on that grid the scan reaches, so that neither the size
-    nor the orientation of a scan's own grid matters.
-    """
+class _Attempt(NamedTuple):
+    axes: NDArray[np.float64]
+    """(3, 3): of the grid on which the brain was looked for, LPS."""
+    brain: Any
+    has_skull: bool
+    bias: Any
+    transform: Any
+    """Template to native."""
+    quality: "_Quality"
+
+
+def _attempt(image: Any, axes: NDArray[np.float64], template: Any) -> _Attempt:
+    head, scanned = _resampled(image, axes)
+    brain, has_skull = _brain_of(head)
+    bias = _bias_field(head, brain)
+    stripped = _stripped(head, brain, bias)
+    transform = _register_affine(_start(stripped, scanned, template), stripped, scanned, template)
+    quality = _measure_quality(stripped, brain, scanned, transform, template)
+    return _Attempt(axes, brain, has_skull, bias, transform, quality)
+
+
+def _resampled(image: Any, axes: NDArray[np.float64]) -> tuple[Any, Any]:
+    """The whole image on a grid of HEAD_MM along the axes, and where on that grid the scan reaches."""
     image = _shrink(image, HEAD_MM)
     ends = [(0, extent - 1) for extent in image.GetSize()]
-    corners = np.array([image.TransformIndexToPhysicalPoint(corner) for corner in itertools.product(*ends)])
+    corners = np.array([image.TransformIndexToPhysicalPoint(corner) for corner in itertools.product(*ends)]) @ axes
     first = corners.min(axis=0)
-    extents = np.ceil((corners.max(axis=0) - first) / HEAD_MM).astype(int) + 1
+    extents = np.ceil((corners.max(axis=0) - first) / HEAD_MM - 1e-3).astype(int) + 1
     identity = sitk.Transform(3, sitk.sitkIdentity)
-    grid = (first.tolist(), [HEAD_MM] * 3, np.eye(3).ravel().tolist())
+    grid = ((axes @ first).tolist(), [HEAD_MM] * 3, axes.ravel().tolist())
     head = sitk.Resample(image, extents.tolist(), identity, sitk.sitkLinear, *grid)
     everywhere = sitk.Cast(image * 0 + 1, sitk.sitkUInt8)
     return head, sitk.Resample(everywhere, extents.tolist(), identity, sitk.sitkNearestNeighbor, *grid)
@@ -269,8 +290,9 @@ def _stripped(head: Any, brain: Any, bias: Any) -> Any:
 
 def _padded(bias: Any, volume: Volume) -> Volume:
     """A field as a volume that goes on a little beyond its borders."""
-    affine = np.diag([*bias.GetSpacing(), 1.0])
-    affine[:3, 3] = np.array(bias.GetOrigin()) - PAD * np.array(bias.GetSpacing())
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(bias.GetDirection(), (3, 3)) * bias.GetSpacing()
+    affine[:3, 3] = bias.GetOrigin() - PAD * affine[:3, :3].sum(axis=1)
     values = np.pad(sitk.GetArrayViewFromImage(bias).T, PAD, mode="edge")
     return Volume(voxels=values, affine=_RAS @ affine, source=volume.source, name=volume.name)
 
@@ -282,9 +304,10 @@ def _start(stripped: Any, scanned: Any, template: Any) -> Any:
     centre, size = _centre_and_size(fixed)
     place, subject_size = _centre_and_size(moving)
     scale = float(np.clip(np.cbrt(subject_size / size), *SCALES))
+    axes = Rotation.from_matrix(np.reshape(stripped.GetDirection(), (3, 3)))
     tilts = Rotation.from_euler("XYZ", list(itertools.product(*TILTS_DEG)), degrees=True)
     starts = []
-    for rotation in Rotation.concatenate([tilts, Rotation.create_group("O")]):
+    for rotation in axes * Rotation.concatenate([tilts, Rotation.create_group("O")]):
         transform = sitk.Similarity3DTransform()
         transform.SetCenter(centre.tolist())
         transform.SetMatrix((scale * rotation.as_matrix()).ravel().tolist())
@@ -435,10 +458,14 @@ def _peak(values: NDArray[np.float32]) -> NDArray[np.float64]:
     return place
 
 
-def _turn(to_template: NDArray[np.float64]) -> float:
-    """The rotation in an affine map, degrees."""
-    u, _, v = np.linalg.svd(to_template[:3, :3])
-    return float(np.rad2deg(Rotation.from_matrix(u @ v).magnitude()))
+def _rotation(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rotation next to a matrix of positive determinant."""
+    u, _, v = np.linalg.svd(matrix)
+    return np.asarray(u @ v)
+
+
+def _degrees(rotation: NDArray[np.float64]) -> float:
+    return float(np.rad2deg(Rotation.from_matrix(rotation).magnitude()))
 
 
 def _judge(quality: _Quality, turn: float, *, stripped: bool) -> tuple[bool, str | None]:
@@ -468,4 +495,4 @@ def _judge(quality: _Quality, turn: float, *, stripped: bool) -> tuple[bool, str
         )
     if stripped:
         warnings.append("out of the model's domain: the image is skull stripped, the model knows heads with the skull")
-    return failed, "; ".join(warnings) or None
+    return bool(failed), "; ".join(warnings) or None
