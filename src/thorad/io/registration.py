@@ -63,6 +63,9 @@ MISFIT_REACH: Final = 3
 PAD: Final = 3
 """Voxels that the bias field goes on for beyond what it was estimated on."""
 
+FEWEST_EIGHTHS: Final = 4
+"""Of those that the scan holds, for a misfit to be told; where there are fewer, the coverage is warned of."""
+
 MIN_SIMILARITY: Final = (0.25, 0.40)
 MIN_OVERLAP: Final = (0.80, 0.90)
 MAX_MISFIT: Final = (6.0, 3.0)
@@ -100,7 +103,7 @@ class Registration:
     bias: Volume | None = None
     """What the scan is to be divided by, on a coarse grid that reaches beyond the volume; None: it is even."""
     misfit: float = 0.0
-    """How far the brain's eighths, each by itself, would move to fit better: the median, mm."""
+    """How far, mm, the brain would move for its eighths, each by itself, to fit better; 0 where too few are there."""
     coverage: float = 1.0
     """Fraction of the template's brain that lies in the scan."""
     doubtful: bool = False
@@ -424,27 +427,35 @@ def _measure_quality(stripped: Any, brain: Any, scanned: Any, transform: Any, te
 
 
 def _misfit(found: NDArray[np.float32], expected: NDArray[np.float32], scanned: NDArray[np.bool_]) -> float:
-    """Median length, mm, of the shifts by which the brain's eighths, each by itself, correlate best.
+    """How far, mm, the brain's voxels would go (95th percentile) by the rigid move that fits the shifts by which the
+    brain's eighths, each by itself, correlate best.
 
     No optimiser is asked, so it tells of one that went astray as of a transform that was moved.
     """
     reach, brain = MISFIT_REACH, expected > 0
-    middle = np.rint(np.argwhere(brain).mean(axis=0)).astype(int)
+    voxels = np.argwhere(brain)
+    middle = np.rint(voxels.mean(axis=0)).astype(int)
     padded = np.pad(found, reach)
-    lengths = []
+    centres, moved = [], []
     for halves in itertools.product((0, 1), repeat=3):
         corner = [slice(0, m) if half == 0 else slice(m, None) for m, half in zip(middle, halves, strict=True)]
         eighth = brain[*corner]
         if scanned[*corner][eighth].mean() < MIN_COVERAGE[1]:
             continue
-        start = [s.start or 0 for s in corner]
+        start = np.array([part.start or 0 for part in corner])
         around = padded[tuple(slice(i, i + n + 2 * reach) for i, n in zip(start, eighth.shape, strict=True))]
         windows = sliding_window_view(around, eighth.shape)[..., eighth]  # (shifts z, y, x, voxels)
         wanted = expected[*corner][eighth]
         windows = windows - windows.mean(axis=-1, keepdims=True)
         correlation = windows @ (wanted - wanted.mean()) / np.maximum(np.linalg.norm(windows, axis=-1), 1e-6)
-        lengths.append(MISFIT_MM * np.linalg.norm(_peak(correlation) - reach))
-    return float(np.median(lengths)) if lengths else 0.0
+        centres.append(start + np.argwhere(eighth).mean(axis=0))
+        moved.append(centres[-1] + _peak(correlation) - reach)
+    if len(centres) < FEWEST_EIGHTHS:
+        return 0.0
+    before, after = np.mean(centres, axis=0), np.mean(moved, axis=0)
+    rotation, _ = Rotation.align_vectors(moved - after, centres - before)
+    way = rotation.apply(voxels - before) + after - voxels
+    return float(MISFIT_MM * np.percentile(np.linalg.norm(way, axis=1), 95))
 
 
 def _peak(values: NDArray[np.float32]) -> NDArray[np.float64]:
