@@ -17,7 +17,7 @@ from thorad.errors import ThoradError
 from thorad.io.images import read_mask
 from thorad.io.shards import Shard
 from thorad.io.volumes import Volume
-from thorad.pictures import COLOURS, annotated, montage, overlay, template_slice
+from thorad.pictures import COLOURS, annotated, montage, overlay, template_slice, three_planes
 from thorad.records import Detection, Finding, StepPictures, VolumeDetection
 from thorad.results import writer as module
 from thorad.results.writer import ResultWriter
@@ -506,6 +506,15 @@ def test_slices_lie_as_the_side_has_them(tmp_path: Path) -> None:
             folder = tmp_path / side / "cases" / "v" / "slices" / number
             np.testing.assert_array_equal(np.asarray(PIL.Image.open(folder / "overlay.png")), plain)
             np.testing.assert_array_equal(np.load(folder / "anomaly_map.npy"), one.anomaly_map.astype(np.float32))
+
+
+def test_three_planes_say_which_side_is_which() -> None:
+    shape = (120, 140, 100)
+    made = three_planes(np.zeros((140, 380, 3), np.uint8), shape)
+    for left, width, height, edges in ((0, 120, 140, "LRAP"), (120, 120, 100, "LRSI"), (240, 140, 100, "PASI")):
+        tile = annotated(np.zeros((height, width, 3), np.uint8), tuple(edges))
+        np.testing.assert_array_equal(made[:height, left : left + width], tile)
+        assert not made[height:, left : left + width].any()
 
 
 def test_letters_words_and_scale_are_drawn_where_they_belong() -> None:

@@ -50,7 +50,7 @@ def overlay(image: NDArray[Any], anomaly_map: NDArray[Any], maximum: float) -> N
 
 
 def annotated(
-    picture: NDArray[np.uint8], edges: tuple[str, str, str, str], words: str, maximum: float
+    picture: NDArray[np.uint8], edges: tuple[str, str, str, str], words: str = "", maximum: float | None = None
 ) -> NDArray[np.uint8]:
     """A copy of an overlay that says which side is which, where it lies and what its colours mean.
 
@@ -58,16 +58,17 @@ def annotated(
         picture: (H, W, 3), as of `overlay`; one with a side below `SMALLEST_ANNOTATED` has no room and stays as it is.
         edges: letters for left, right, top and bottom; empty where the side isn't known.
         words: for the lower left corner.
-        maximum: value of the strongest colour, for the scale in the lower right corner.
+        maximum: value of the strongest colour, for the scale in the lower right corner; None for none.
     """
     rows, columns = picture.shape[:2]
     if min(rows, columns) < SMALLEST_ANNOTATED:
         return picture
     size = max(10, min(rows, columns) // 24)  # px, of the letters
     gap, width, height = size // 3, size // 2, 5 * size
-    scale = overlay(np.zeros((height, width)), np.linspace(1, 0, height)[:, None].repeat(width, 1), 1.0)
     marked = picture.copy()
-    marked[rows - gap - height : rows - gap, columns - gap - width : columns - gap] = scale
+    if maximum is not None:
+        scale = overlay(np.zeros((height, width)), np.linspace(1, 0, height)[:, None].repeat(width, 1), 1.0)
+        marked[rows - gap - height : rows - gap, columns - gap - width : columns - gap] = scale
     image = PIL.Image.fromarray(marked)
     draw, font = PIL.ImageDraw.Draw(image), PIL.ImageFont.load_default(size)
     left, right, top, bottom = edges
@@ -80,8 +81,8 @@ def annotated(
         ((columns // 2, gap), "ma", top),
         ((columns // 2, rows - gap), "md", bottom),
         ((gap, rows - gap - above), "ld", words),
-        ((beside, rows - gap - height), "ra", f"{maximum:g}"),
-        ((beside, rows - gap), "rd", "0"),
+        ((beside, rows - gap - height), "ra", "" if maximum is None else f"{maximum:g}"),
+        ((beside, rows - gap), "rd", "" if maximum is None else "0"),
     ):
         draw.text(place, text, "white", font, anchor=anchor, stroke_width=max(1, size // 10), stroke_fill="black")
     return np.asarray(image)
@@ -92,6 +93,21 @@ def template_slice(picture: NDArray[np.uint8], words: str, maximum: float, side:
     if side == "radiological":
         return annotated(np.ascontiguousarray(picture[:, ::-1]), ("R", "L", "A", "P"), words, maximum)
     return annotated(picture, ("L", "R", "A", "P"), words, maximum)
+
+
+def three_planes(picture: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """A copy of a picture of a volume's axial, coronal and sagittal plane, side by side, with letters for the sides.
+
+    Args:
+        picture: (y, x + x + y, 3); anterior or superior up, and right, right and anterior on the right.
+        shape: (x, y, z) of the volume, px.
+    """
+    x, y, z = shape
+    lettered = picture.copy()
+    for left, width, height, letters in ((0, x, y, "LRAP"), (x, x, z, "LRSI"), (2 * x, y, z, "PASI")):
+        tile = lettered[:height, left : left + width]
+        tile[:] = annotated(tile, (letters[0], letters[1], letters[2], letters[3]))
+    return lettered
 
 
 def montage(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

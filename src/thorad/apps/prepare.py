@@ -35,6 +35,7 @@ from thorad.io.slices import cut_slices, slice_name
 from thorad.io.tables import write_table
 from thorad.io.template import MNI_2009A
 from thorad.io.volumes import Volume
+from thorad.pictures import three_planes
 from thorad.recipe import VolumeSection, load_recipe
 
 
@@ -211,7 +212,7 @@ def _prepare(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
         # One scale for the volume, so that its slices compare.
         write_png16(folder / files[index], pixels / slices.max())
     middle = indices[len(indices) // 2]
-    write_png8(folder / "overlay.png", registration_picture(registration, middle))
+    write_png8(folder / "overlay.png", three_planes(registration_picture(registration, middle), MNI_2009A.shape))
     content = {
         "name": scan.name,
         "source": scan.source,

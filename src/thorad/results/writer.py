@@ -20,8 +20,9 @@ from thorad.io.registration import Registration
 from thorad.io.registration_picture import registration_picture
 from thorad.io.shards import Shard
 from thorad.io.tables import listing, write_table
+from thorad.io.template import MNI_2009A
 from thorad.io.volumes import write_nifti
-from thorad.pictures import Side, montage, overlay, template_slice
+from thorad.pictures import Side, montage, overlay, template_slice, three_planes
 from thorad.records import Detection, StepPictures, VolumeDetection, current_options
 from thorad.results import folder as layout
 from thorad.results.dicom import (
@@ -336,7 +337,8 @@ def _write_registration(folder: Path, registration: Registration, indices: Seque
     }
     write_atomic(folder / layout.REGISTRATION, _json(content))
     middle = [indices[len(indices) // 2]] if indices else []
-    write_png8(folder / layout.REGISTRATION_PICTURE, registration_picture(registration, *middle))
+    picture = three_planes(registration_picture(registration, *middle), MNI_2009A.shape)
+    write_png8(folder / layout.REGISTRATION_PICTURE, picture)
 
 
 def _message(check: Check) -> str:
