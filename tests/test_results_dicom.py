@@ -453,3 +453,19 @@ def test_every_object_says_what_speaks_against_it(
     assert (pydicom.dcmread(plain[0]).pixel_array == 77).all()
     assert pydicom.dcmread(plain[0]).SeriesInstanceUID != said["OT"].SeriesInstanceUID
     assert pydicom.dcmread(plain[0]).SeriesDescription == "thorad map, research use only"
+
+
+@pytest.mark.parametrize("part", [None, "HEAD", "BRAIN", "CHEST", "SPINE", "HAND", "KNEE"])
+def test_a_side_is_left_open_only_where_there_is_one(
+    tmp_path: Path, mask: np.ndarray, anomaly_map: np.ndarray, part: str | None
+) -> None:
+    scan = slices(blob(), turned(AXIAL))
+    for dataset in scan:
+        change(dataset, BodyPartExamined=part)
+    series = only(save_shuffled(scan, tmp_path / "scan"))
+    write_segmentation(tmp_path / "seg.dcm", mask, series, DERIVATION)
+    write_parametric_map(tmp_path / "pm.dcm", anomaly_map, series, DERIVATION)
+    picture = {2: np.full((36, 34, 3), 77, np.uint8)}
+    written = [*write_secondary_capture(tmp_path / "sc", picture, series, DERIVATION, maximum=1.0)]
+    for path in (tmp_path / "seg.dcm", tmp_path / "pm.dcm", *written):
+        assert errors_in(path) == []

@@ -393,6 +393,12 @@ _SHARED: Final = (
 """What a picture shares with the one that it lies over, beside the identity that highdicom copies; no more of the
 patient, the institution or the scanner than this."""
 
+_UNPAIRED: Final = {
+    *("HEAD", "BRAIN", "SKULL", "HEADNECK", "NECK", "CHEST", "ABDOMEN", "PELVIS", "WHOLEBODY"),
+    *("SPINE", "CSPINE", "TSPINE", "LSPINE", "HEART", "LIVER"),
+}
+"""Body parts that have no side."""
+
 _PLACE: Final = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
@@ -458,9 +464,12 @@ def _copy_image_elements(dataset: Any, source: Any) -> None:
     for keyword in _SHARED:
         if keyword in source:
             dataset[keyword] = source[keyword]
-    for keyword in ("PatientOrientation", "Laterality"):
-        if keyword not in dataset and not (keyword == "Laterality" and "ImageLaterality" in dataset):
-            setattr(dataset, keyword, "")
+    if "PatientOrientation" not in dataset:
+        dataset.PatientOrientation = ""
+    if text_of(dataset, "BodyPartExamined").upper() in _UNPAIRED:
+        dataset.pop("Laterality", None)  # must not be there then
+    elif "Laterality" not in dataset and "ImageLaterality" not in dataset:
+        dataset.Laterality = ""
 
 
 def _secondary_capture(picture: NDArray[np.uint8], derived: _DerivedSeries, index: int) -> Any:
