@@ -1,5 +1,6 @@
 """Which cases a user's inputs are, and that nothing of a DICOM file's patient gets out unasked."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from test_io_dicom import AXIAL, DX, IDENTITY, base, blob, save, slices
 from thorad.errors import ThoradError
-from thorad.io.images import Image
+from thorad.io.images import Image, write_png8
 from thorad.io.scans import Scan, find_scans, picture_files, read_picture
+from thorad.io.tables import counted
 from thorad.io.volumes import Volume, write_nifti
 
 PATIENT = [value.split("^")[0] for value in IDENTITY.values()]
@@ -143,3 +145,31 @@ def test_pictures_for_a_comparison_with_the_truth(tmp_path: Path) -> None:
     (tmp_path / "bad.dcm").write_bytes(b"no DICOM at all")
     with pytest.raises(ThoradError, match=r"bad\.dcm"):
         picture_files(find_scans([tmp_path]))
+
+
+def test_what_is_left_out_is_counted_with_its_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write_png8(folder / "a.png", np.eye(20) * 0.5)
+    write_png8(folder / "results" / "b.png", np.eye(20) * 0.5)
+    (folder / ".git").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    for name in (".hidden", "notes.txt", "NOTES.TXT", "x.tar.gz", "README", "IM.0001", "a.\x1b[31m"):
+        (folder / name).write_text("x")
+    picture = base(DX, "DX", np.arange(400, dtype=np.uint16).reshape(20, 20))
+    save(picture, folder / "one.dcm")
+    save(picture, folder / "two.dcm")
+    save(base(DX, "PR", np.arange(400, dtype=np.uint16).reshape(20, 20), SOPInstanceUID="1.2.3"), folder / "three")
+    os.mkfifo(folder / "pipe")
+    found = find_scans([folder, folder / "a.png"], leave_out=folder / "results")
+    assert len(found) == 2
+    assert found.left_out == {
+        **{"hidden": 1, "hidden folder": 1, "linked folder": 1, "the results' own folder": 1, "reached twice": 1},
+        **{".txt": 2, ".gz": 1, "no suffix": 4},
+        "DICOM: a copy of another file": 1,
+        "DICOM: an object of modality PR, which goes with pictures": 1,
+    }
+    assert counted(found.left_out).startswith("Left out 14: no suffix (4), .txt (2), .gz (1), ")
+    (tmp_path / "elsewhere" / "a.txt").write_text("x")
+    with pytest.raises(ThoradError, match=r"no image in this folder.* Left out 1: \.txt \(1\)\."):
+        find_scans([tmp_path / "elsewhere"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -79,8 +80,11 @@ def check_data(folder: DataFolder, kind: KindOption = None, json: opt.Json = Non
     Reads file names and the headers of images. Exit code 1 if something is wrong.
     """
     from thorad.datasets.check import check_data_set
+    from thorad.io.images import files_below
 
     report = check_data_set(folder, kind)
+    left_out = Counter[str]()
+    files_below(folder, left_out=left_out)
     print_line(f"{folder} is laid out as {DATASETS[report.kind].description}.")
     print_table(Table(("found", ""), [(name, str(count)) for name, count in report.counts.items()]))
     for heading, entries in report.problems.items():
@@ -89,6 +93,7 @@ def check_data(folder: DataFolder, kind: KindOption = None, json: opt.Json = Non
             print_line(f"  {entry}")
         if len(entries) > SHOWN_PROBLEMS:
             print_line(f"  and {len(entries) - SHOWN_PROBLEMS} more" + ("" if json else "; --json FILE lists all"))
+    print_left_out(left_out)
     if not report.problems:
         print_line("No problem found in file names and headers.")
     if json is not None:
