@@ -133,7 +133,9 @@ def test_elements_that_mean_nothing_count_as_missing() -> None:
     with pydicom.config.disable_value_validation():
         dataset.add_new("EchoTime", "LO", "abc")
         dataset.add_new("InversionTime", "DS", None)
-        dataset.add_new("SharedFunctionalGroupsSequence", "SQ", [])
+        dataset.add_new("SharedFunctionalGroupsSequence", "LO", "no sequence")
+        dataset.add_new("PerFrameFunctionalGroupsSequence", "LO", ["neither", "this"])
+        dataset.add_new("ImageType", "SQ", [])
     assert scan_tags(dataset) == ScanTags()
 
 

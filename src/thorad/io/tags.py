@@ -107,10 +107,14 @@ def _functional_groups(dataset: Any) -> list[Any]:
     """The items of an enhanced file's groups: those of all frames, then the first frame's."""
     groups = []
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for holder in (_value(dataset, keyword) or [])[:1]:
-            inner = (_value(holder, element) for element in holder.dir())
-            groups += [items[0] for items in inner if _is_list(items) and len(items) and hasattr(items[0], "dir")]
+        for holder in _first_item(_value(dataset, keyword)):
+            groups += [item for element in holder.dir() for item in _first_item(_value(holder, element))]
     return groups
+
+
+def _first_item(value: Any) -> list[Any]:
+    """The first data set of a sequence; none where the element is something else."""
+    return [item for item in list(value)[:1] if hasattr(item, "dir")] if _is_list(value) else []
 
 
 def _value(holder: Any, keyword: str) -> Any:
