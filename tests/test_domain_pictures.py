@@ -285,6 +285,7 @@ def test_other_images_are_refused(brain: Detector, shared_data: Path) -> None:
     assert "turned by 180 degrees" in brain.check(changed(val[:1], lambda x: x[::-1])[0]).message
     wrists = pictures(shared_data / "wrist")
     assert rates(brain, wrists)["refused"] == len(wrists)
+    assert all("its shapes are strange" in brain.check(wrist).message for wrist in wrists)
 
 
 def test_mirrored_heads_cannot_be_told(brain: Detector, shared_data: Path) -> None:

@@ -204,14 +204,15 @@ def _cells(votes: Array) -> Array:
     return np.asarray(votes.reshape(SIDE // 2, 2, SIDE // 2, 2).sum((1, 3)))
 
 
-def _reasons(found: Strangeness) -> dict[str, str]:
-    """What each test finds, in words, the most telling first."""
-    return {
-        "pose": f"it would fit better {found.better}",
-        "contrast": f"its contrasts are like those of {found.like}",
+def _reasons(found: Strangeness, usual_distance: float) -> dict[str, str]:
+    """What each test finds, in words, the most telling first; how it lies only where turned it would be as usual."""
+    reasons = {
         "distance": "its shapes are strange",
+        "contrast": f"its contrasts are like those of {found.like}",
         "misfit": "it has little in common with the mean healthy picture",
     }
+    pose = {"pose": f"it would fit better {found.better}"}
+    return {**pose, **reasons} if found.distance / found.pose <= usual_distance else {**reasons, **pose}
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +240,7 @@ class PictureDomain:
         found = self.likeness.strangeness(picture)
         refused: list[str] = []
         warned: list[str] = []
-        for test, reason in _reasons(found).items():
+        for test, reason in _reasons(found, self.thresholds("distance")[0]).items():
             value, (warn, refuse) = getattr(found, test), self.thresholds(test)
             if value > warn:
                 detail = f"{reason} ({test} {value:.2f}, of healthy scans below {warn:.2f})"
