@@ -53,9 +53,13 @@ def findings_in(
         mask: of the same shape.
         spacing: of the pixels or voxels along each axis, mm, where known.
     """
-    values = np.asarray(anomaly_map, np.float64)
-    labels, sizes = components(mask)
-    sums = np.bincount(labels[mask], values[mask], minlength=sizes.size + 1)[1:]
+    if not mask.any():
+        return ()
+    box = _box_around(mask)  # a volume of which a few slices were looked at is mostly empty, and may be large
+    values, inside = np.asarray(anomaly_map[box], np.float64), mask[box]
+    labels, sizes = components(inside)
+    sums = np.bincount(labels[inside], values[inside], minlength=sizes.size + 1)[1:]
+    corner = np.array([side.start for side in box])
     each_mm = None if spacing is None else math.prod(spacing)
     found = [
         Finding(
@@ -63,9 +67,18 @@ def findings_in(
             area_mm2=None if each_mm is None or mask.ndim != 2 else float(size * each_mm),
             volume_mm3=None if each_mm is None or mask.ndim != 3 else float(size * each_mm),
             peak=float(values.flat[peak]),
-            peak_position=tuple(int(index) for index in np.unravel_index(peak, mask.shape)),
+            peak_position=tuple((corner + np.unravel_index(peak, inside.shape)).tolist()),
             mean=float(total / size),
         )
         for size, total, peak in zip(sizes, sums, peak_pixels(labels, values), strict=True)
     ]
     return tuple(sorted(found, key=lambda finding: -finding.peak))
+
+
+def _box_around(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The smallest that holds a mask which is not empty."""
+    box = []
+    for axis in range(mask.ndim):
+        there = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(int(there[0]), int(there[-1]) + 1))
+    return tuple(box)
