@@ -15,6 +15,7 @@ from test_cli import detect, thorad_command, write_mask, write_scan
 from test_io_dicom import DX, base, blob, save
 from test_volume_detection import head, in_place, volume_model  # noqa: F401  (volume_model is a fixture)
 from thorad import volume_detection
+from thorad.apps import prepare
 from thorad.apps.calibrate import calibrate_files
 from thorad.check import Check
 from thorad.detector import Detector
@@ -221,3 +222,20 @@ def test_an_evaluation_tells_what_its_model_cannot_judge(
     assert json.loads((tmp_path / "out" / "run.json").read_text())["refused"] == {
         "tiny": {str(tmp_path / "2.png"): HAND}
     }
+
+
+def test_slices_of_a_failed_registration_are_in_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = head()
+    for name in ("good", "bad"):
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", volume.voxels, volume, "")
+
+    def failed(volume: Any, *, skull: bool) -> Any:
+        return replace(in_place(volume, "the registration failed"), doubtful=volume.name == "bad")
+
+    monkeypatch.setattr(prepare, "register", failed)
+    result = thorad_command("prepare", tmp_path / "in", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "bad refused: the registration failed" in result.output
+    with (tmp_path / "out" / "slices.csv").open(newline="") as file:
+        assert [row["volume"] for row in csv.DictReader(file)] == ["good"]
+    assert (tmp_path / "out" / "bad" / "overlay.png").is_file()
