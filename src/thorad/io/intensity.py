@@ -35,4 +35,6 @@ def scale(pixels: NDArray[Any]) -> NDArray[np.float32]:
             f"The image is nearly empty: only {lit:.2g} % of its pixels are above 0, and the {BRIGHTEST}th percentile, "
             f"by which it would be scaled, is {brightest:g}. Crop it to the anatomy."
         )
-    return np.asarray(np.clip(pixels, 0, brightest) / brightest, dtype=np.float32)
+    scaled = np.clip(pixels, 0, brightest)  # of floats, for the bounds are
+    scaled /= brightest  # in place: a volume may take 400 MB
+    return np.asarray(scaled, dtype=np.float32)

@@ -155,9 +155,11 @@ def write_parametric_map(
     covered = np.flatnonzero(np.isfinite(frames).any(axis=(1, 2)))
     if not covered.size:
         raise ThoradError(f"{path}: the map covers no slice of {series.name}, so there is nothing to write.")
-    values, datasets = np.nan_to_num(frames, nan=0.0).astype(np.float32), sources.datasets
+    values, datasets = frames, sources.datasets
     if len(datasets) > 1:  # a file of many frames can only be referred to as a whole
-        values, datasets = np.ascontiguousarray(values[covered]), [datasets[index] for index in covered]
+        values, datasets = values[covered], [datasets[index] for index in covered]
+    values = np.nan_to_num(values, nan=0.0).astype(np.float32, copy=False)
+    del frames
     highest = float(max(values.max(), np.finfo(np.float32).tiny))
     derived = _DerivedSeries(sources, "PM", derivation, [values.tobytes()])
     with _writing(series):
