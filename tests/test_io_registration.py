@@ -258,7 +258,8 @@ def test_nothing_bright_is_refused() -> None:
 def test_noise_is_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no brain is found, too."""
     monkeypatch.setattr(registration, "find_brain", lambda head: np.zeros(head.shape, dtype=bool))
-    noise = np.random.default_rng(0).random((60, 70, 60), dtype=np.float32)
+    monkeypatch.setattr(registration, "FINE_MM", ((4.0, 1.0),))
+    noise = np.random.default_rng(0).random((30, 36, 30), dtype=np.float32)
     found = register(Volume(voxels=noise, affine=np.diag([3.0, 3, 3, 1]), source="noise.nii", name="noise"))
     assert found.doubtful
     assert found.warning is not None
