@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.images import Image, read_image
 from thorad.io.preprocess import to_model_input
-from thorad.io.scans import find_scans
+from thorad.io.scans import Scan, find_scans
 from thorad.model import CALIBRATION, CARD, RECIPE, WEIGHTS, load_model, model_folder
 
 
@@ -61,6 +62,23 @@ def test_thresholds_and_scores_are_those_of_the_healthy_maps(detector: Detector,
     assert (found.failed, found.warning) == ({}, None)
     assert (seen[0], seen[-1]) == ((0, 21), (21, 21))
     assert seen == sorted(seen)
+
+
+def test_outside_the_brain_nothing_counts_in_a_calibration_either(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_half = np.indices((36, 36))[1] < 18
+
+    def slices(scan: Scan, **_: object) -> list[Image]:
+        return [replace(read_image(scan.path, scan.name), brain=left_half)]
+
+    monkeypatch.setattr("thorad.apps.calibrate.images_of", slices)
+    named = scans(tmp_path / "in", 19)
+    found = calibrate_files(detector, scans_of(named)).calibration
+    images = [replace(read_image(path), brain=left_half) for path in named.values()]
+    np.testing.assert_allclose(found.scores, sorted(one.score for one in detector.detect_batch(images)), rtol=1e-6)
+    whole = [one.score for one in detector.detect_batch([replace(image, brain=None) for image in images])]
+    assert sorted(whole) != list(found.scores)
 
 
 def test_a_detection_with_a_calibration(detector: Detector, model: Path, tmp_path: Path) -> None:

@@ -264,3 +264,9 @@ def test_noise_is_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.doubtful
     assert found.warning is not None
     assert "no T1w head" in found.warning
+
+
+def test_a_few_slices_are_no_head() -> None:
+    thin = Volume(voxels=np.ones((40, 40, 3), np.float32), affine=np.eye(4), source="thin.nii", name="thin")
+    with pytest.raises(ThoradError, match=r"thin\.nii: only 3 slices or voxels along an axis"):
+        register(thin)

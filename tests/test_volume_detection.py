@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from test_cli import thorad_command
 from test_io_dicom import save, slices
 from thorad.calibration import Calibration
+from thorad.check import RefusedError
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.registration import Registration
@@ -146,6 +147,13 @@ def test_a_failed_registration_is_refused_unless_forced(volume_model: Path) -> N
     )
     assert forced.check.refusals == ("it failed",)
     assert "Forced: it failed" in forced._repr_html_()
+
+
+def test_a_ct_is_refused_before_it_is_registered(volume_model: Path) -> None:
+    volume = head()
+    ct = replace(volume, voxels=np.where(volume.voxels > 500, volume.voxels, -1000.0).astype(np.float32))
+    with pytest.raises(RefusedError, match=r"head\.nii: refused: its values go from -1000 to .* Hounsfield"):
+        detect_volume(Detector(volume_model, method="zscore", device="cpu"), ct)
 
 
 def test_the_p_value_of_several_slices_is_bonferronis(volume_model: Path) -> None:

@@ -25,6 +25,9 @@ from thorad.io.volumes import Volume
 from thorad.recipe import VolumeSection
 from thorad.records import VolumeDetection, format_indices
 
+LARGEST_NEGATIVE = 0.1
+"""Of the 99th percentile: what resampling overshoots is smaller."""
+
 
 class RefusedVolumeError(RefusedError):
     """A volume that the model can't judge, with the registration that says why, or comes before the reason."""
@@ -65,7 +68,7 @@ def detect_volume(
     volume = as_volume(volume)
     section = detector.model.recipe.volume
     chosen = checked_indices(section, indices, detector.model_name)
-    check = check_tags(volume.tags, detector.model.recipe.domain, detector.model_name)
+    check = check_tags(volume.tags, detector.model.recipe.domain, detector.model_name) + _check_scale(volume)
     if check.refusals and not detector.force:  # before the half minute that registering takes
         raise RefusedError(volume.source, check)
     registration = registration or register(volume, skull=section.skull)
@@ -124,6 +127,17 @@ def _bonferroni(p_values: Sequence[float | None]) -> float | None:
     """The smallest p-value times their number, 1 at most; None without any."""
     known = [p_value for p_value in p_values if p_value is not None]
     return min(1.0, len(known) * min(known)) if known else None
+
+
+def _check_scale(volume: Volume) -> Check:
+    """Whether 0 is nothing, as in MR: a thinned volume tells."""
+    low, high = np.percentile(volume.voxels[::3, ::3, ::3], [1, 99])
+    if low >= -LARGEST_NEGATIVE * high:
+        return Check()
+    found = f"its values go from {low:.4g} to {high:.4g} (1st and 99th percentile)"
+    return Check(
+        (f"{found}, as a CT's Hounsfield units or z-scores do; expected MR, whose values are 0 or more: rescale it",)
+    )
 
 
 def _check(section: VolumeSection, chosen: Sequence[int], registration: Registration, model: str) -> Check:

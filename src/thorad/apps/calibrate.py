@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -62,32 +62,39 @@ def calibrate_files(
     failed: dict[str, str] = {}
     inputs = _model_inputs(detector, scans, failed)
     _refuse_too_few(len(inputs), level, failed)
-    maps = _maps(detector, {name: pixels for name, (pixels, _) in inputs.items()}, len(failed), on_progress)
+    inside = torch.stack([each.inside for each in inputs.values()])
+    maps = _maps(detector, {name: each.pixels for name, each in inputs.items()}, len(failed), on_progress) * inside
     finite = torch.isfinite(maps).flatten(1).all(dim=1).tolist()  # (N,)
-    for (name, (_, scan)), usable in zip(inputs.items(), finite, strict=True):
+    for (name, each), usable in zip(inputs.items(), finite, strict=True):
         if not usable:
-            failed[name] = f"{scan.source}: the map is not finite. Is the model damaged?"
+            failed[name] = f"{each.scan.source}: the map is not finite. Is the model damaged?"
     used = maps[finite]
     _refuse_too_few(len(used), level, failed)
     calibration = calibrate_maps(
-        used[:, 0].numpy(), detector.scores(used).numpy(), detector.region, detector.provenance()
+        used[:, 0].numpy(), detector.scores(used, inside[finite]).numpy(), detector.region, detector.provenance()
     )
-    warning = _repeated_subjects([scan for name, (_, scan) in inputs.items() if name not in failed])
+    warning = _repeated_subjects([each.scan for name, each in inputs.items() if name not in failed])
     model, domain = detector.model, None
     if model.picture_domain is None:
-        pictures = [pixels for name, (pixels, _) in inputs.items() if name not in failed]
+        pictures = [each.pixels for name, each in inputs.items() if name not in failed]
         domain = learn_domain(pictures, model.recipe)
     return CalibrationSummary(calibration, failed, warning, domain, time.perf_counter() - began)
 
 
-def _model_inputs(
-    detector: Detector, scans: Mapping[str, Scan], failed: dict[str, str]
-) -> dict[str, tuple[torch.Tensor, Scan]]:
-    """{name: (1, S, S) and the scan it is of} of each picture and slice; notes why a scan can't be used in `failed`."""
+class _Input(NamedTuple):
+    """A picture or slice as the model sees it."""
+
+    pixels: torch.Tensor  # (1, S, S)
+    inside: torch.Tensor  # (1, S, S), of `Detector.inside`
+    scan: Scan
+
+
+def _model_inputs(detector: Detector, scans: Mapping[str, Scan], failed: dict[str, str]) -> dict[str, _Input]:
+    """{name: input} of each picture and slice; notes why a scan can't be used in `failed`."""
     section = detector.model.recipe.volume
     first, last = section.axial_slices
     indices = range(first, last + 1) if section.template else ()
-    inputs: dict[str, tuple[torch.Tensor, Scan]] = {}
+    inputs: dict[str, _Input] = {}
     for scan in scans.values():
         try:
             for image in images_of(scan, skull=section.skull, indices=indices):
@@ -97,7 +104,8 @@ def _model_inputs(
                     )
                 if (check := detector.check(image)).refusals:  # its map would move the thresholds
                     raise RefusedError(str(scan.path), check)
-                inputs[image.name] = to_model_input(image.pixels, detector.model_size)[0], scan
+                pixels = to_model_input(image.pixels, detector.model_size)[0]
+                inputs[image.name] = _Input(pixels, detector.inside(image), scan)
         except ThoradError as error:
             failed[scan.name] = scan.redacted(str(error))
     return inputs

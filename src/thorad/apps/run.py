@@ -289,7 +289,7 @@ def _picture_warnings(scan: Scan, detector: Detector) -> Check:
 
 
 def _done_before(scans: Mapping[str, Scan], results: ResultWriter, needs_steps: bool, force: bool) -> RunSummary:
-    """The cases that need not be done again; with `force` those that were refused must.
+    """The cases that need not be done again: with `force` those that were refused must, without it the forced ones.
 
     Two folders may hold files of one name: the result of one must not pass for the other's.
     """
@@ -301,7 +301,7 @@ def _done_before(scans: Mapping[str, Scan], results: ResultWriter, needs_steps: 
             continue
         if case.status != "failed" and not scan.comes_from(case.source):
             others.append(f"{case.name} (there {case.source}, now {scan.source})")
-        elif case.status != "failed" and not results.is_stale(case.name, scan.files):
+        elif case.status != "failed" and not results.is_stale(case.name, scan.files) and (force or not case.forced):
             has_steps = any(file.endswith(STEPS) for file in case.sizes)
             if (not force) if case.status == "refused" else results.is_whole(case) and (has_steps or not needs_steps):
                 summary.add(case)

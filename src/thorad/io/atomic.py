@@ -2,13 +2,25 @@
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from thorad.errors import ThoradError
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whenever the process dies. Makes its folder.
+    """`open_atomic`, for content that is in memory."""
+    with open_atomic(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its place when it is closed: there whole or not at all, whenever the process dies.
+
+    Makes its folder.
 
     Raises:
         ThoradError: the disk or the permissions don't allow it.
@@ -18,7 +30,8 @@ def write_atomic(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_bytes(content)
+            with part.open("wb") as file:
+                yield file
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

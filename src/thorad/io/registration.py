@@ -84,6 +84,10 @@ _RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 """LPS to RAS, and back."""
 
 
+FEWEST_SLICES: Final = 8
+"""The filters need more than 4, a head of 15 cm in slices of a usual thickness has 20."""
+
+
 @dataclass(frozen=True, eq=False)
 class Registration:
     """Where a head lies in the template's space, and how certain that is."""
@@ -125,6 +129,11 @@ def register(volume: Volume, *, skull: bool = True) -> Registration:
     template = _template()
     if not np.percentile(volume.voxels[::2, ::2, ::2], 99) > 0:
         raise ThoradError(f"{volume.source}: nearly no voxel is above 0. Expected a T1w head on a dark ground.")
+    if min(volume.voxels.shape) < FEWEST_SLICES:
+        raise ThoradError(
+            f"{volume.source}: only {min(volume.voxels.shape)} slices or voxels along an axis. Expected a whole head, "
+            f"{FEWEST_SLICES} or more along each."
+        )
     try:
         with _one_thread():
             image = to_simple_itk(volume)

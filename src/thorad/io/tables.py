@@ -21,6 +21,8 @@ NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?")
 """What begins likewise and is none."""
 
 SHOWN = 5
+MOST_REASONS = 20
+"""Of files that were left out: each is a kind of file, so there are few, and the rarest may matter most."""
 """How many offending entries an error message lists before it only counts the rest."""
 
 Row = tuple[int, dict[str, str]]
@@ -38,8 +40,9 @@ def counted(left_out: Mapping[str, int]) -> str:
     if not left_out:
         return ""
     frequent = sorted(left_out, key=lambda reason: (-left_out[reason], reason))
-    reasons = listing([f"{reason} ({left_out[reason]})" for reason in frequent])
-    return f"Left out {sum(left_out.values())}: {reasons}."
+    reasons = [f"{reason} ({left_out[reason]})" for reason in frequent[:MOST_REASONS]]
+    more = f" and {len(frequent) - MOST_REASONS} more reasons" * (len(frequent) > MOST_REASONS)
+    return f"Left out {sum(left_out.values())}: {', '.join(reasons)}{more}."
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[Row]:

@@ -6,7 +6,6 @@ Instances' UIDs come from the source's UIDs, the content and the run's time: wha
 
 import hashlib
 import importlib
-import io
 import logging
 import textwrap
 import warnings
@@ -24,7 +23,7 @@ import PIL.ImageFont
 from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
-from thorad.io.atomic import write_atomic
+from thorad.io.atomic import open_atomic
 from thorad.io.dicom import (
     MANUFACTURER,
     Series,
@@ -156,12 +155,12 @@ def write_parametric_map(
     if not covered.size:
         raise ThoradError(f"{path}: the map covers no slice of {series.name}, so there is nothing to write.")
     values, datasets = frames, sources.datasets
-    if len(datasets) > 1:  # a file of many frames can only be referred to as a whole
+    if 1 < len(datasets) > covered.size:  # a file of many frames can only be referred to as a whole
         values, datasets = values[covered], [datasets[index] for index in covered]
-    values = np.nan_to_num(values, nan=0.0).astype(np.float32, copy=False)
     del frames
+    values = np.nan_to_num(values.astype(np.float32, copy=False), nan=0.0, copy=False)  # in place: it may be large
     highest = float(max(values.max(), np.finfo(np.float32).tiny))
-    derived = _DerivedSeries(sources, "PM", derivation, [values.tobytes()])
+    derived = _DerivedSeries(sources, "PM", derivation, [values.data])
     with _writing(series):
         dataset = highdicom.pm.ParametricMap(
             source_images=datasets,
@@ -336,7 +335,9 @@ class _DerivedSeries:
     The same source, kind, derivation and content (of all objects) have the same UIDs.
     """
 
-    def __init__(self, sources: _Sources, kind: str, derivation: DerivationInfo, content: Iterable[bytes]) -> None:
+    def __init__(
+        self, sources: _Sources, kind: str, derivation: DerivationInfo, content: Iterable[bytes | memoryview]
+    ) -> None:
         self.sources, self.derivation, self._place = sources, derivation, SERIES[kind]
         digest = hashlib.sha256()
         made = (derivation.reason, derivation.algorithm, derivation.version, derivation.time.isoformat())
@@ -381,9 +382,8 @@ class _DerivedSeries:
             item.pop("ContributionDateTime", None)  # that of writing
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        buffer = io.BytesIO()
-        dataset.save_as(buffer, enforce_file_format=True)
-        write_atomic(path, buffer.getvalue())
+        with open_atomic(path) as file:
+            dataset.save_as(file, enforce_file_format=True)
 
 
 _SHARED: Final = (

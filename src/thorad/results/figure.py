@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.pictures import COLOURS
-from thorad.results.folder import Pictures, match_truth, read_folder, read_pictures, truth_of
+from thorad.results.folder import CaseRecord, Pictures, match_truth, read_folder, read_pictures, truth_of
 
 KINDS: Final = {".pdf": {"CreationDate": None}, ".png": {}, ".svg": {"Date": None}}
 """{suffix: metadata}: without the date, the same results give the same file."""
@@ -64,10 +64,14 @@ def write_figure(
             raise ThoradError(f"{name}: the run kept no steps of its restoration. Detect again and keep them.")
         lesion = truth_of(rows[name], picture.shape) if name in rows and picture.slice_index is None else None
         rows_of = _case_rows if layout == "cases" else _restoration_rows
-        drawn += rows_of(f"{name}\n{picture.label}".strip(), picture, lesion, folder.maximum)
+        drawn += rows_of(_label(folder.case(name), picture), picture, lesion, folder.maximum)
     buffer = io.BytesIO()
     _draw(drawn, folder.maximum).savefig(buffer, format=suffix[1:], dpi=RESOLUTION, metadata=KINDS[suffix])
     write_atomic(out, buffer.getvalue())
+
+
+def _label(case: CaseRecord, picture: Pictures) -> str:
+    return "\n".join([f"{case.name} (forced)" if case.forced else case.name, picture.label]).strip()
 
 
 def _chosen(pictures: Sequence[Pictures], number: int | None, name: str) -> Pictures:

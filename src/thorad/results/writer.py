@@ -319,11 +319,12 @@ class ResultWriter:
 def _write_volumes(folder: Path, result: VolumeDetection) -> None:
     """What was found on the volume's own grid."""
     where, volume = result.where, result.volume
-    write_nifti(folder / layout.VOLUME_MAP, result.anomaly_map, volume, f"thorad anomaly map; NaN outside {where}")
-    healthy = f"thorad pseudo-healthy; NaN outside {where}"
+    thorad = "FORCED: thorad" if result.check.refusals else "thorad"
+    write_nifti(folder / layout.VOLUME_MAP, result.anomaly_map, volume, f"{thorad} anomaly map; NaN outside {where}")
+    healthy = f"{thorad} pseudo-healthy; NaN outside {where}"
     write_nifti(folder / layout.VOLUME_PSEUDO_HEALTHY, result.pseudo_healthy, volume, healthy)
     if result.mask is not None:
-        about = f"thorad mask; 0 also where not looked: outside {where}"
+        about = f"{thorad} mask; 0 also where not looked: outside {where}"
         write_nifti(folder / layout.VOLUME_MASK, result.mask.astype(np.uint8), volume, about)
 
 
