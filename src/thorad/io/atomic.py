@@ -5,22 +5,21 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from thorad.errors import ThoradError
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """`open_atomic`, for content that is in memory."""
-    with open_atomic(path) as file:
-        file.write(content)
+    """Write a file so that it is there whole or not at all: `replacing`, for content that is in memory."""
+    with replacing(path) as part:
+        part.write_bytes(content)
 
 
 @contextmanager
-def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its place when it is closed: there whole or not at all, whenever the process dies.
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of another at the end: whole or not at all, whenever the process dies.
 
-    Makes its folder.
+    Makes the folder.
 
     Raises:
         ThoradError: the disk or the permissions don't allow it.
@@ -30,8 +29,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with part.open("wb") as file:
-                yield file
+            yield part
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

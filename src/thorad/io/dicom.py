@@ -689,7 +689,7 @@ def decoded_frames(dataset: Any, path: Path) -> Iterator[NDArray[Any]]:
                 yield frame
         except (RuntimeError, NotImplementedError) as error:
             raise ThoradError(
-                f"{path}: its picture, compressed as {printable(syntax.name)}, can't be decoded here: it is damaged, "
+                f"{path}: its picture, compressed as {printable(f'{syntax.name} ({syntax})')}, can't be decoded here: it is damaged, "
                 "or of a rare kind. Copy it again, or decompress it first, for example with `gdcmconv --raw IN OUT`."
             ) from error
 

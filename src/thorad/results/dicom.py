@@ -23,7 +23,7 @@ import PIL.ImageFont
 from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
-from thorad.io.atomic import open_atomic
+from thorad.io.atomic import replacing
 from thorad.io.dicom import (
     MANUFACTURER,
     Series,
@@ -382,8 +382,8 @@ class _DerivedSeries:
             item.pop("ContributionDateTime", None)  # that of writing
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        with open_atomic(path) as file:
-            dataset.save_as(file, enforce_file_format=True)
+        with replacing(path) as part:
+            dataset.save_as(part, enforce_file_format=True)
 
 
 _SHARED: Final = (
