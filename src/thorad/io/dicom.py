@@ -688,9 +688,10 @@ def decoded_frames(dataset: Any, path: Path) -> Iterator[NDArray[Any]]:
             for frame, _ in decoder.iter_array(dataset):
                 yield frame
         except (RuntimeError, NotImplementedError) as error:
+            compression = printable(f"{syntax.name} ({syntax})")
             raise ThoradError(
-                f"{path}: its picture, compressed as {printable(f'{syntax.name} ({syntax})')}, can't be decoded here: it is damaged, "
-                "or of a rare kind. Copy it again, or decompress it first, for example with `gdcmconv --raw IN OUT`."
+                f"{path}: its picture, compressed as {compression}, can't be decoded here: it is damaged, or of a rare "
+                "kind. Copy it again, or decompress it first, for example with `gdcmconv --raw IN OUT`."
             ) from error
 
 
