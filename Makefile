@@ -22,9 +22,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## anomaly maps of the bundled head, written to demo-results/
 	$(BIN)/thorad demo --out $(DEMO)
 
-# One thread an operator: the images of the tests are so small that more threads only wait for each other.
+# One thread an operator: the images of the tests are so small that more threads only wait for each other. A process a
+# core instead; the tests of a file stay together, because they share what is costly to make.
 test: $(INSTALLED)  ## all tests
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED)  ## style (ruff) and types (mypy)
 	$(BIN)/ruff check .

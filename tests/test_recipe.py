@@ -45,7 +45,7 @@ def test_a_hostile_recipe_is_refused_at_once(tmp_path: Path, tiny_model: Path, h
             read()
         assert ".toml: " in str(error.value)
         assert len(str(error.value)) < 1000
-        assert time.process_time() - began < 1
+        assert time.process_time() - began < 3  # of a core that other tests share
 
 
 def test_what_would_take_gigabytes_is_never_allocated(tmp_path: Path, tiny_model: Path) -> None:
