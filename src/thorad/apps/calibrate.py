@@ -20,7 +20,7 @@ from thorad.domain.pictures import PictureDomain
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import looks_like_mask
-from thorad.io.preprocess import to_model_input
+from thorad.io.preprocess import to_model_grid
 from thorad.io.scans import Scan
 from thorad.io.slices import images_of
 from thorad.io.tables import listing
@@ -104,7 +104,7 @@ def _model_inputs(detector: Detector, scans: Mapping[str, Scan], failed: dict[st
                     )
                 if (check := detector.check(image)).refusals:  # its map would move the thresholds
                     raise RefusedError(str(scan.path), check)
-                pixels = to_model_input(image.pixels, detector.model_size)[0]
+                pixels, _ = to_model_grid(image.scaled, detector.model_size)
                 inputs[image.name] = _Input(pixels, detector.inside(image), scan)
         except ThoradError as error:
             failed[scan.name] = scan.redacted(str(error))

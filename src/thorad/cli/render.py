@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from thorad.apps.prepare import PrepareSummary
     from thorad.apps.run import RunSummary
 
-NOBODY: Mapping[str, str] = MappingProxyType({})
 RESUMES = "Run the same command again to resume."
 STARTS_OVER = "Nothing was written. Run the same command again to start over."
 
