@@ -156,6 +156,7 @@ def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
         "seed": 0,
         "model": "tiny",
         "model_sha256": detector.model.sha256,
+        "settings": None,
         "perceptual_weights_sha256": None,
         "settings_sha256": detector.provenance()["settings_sha256"],
         "device": "cpu",

@@ -59,7 +59,7 @@ def test_verbs_share_the_options_of_a_detector() -> None:
     for words, options in (("detect", DetectorOptions), ("calibrate", DetectorOptions), ("evaluate", RunOptions)):
         text = help_of(words)
         for field in fields(options):
-            assert f"--{field.name.replace('_', '-')} " in text
+            assert f"--{'set' if field.name == 'settings' else field.name.replace('_', '-')} " in text
     shown = help_of("detect")
     assert shown.index("--method ") < shown.index("--steps "), "what a dataclass adds stands before what it inherits"
 

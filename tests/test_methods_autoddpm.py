@@ -15,8 +15,10 @@ from torch import Tensor
 from thorad.diffusion.noise import gaussian_noise
 from thorad.diffusion.schedule import Schedule, visited_timesteps
 from thorad.maps.anomaly_map import residual
-from thorad.methods.autoddpm import AutoDdpmOptions, autoddpm
+from thorad.methods import METHODS
+from thorad.methods.autoddpm import AutoDdpmOptions, autoddpm, mask_map
 from thorad.methods.contract import Step
+from thorad.methods.ddpm import DdpmOptions, ddpm
 
 Pixels = NDArray[np.float64]
 
@@ -114,7 +116,7 @@ def in_numpy(image: Pixels, mean: Pixels, draws: Iterator[Pixels], options: Auto
 
     level, steps = options.restart_at, options.resample_steps or options.restart_at
     down = [round(level * i / steps) for i in range(steps, 0, -1)]
-    x = noised((1 - mask) * image + mask * reconstruction, level)
+    x = noised(reconstruction, level)  # all of it
     for t, t_next in zip(down, [*down[1:], -1], strict=True):
         for again in reversed(range(options.resamplings)):
             estimate = clean_estimate(x, t)
@@ -225,3 +227,40 @@ def test_options_that_re_sample_nothing_are_refused(wrong: dict[str, int]) -> No
         AutoDdpmOptions(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="steps must be 1 or more"):
         AutoDdpmOptions(resample_steps=0).network_calls()
+
+
+def test_the_first_call_sees_all_of_the_reconstruction() -> None:
+    """As in the public code, and not the scan with the reconstruction stitched in: a denoiser that gives back what it
+    sees shows which. The image is far from the mean, the mask is empty."""
+    source = Source()
+    image = source.mean + 0.3
+    seen: list[Tensor] = []
+
+    def denoise(x_t: Tensor, t: int) -> Tensor:
+        seen.append(x_t)
+        return source.denoise(x_t, t)
+
+    options = AutoDdpmOptions(steps=2, resample_steps=1, resamplings=1, threshold=10.0)
+    autoddpm(denoise, image, SCHEDULE, source.noise, perceptual, options=options)
+    noise = source.draws[len(source.draws) - 1]
+    restart = float(SCHEDULE.alpha_bar[50])
+    reconstruction = (seen[2] - math.sqrt(1 - restart) * noise) / math.sqrt(restart)
+    assert float((reconstruction - source.mean).abs().mean()) < 0.05
+    assert float((reconstruction - image).abs().mean()) > 0.25
+
+
+def test_the_mask_map_by_hand() -> None:
+    """LPIPS' stand-in times the residual, which is 1 from its 95th percentile on."""
+    source, other = Source(neighbour=NEIGHBOUR), Source(neighbour=NEIGHBOUR)
+    image, _ = planted(source.mean)
+    options = DdpmOptions(200, 3)
+    made = mask_map(source.denoise, image, SCHEDULE, source.noise, perceptual, options=options)
+    rough = ddpm(other.denoise, image, SCHEDULE, other.noise, residual, options=options)
+    scaled = (rough.anomaly_map / rough.anomaly_map.quantile(0.95)).clamp(max=1)
+    torch.testing.assert_close(made.anomaly_map, perceptual(image, rough.pseudo_healthy) * scaled)
+    assert torch.equal(made.pseudo_healthy, rough.pseudo_healthy)
+
+
+def test_its_threshold_comes_from_the_map_of_its_mask() -> None:
+    assert METHODS[METHODS["autoddpm"].threshold_from].restore is mask_map
+    assert METHODS["autoddpm-mask"].default_draws == 1, "the mask is cut from the map of one draw"

@@ -369,3 +369,90 @@ def test_the_papers_values() -> None:
 )
 def test_network_calls_by_hand(options: ThorOptions, calls: int) -> None:
     assert options.network_calls() == calls
+
+
+# Ablations: options of the one function
+
+
+def ablation(image: Tensor, options: ThorOptions) -> tuple[Restoration, list[Step], list[int]]:
+    """Restored with the same noise each time, its steps and its calls."""
+    steps: list[Step] = []
+    calls: list[int] = []
+    exact = exact_denoiser(healthy_mean())
+
+    def denoise(x_t: Tensor, t: int) -> Tensor:
+        calls.append(t)
+        return exact(x_t, t)
+
+    return thor(denoise, image, SCHEDULE, gaussian(), residual, options=options, on_step=steps.append), steps, calls
+
+
+@pytest.mark.parametrize(
+    ("harmonise", "expected"),
+    [
+        ("guided", [250, 200, 200, 150, 150, 100, 100, 50]),
+        ("renoised", [250, 200, 200, 150, 150, 100, 100, 50]),
+        ("none", [250, 200, 150, 100, 50]),
+    ],
+)
+def test_calls_without_harmonisation(harmonise: str, expected: list[int]) -> None:
+    options = ThorOptions(steps=1, harmonise=harmonise)  # type: ignore[arg-type]
+    _, steps, calls = ablation(healthy_mean(), options)
+    visited = visited_timesteps(250, 1, options.harmonise_at)
+    assert calls == [t for t in expected if t in visited]
+    assert len(calls) == options.network_calls()
+    assert [step.t for step in steps if step.anomaly_map is not None] == [200, 150, 100, 50]
+
+
+def test_without_harmonisation_nothing_of_the_image_comes_back() -> None:
+    """Detail that the network doesn't know: a harmonised restoration keeps most of it, the two others lose it all."""
+    mean = healthy_mean()
+    stripes = 0.05 * torch.where(torch.arange(SIZE) % 8 < 4, 1.0, -1.0)
+    image, _, far = planted(mean + stripes)
+    lost = {}
+    for harmonise in ("guided", "renoised", "none"):
+        options = ThorOptions(steps=5, harmonise=harmonise)  # type: ignore[arg-type]
+        restored, _, _ = ablation(image, options)
+        lost[harmonise] = float((restored.pseudo_healthy - image).abs()[far].mean())
+    assert lost["guided"] < 0.02
+    assert lost["renoised"] == pytest.approx(0.05, abs=0.005)
+    assert lost["none"] == pytest.approx(0.05, abs=0.005)
+
+
+def test_the_final_map_is_the_mean_that_was_asked_for() -> None:
+    image, _, _ = planted(healthy_mean())
+    made = {}
+    for mean in ("harmonic", "arithmetic", "last"):
+        restored, steps, _ = ablation(image, ThorOptions(steps=5, mean=mean))  # type: ignore[arg-type]
+        maps = torch.stack([step.anomaly_map for step in steps if step.anomaly_map is not None])
+        made[mean] = (restored.anomaly_map, maps)
+    found, maps = made["harmonic"]
+    torch.testing.assert_close(found, 4 / (1 / maps).sum(dim=0))
+    found, maps = made["arithmetic"]
+    torch.testing.assert_close(found, maps.sum(dim=0) / 4)
+    found, maps = made["last"]
+    torch.testing.assert_close(found, maps[-1])
+
+
+def test_without_lpips_the_map_is_the_residual() -> None:
+    mean = healthy_mean()
+    image, _, _ = planted(mean)
+
+    def twice(a: Tensor, b: Tensor) -> Tensor:
+        return 2 * residual(a, b)
+
+    def run(options: ThorOptions) -> Tensor:
+        return thor(exact_denoiser(mean), image, SCHEDULE, gaussian(), twice, options=options).anomaly_map
+
+    alone, _, _ = ablation(image, ThorOptions(steps=2))
+    assert torch.equal(run(ThorOptions(steps=2, perceptual=False)), alone.anomaly_map)
+    assert float(run(ThorOptions(steps=2)).max()) > 1.9 * float(alone.anomaly_map.max())
+
+
+def test_the_window_is_that_of_the_guidance() -> None:
+    image, _, _ = planted(healthy_mean())
+    default, _, _ = ablation(image, ThorOptions(steps=2))
+    same, _, _ = ablation(image, ThorOptions(steps=2, window=7))  # 13 px at 128 px are 7 at 64
+    wide, _, _ = ablation(image, ThorOptions(steps=2, window=31))
+    assert torch.equal(default.pseudo_healthy, same.pseudo_healthy)
+    assert not torch.equal(default.pseudo_healthy, wide.pseudo_healthy)

@@ -177,6 +177,7 @@ def same_options(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def format_options(options: Mapping[str, Any]) -> str:
     """Options in words, without those that are not set, and one draw: `method thor, noise simplex, steps 1`."""
+    options = {**options, **(options.get("settings") or {}), "settings": None}
     return ", ".join(
         f"{name.replace('_', ' ')} {f'{value[:12]}...' if name.endswith('sha256') else value}"
         for name, value in options.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from os import PathLike
@@ -34,6 +34,7 @@ from thorad.methods import METHODS, Method, Request, Restoration, Step
 from thorad.methods.contract import Compare, Options
 from thorad.methods.contract import OnStep as OnBatchStep
 from thorad.methods.published import PublishedMap
+from thorad.methods.settings import settable, with_settings
 from thorad.model import Model, load_model
 from thorad.recipe import Recipe
 from thorad.records import Detection, StepPictures
@@ -47,6 +48,9 @@ OnStep = Callable[[str, StepPictures], None]
 
 SMALLEST_PERCEPTUAL = 17
 """px; SqueezeNet's pooling leaves nothing of a smaller image."""
+
+OWN_FALSE_POSITIVES = 0.05
+"""The share of healthy pixels that a method's own threshold lets pass (AutoDDPM's, as in its paper)."""
 
 HIGHEST_SHARE = 0.01
 """The share of a map's values, the highest ones, that makes an image's score."""
@@ -79,6 +83,8 @@ class Detector:
             these options; None is the smallest of them, or no mask where there is no such calibration.
         threshold: the mask is what is above this value of the map, whatever the calibration says.
         force: detect also in what the model can't judge (`check`); the detection says so.
+        settings: values of the method's own options (the dataclass in its file), such as `{"threshold": 0.13}` for
+            AutoDDPM or `{"window": 7}` for THOR.
 
     Raises:
         ThoradError: unknown model, method, noise, engine or device, a damaged model, one for images in [0, 1], steps
@@ -104,6 +110,7 @@ class Detector:
         false_positives: float | None = None,
         threshold: float | None = None,
         force: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ThoradError(f"the batch size is {batch_size}, expected 1 or more.")
@@ -120,12 +127,14 @@ class Detector:
         self.noise = self._checked_noise(noise)
         self.steps = self._checked_steps(steps)
         self.draws = self._checked_draws(draws)
-        self.options: Options = self._method_options()
+        self._defaults: Options = self._method_options()
+        self.options: Options = with_settings(method, self._defaults, settings or {})
         self.network_calls = self.draws * self.options.network_calls()
         self.engine, self._engine = self._made_engine(engine)
         self._lpips_weights, self._compare = self._comparison(perceptual_weights)
         self._region = torch.from_numpy(self.model.region).to(self.device)
         self.calibrations = read_calibrations(self.model.calibration, f"model {self.model_name!r}")
+        self._take_calibrated_threshold()
         self.calibration = matching_calibration(self.calibrations, self.provenance(), false_positives)
         self.false_positives = self.calibration.checked_rate(false_positives) if self.calibration else None
         self.threshold = self._checked_threshold(threshold)
@@ -159,6 +168,13 @@ class Detector:
         return self.model.region
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The method's own options that are not its defaults: given, or taken from the model's calibration."""
+        values = settable(self.options)
+        changed = {name: value for name, value in values.items() if value != getattr(self._defaults, name)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+
+    @property
     def overlay_maximum(self) -> float:
         """Map value at which an overlay's colours end."""
         return self._method.overlay_maximum
@@ -176,6 +192,7 @@ class Detector:
             "seed": self.seed,
             "model": self.model.recipe.name,
             "model_sha256": self.model.sha256,
+            "settings": self.settings or None,
             "perceptual_weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
             "settings_sha256": self._settings_sha256(),
             "device": self.device.type,
@@ -476,6 +493,18 @@ class Detector:
         )
         return self._method.options(request)
 
+    def _take_calibrated_threshold(self) -> None:
+        """Take the method's own threshold from the model's calibration, unless it was given or there is none."""
+        source = self._method.threshold_from
+        if not source or getattr(self.options, "threshold", None) is not None:
+            return
+        decided = ("noise", "steps", "noise_level", "perceptual_weights_sha256")
+        wanted = {"method": source, "draws": 1} | {name: self.provenance()[name] for name in decided}
+        for calibration in self.calibrations:
+            if wanted.items() <= {"draws": 1, **calibration.options}.items():
+                self.options = replace(self.options, threshold=calibration.thresholds[OWN_FALSE_POSITIVES])  # type: ignore[type-var]  # Options are dataclasses
+                return
+
     def _made_engine(self, engine: str | Engine) -> tuple[str, Engine]:
         """The engine's name, and the engine."""
         if not isinstance(engine, str):
@@ -514,7 +543,11 @@ class Detector:
         # Left out is what decides no map, given the weights, and came after the first calibrations were made.
         network = recipe.network.model_dump_json(exclude={"kind"} if recipe.network.kind == "unet" else None)
         noise = recipe.noise.model_dump_json(exclude={"train_from", "min_snr"})
-        values = {field.name: getattr(self.options, field.name) for field in fields(self.options)}  # type: ignore[arg-type]  # Options are dataclasses
+        values = {
+            field.name: getattr(self.options, field.name)
+            for field in fields(self.options)  # type: ignore[arg-type]  # Options are dataclasses
+            if not (field.metadata.get("ablation") and getattr(self.options, field.name) == field.default)
+        }
         decided = [recipe.image.model_dump_json(), network, noise]
         decided += [
             f"{name}={value}"

@@ -198,6 +198,9 @@ def calibrate_command(detector: Detector, model: str | Path) -> str:
             continue
         if name == "perceptual_weights_sha256" and detector.perceptual_weights is None:
             continue  # the model's own weights, which nobody has to give
+        if name == "settings":
+            words += [f"--set {key}={str(given).strip('[]').replace(' ', '')}" for key, given in value.items()]
+            continue
         option = "--" + name.removesuffix("_sha256").replace("_", "-")
         words.append(option if value is True else f"{option} {'FILE' if name.endswith('_sha256') else value}")
     return " ".join([*words, "--out FOLDER"] if is_bundled(model_folder(model)) else words)

@@ -53,7 +53,9 @@ class ComparisonOptions(opt.RunOptions):
         methods = self.methods(opt.parse_words(self.method) if self.method else None)
         noises = None if self.noise == "all" else opt.parse_words(self.noise)
         detectors = []
-        for model, method, noise in comparison(opt.parse_words(self.model), methods, noises):
+        wanted = comparison(opt.parse_words(self.model), methods, noises)
+        self.check_settings(list(dict.fromkeys(method for _, method, _ in wanted)))
+        for model, method, noise in wanted:
             facts = METHODS[method]
             takes = {"steps": facts.default_steps, "noise_level": noise, "perceptual_weights": facts.perceptual}
             others = {name: None for name in takes if not takes[name]}

@@ -73,6 +73,10 @@ class RunOptions:
     draws: Annotated[
         int | None, MethodOption(help="Draws of the noise whose maps are averaged. Default: 2; evaluate: 1.", min=1)
     ] = None
+    settings: Annotated[
+        list[str] | None,
+        MethodOption("--set", help="Value of a method's own option: threshold=0.13, or autoddpm.threshold=0.13."),
+    ] = None
     device: Device = "auto"
     seed: Seed = 0
     batch_size: BatchSize = 16
@@ -95,7 +99,18 @@ class RunOptions:
 
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "preset"}
         options |= {"model": model, "method": method, "noise": noise, "steps": parse_steps(self.steps)}
+        options["settings"] = parse_settings(self.settings or (), method)
         return Detector(**{**options, **replaced})
+
+    def check_settings(self, methods: Iterable[str]) -> None:
+        """Refuse a `--set` for a method that isn't run: it would change nothing, without a word.
+
+        Raises:
+            ThoradError: there is one.
+        """
+        for text in self.settings or ():
+            if not any(parse_settings([text], method) for method in methods):
+                raise ThoradError(f"--set {text} is for a method that is not run here ({', '.join(methods)}).")
 
     def methods(self, names: list[str] | None) -> list[str] | None:
         """The methods that the names mean under the preset; None if neither is given.
@@ -131,6 +146,7 @@ class DetectorOptions(RunOptions):
     def detector(self) -> Detector:
         """The detector that was asked for; see `run`."""
         (method,) = self.methods([self.method]) or [self.method]
+        self.check_settings([method])
         return self.run(self.model, method, self.noise)
 
 
@@ -146,6 +162,25 @@ def parse_steps(text: str | None) -> int | Literal["all"] | None:
         return int(text)
     except ValueError as error:
         raise ThoradError(f"--steps is {text!r}, expected a number or all.") from error
+
+
+def parse_settings(given: Iterable[str], method: str) -> dict[str, str]:
+    """{option: value} of those `--set METHOD.OPTION=VALUE` and `--set OPTION=VALUE` that are for a method.
+
+    Raises:
+        ThoradError: one without a value, or for a method that there isn't.
+    """
+    settings: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        of_method, dot, option = name.rpartition(".")
+        if not equals or not option or (dot and of_method not in METHODS):
+            raise ThoradError(
+                f"--set is {text!r}, expected OPTION=VALUE, or METHOD.OPTION=VALUE with one of {', '.join(METHODS)}."
+            )
+        if of_method in ("", method):
+            settings[option] = value
+    return settings
 
 
 def parse_words(text: str) -> list[str]:

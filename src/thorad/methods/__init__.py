@@ -20,6 +20,7 @@ METHODS: Final = Registry(
         "anoddpm": "thorad.methods.ddpm:ANODDPM",
         "pddpm": "thorad.methods.pddpm:PDDPM",
         "autoddpm": "thorad.methods.autoddpm:AUTODDPM",
+        "autoddpm-mask": "thorad.methods.autoddpm:AUTODDPM_MASK",
         "ddpm": "thorad.methods.ddpm:DDPM",
         "zscore": "thorad.methods.zscore:ZSCORE",
         "zscore-two-sided": "thorad.methods.zscore:ZSCORE_TWO_SIDED",

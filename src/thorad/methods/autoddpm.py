@@ -6,7 +6,7 @@ Detection through Automatic Diffusion Models, 2023, arXiv:2305.19643.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from thorad.methods.ddpm import DdpmOptions, ddpm
 PERCENTILE = 0.95
 """Quantile of an image's residual that counts as 1, and of its map that is the threshold where none is given."""
 
+PUBLISHED_THRESHOLD = 0.13
+"""Of the public configuration (github ci-ber/autoDDPM, autoddpm.yaml), for its own network: what at most 5 % of the
+healthy pixels exceed there. Its README asks for one of one's own for every data set."""
+
 
 @dataclass(frozen=True)
 class AutoDdpmOptions:
@@ -28,7 +32,7 @@ class AutoDdpmOptions:
     noise_level: int = 200
     """Timestep that the image is noised to for the mask."""
     restart_at: int = 50
-    """Timestep that the stitched image is noised to."""
+    """Timestep that the reconstruction is noised to."""
     resamplings: int = 5
     """Times that each timestep of the re-sampling is gone through."""
     steps: int | None = None
@@ -36,7 +40,8 @@ class AutoDdpmOptions:
     resample_steps: int | None = None
     """Timesteps visited from `restart_at` on, evenly spaced; None visits all, `restart_at` ... 1."""
     threshold: float | None = None
-    """Map value above which a pixel is masked, from healthy scans; None: the 95th percentile of the image's own map."""
+    """Value of `mask_map` above which a pixel is masked: what 5 % of the healthy pixels exceed. None: the 95th
+    percentile of the image's own map, as the public code has it where no threshold is set."""
 
     def __post_init__(self) -> None:
         """Refuse what isn't a re-sampling."""
@@ -53,6 +58,25 @@ class AutoDdpmOptions:
         return visited_timesteps(self.restart_at, steps)
 
 
+def mask_map(
+    denoise: Denoise,
+    image: Tensor,
+    schedule: Schedule,
+    noise: Noise,
+    compare: Compare,
+    *,
+    options: DdpmOptions,
+    on_step: OnStep | None = None,
+) -> Restoration:
+    """What DDPM changes: the map that AutoDDPM's mask is cut from, and DDPM's reconstruction x_rec.
+
+    `compare` is the perceptual distance alone, unblurred; the residual is taken here.
+    """
+    rough = ddpm(denoise, image, schedule, noise, residual, options=options, on_step=on_step)
+    scaled = (rough.anomaly_map / _positive(_percentile(rough.anomaly_map))).clamp(max=1)
+    return Restoration(compare(image, rough.pseudo_healthy) * scaled, rough.pseudo_healthy)
+
+
 def autoddpm(
     denoise: Denoise,
     image: Tensor,
@@ -63,21 +87,19 @@ def autoddpm(
     options: AutoDdpmOptions,
     on_step: OnStep | None = None,
 ) -> Restoration:
-    """Mask what DDPM changes, stitch its reconstruction into the image there, and re-sample the seams.
+    """Mask what DDPM changes, noise its reconstruction, and re-sample the seams to the image, which is kept elsewhere.
 
-    `compare` is the perceptual distance alone, unblurred; the residual is taken here.
+    `compare` is as for `mask_map`.
     """
     # Mask
     whole = DdpmOptions(options.noise_level, options.steps)
-    rough = ddpm(denoise, image, schedule, noise, residual, options=whole, on_step=on_step)
-    scaled = (rough.anomaly_map / _positive(_percentile(rough.anomaly_map))).clamp(max=1)
-    first_map = compare(image, rough.pseudo_healthy) * scaled  # (B, 1, H, W)
+    rough = mask_map(denoise, image, schedule, noise, compare, options=whole, on_step=on_step)
+    first_map = rough.anomaly_map  # (B, 1, H, W)
     threshold = _percentile(first_map) if options.threshold is None else options.threshold
     mask = F.max_pool2d((first_map > threshold).float(), 3, stride=1, padding=1) > 0  # (B, 1, H, W), 3 x 3 dilation
 
-    # Stitch
-    stitched = torch.where(mask, rough.pseudo_healthy, image)
-    x_t = schedule.add_noise(stitched, noise(), options.restart_at)
+    # Stitch: the first call sees all of x_rec, noised, as in the public code; the image joins it after the call
+    x_t = schedule.add_noise(rough.pseudo_healthy, noise(), options.restart_at)
 
     # Re-sample
     timesteps = options.resampled()
@@ -121,4 +143,18 @@ AUTODDPM = Method(
     default_steps={"gaussian": 4},
     compare="perceptual",
     overlay_maximum=0.05,
+    threshold_from="autoddpm-mask",
+)
+
+AUTODDPM_MASK = replace(
+    AUTODDPM,
+    name="autoddpm-mask",
+    title="AutoDDPM's mask",
+    blurb="the map that AutoDDPM's mask is cut from: calibrate it on healthy scans, and AutoDDPM takes its threshold",
+    restore=mask_map,
+    options=lambda request: DdpmOptions(request.noise_level or AutoDdpmOptions.noise_level, request.steps),
+    overlay_maximum=0.3,
+    threshold_from="",
+    one_draw=True,
+    compared=False,
 )

@@ -151,6 +151,11 @@ class Method:
     published: bool = False
     """Whether it follows the published implementation, accidents included: in float32, at all timesteps, with the mean
     of the whole map as the score."""
+    threshold_from: str = ""
+    """The method whose calibration of the model, where there is one, gives its own option `threshold`: what 5 % of the
+    healthy pixels exceed."""
+    one_draw: bool = False
+    """Whether one draw of the noise is what it is about, though it could be run with several."""
     compared: bool = True
     """Whether an evaluation that names no methods compares it."""
 
@@ -162,7 +167,7 @@ class Method:
     @property
     def default_draws(self) -> int:
         """How often a detector runs it, each time with other noise, where nobody asks for a number."""
-        return 2 if self.noises and not (self.draws_itself or self.published) else 1
+        return 2 if self.noises and not (self.draws_itself or self.published or self.one_draw) else 1
 
     @property
     def perceptual(self) -> bool:
