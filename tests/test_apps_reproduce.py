@@ -23,7 +23,7 @@ from thorad.apps.reproduce_data import check_layout
 from thorad.datasets.atlas import MNI_2009A
 from thorad.datasets.boxes import Box, voc_xml
 from thorad.datasets.cases import Case, read_cases
-from thorad.datasets.wrist import is_test_patient
+from thorad.datasets.published import wrist_split
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.evaluation.evaluate import evaluate
@@ -171,7 +171,7 @@ def test_table_1_on_atlas(tiny_model: Path, tmp_path: Path) -> None:
     found = run("table1", tmp_path / "atlas", [tiny_model], tmp_path / "out", QUICK)
     assert found.results[0]["counts"]["lesion_cases"] == found.results[0]["counts"]["large"] == 2
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "The data are the paper's, ATLAS v2.0." in report
+    assert "The data are the paper's, ATLAS v2.0: every slice k = 95 with a lesion counts" in report
     assert "These are not the paper's" not in report
     assert "2 slices k = 95 with a lesion, 1 without (left out), 0 unusable scans." in report
     (cases,) = (tmp_path / "out" / "slices").glob("cases.csv")
@@ -215,30 +215,27 @@ def test_table_2_on_a_bench(tiny_model: Path, wrist_bench: Path, tmp_path: Path)
 
 @pytest.mark.usefixtures("no_network")
 def test_table_2_on_grazpedwri(tiny_model: Path, tmp_path: Path) -> None:
-    """The published layout: a table, images in parts, VOC files."""
-    data = tmp_path / "data"
-    patients = [str(number) for number in range(1000, 1100) if is_test_patient(str(number))][:2]
-    columns = ["filestem", "patient_id", "study_number", "age", "gender", "laterality", "projection"]
-    columns += ["ao_classification", "fracture_visible", "metal", "cast", "osteopenia", "diagnosis_uncertain"]
-    columns += ["initial_exam", "pixel_spacing"]
-    rows = []
-    for seed, (patient, boxes) in enumerate(
-        [("1", [Box("fracture", 10, 8, 18, 14), Box("text", 0, 0, 4, 4)]), *((patient, []) for patient in patients)]
-    ):
-        write_image(data / f"images_part{seed + 1}" / f"{seed}_x.png", seed)
+    """The published layout, images in parts and VOC files, with names of the published lists."""
+    data, split = tmp_path / "data", wrist_split()
+    broken = next(name for name, count in split["fracture"].items() if count == 1 and name not in split["metal"])
+    for name, boxes in {
+        broken: [Box("fracture", 10, 8, 18, 14), Box("text", 0, 0, 4, 4)],
+        **{name: [] for name in list(split["test"])[:2]},
+        next(iter(split["train"])): [],
+    }.items():
+        write_image(data / "images_part1" / f"{name}.png", len(boxes))
         (data / "folder_structure" / "pascalvoc").mkdir(parents=True, exist_ok=True)
-        (data / "folder_structure" / "pascalvoc" / f"{seed}_x.xml").write_bytes(voc_xml(boxes, 32, 32))
-        given = {"filestem": f"{seed}_x", "patient_id": patient, "study_number": "1", "gender": "F"}
-        rows.append(dict.fromkeys(columns, "") | given | {"laterality": "L", "projection": "1"})
-    write_table(data / "dataset.csv", rows)
+        (data / "folder_structure" / "pascalvoc" / f"{name}.xml").write_bytes(voc_xml(boxes, 32, 32))
     result = thorad_command("reproduce", "table2", "--data", data, "--check")
     assert result.exit_code == 0, result.output
-    assert "1 with boxes of 1 patients; healthy 2 for the test, 0 for training, by patient" in result.stdout
+    assert "1 images with findings of 1 patients; healthy 1 for train, 0 for validation, 2 for test" in result.stdout
+    assert "1599 of train, 201 of validation, 1037 of test, 122 of boneanomaly" in result.stdout
     found = run("table2", data, [tiny_model], tmp_path / "out", QUICK)
     assert found.results[0]["kinds"].keys() == {"all", "fracture"}
     assert found.results[0]["counts"]["healthy_images"] == 2
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "The data are the paper's, GRAZPEDWRI-DX. Its split is not published" in report
+    assert "The data are the paper's, GRAZPEDWRI-DX, and so is the split" in report
+    assert "135 patients have images for training and for the test, 31 images for training are listed for a" in report
     assert "The figures of the paper's table 2 are not at hand" in report
 
 

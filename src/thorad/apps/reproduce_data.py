@@ -9,6 +9,7 @@ from typing import Final, Literal, NamedTuple
 
 from thorad.datasets import atlas, wrist
 from thorad.datasets.cases import Case, Truth, read_cases
+from thorad.datasets.published import brain_split
 from thorad.errors import ThoradError
 from thorad.io.scans import find_scans, picture_files
 from thorad.io.tables import listing
@@ -45,7 +46,8 @@ class _Published(NamedTuple):
 
     truth: Truth  # which column the prepared bench has in its place
     check: Callable[[Path, Progress | None], LayoutCheck]
-    load: Callable[[Path, Path, Progress | None], PaperData]  # (data, where what is cut or chosen goes, progress)
+    load: Callable[[Path, Path, Progress | None, bool], PaperData]
+    """(data, where what is cut or chosen goes, progress, whether to skip what has artefacts)"""
 
 
 def check_layout(target: Target, data: Path, on_progress: Progress | None = None) -> LayoutCheck:
@@ -59,14 +61,24 @@ def check_layout(target: Target, data: Path, on_progress: Progress | None = None
     return data_set.check(data, on_progress) if prepared is None else LayoutCheck(prepared.found, [])
 
 
-def load_data(target: Target, data: Path, out: Path, on_progress: Progress | None = None) -> PaperData:
+def load_data(
+    target: Target, data: Path, out: Path, on_progress: Progress | None = None, *, skip_artefacts: bool = False
+) -> PaperData:
     """Read a prepared bench, or cut or choose the cases of the published data and put them into `out`.
 
+    Args:
+        skip_artefacts: leave out the 20 slices of ATLAS that the published evaluation leaves out.
+
     Raises:
-        ThoradError: neither layout.
+        ThoradError: neither layout; artefacts to skip in other data than ATLAS as published.
     """
     data_set = DATA_SETS[target]
-    return _prepared(data, data_set.truth) or data_set.load(data, out, on_progress)
+    prepared = _prepared(data, data_set.truth)
+    if skip_artefacts and (prepared is not None or data_set is not _ATLAS):
+        raise ThoradError(
+            "the published list of slices with artefacts is of ATLAS v2.0 as published, not of these data."
+        )
+    return prepared or data_set.load(data, out, on_progress, skip_artefacts)
 
 
 def _prepared(data: Path, truth: Truth) -> PaperData | None:
@@ -124,48 +136,54 @@ def _check_atlas(data: Path, on_progress: Progress | None) -> LayoutCheck:
     return LayoutCheck([found, f"{good} of {len(cases)} scans lie on the grid of MNI152NLin2009aSym."], problems)
 
 
-def _load_atlas(data: Path, out: Path, on_progress: Progress | None) -> PaperData:
+def _load_atlas(data: Path, out: Path, on_progress: Progress | None, skip_artefacts: bool) -> PaperData:
     cases, found = _find_atlas(data)
+    skipped = ""
+    if skip_artefacts:
+        numbered, artefacts = atlas.published_numbers(cases), brain_split().atlas_artefacts
+        cases = [case for number, case in numbered.items() if number not in artefacts]
+        skipped = f"{len(artefacts)} scans left out for artefacts, as the published evaluation does. "
     slices = atlas.cut_slices(cases, out / "slices", on_progress=_named(on_progress, "slices"))
-    cut = (
+    cut = skipped + (
         f"{slices.cut} slices k = 95 with a lesion, {len(slices.without_lesion)} without (left out), "
         f"{len(slices.left_out)} unusable scans."
     )
     return PaperData(read_cases(slices.table), _healthy_images(data), [found, cut], slices.left_out, published=True)
 
 
-def _sort_wrists(data: Path, on_progress: Progress | None) -> tuple[wrist.WristCases, list[str]]:
-    """The images of GRAZPEDWRI-DX by what they are for, and what was found."""
-    if wrist.dataset_table(data) is None:
+def _find_wrists(data: Path, on_progress: Progress | None) -> tuple[wrist.WristCases, list[str]]:
+    """The images of the paper's wrist experiment, and what was found."""
+    if not any(data.rglob("*.png")):
         raise ThoradError(
-            f"{data}: no cases.csv and no dataset.csv; at the top {_contents(data)}. Expected a prepared bench "
+            f"{data}: no cases.csv and no PNG image; at the top {_contents(data)}. Expected a prepared bench "
             f"({PREPARED_WRIST}), or GRAZPEDWRI-DX as published, unpacked ({wrist.EXPECTED})."
         )
-    files = wrist.find_wrist_files(data)
-    cases = wrist.sort_wrist_images(files, _named(on_progress, "annotations"))
-    first = f", {listing(sorted(path.name for path in files.images_without_row))}" if files.images_without_row else ""
+    cases = wrist.find_wrist_cases(data, _named(on_progress, "annotations"))
+    normal = ", ".join(f"{len(of_part)} for {part}" for part, of_part in cases.normal.items())
+    absent = ", ".join(f"{count} of {part}" for part, count in cases.absent.items() if count)
+    otherwise = ", ".join(f"{count} of {kind}" for kind, count in cases.otherwise.items() if count)
     return cases, [
-        f"Data: GRAZPEDWRI-DX: {len(files.rows)} rows; {len(files.with_both)} with an image and an annotation, "
-        f"{len(files.without_annotation)} with an image only (left out), {len(files.rows_without_image)} without an "
-        f"image; {len(files.images_without_row)} images without a row{first}.",
-        f"Posteroanterior images: {len(cases.diseased)} with boxes of "
-        f"{len({case.subject for case in cases.diseased})} patients; healthy {len(cases.healthy_test)} for the test, "
-        f"{len(cases.healthy_training)} for training, by patient; {len(cases.unclear)} without boxes of patients with "
-        f"findings (left out); {len(cases.left_out)} unusable.",
+        f"Data: GRAZPEDWRI-DX by the paper's lists: {len(cases.diseased)} images with findings of "
+        f"{len({case.subject for case in cases.diseased})} patients; healthy {normal}; {len(cases.left_out)} unusable.",
+        f"Listed, but not in the folder: {absent}." if absent else "All listed images are there.",
+        *([f"Images with another number of boxes than the lists have annotations: {otherwise}."] if otherwise else []),
     ]
 
 
 def _check_wrists(data: Path, on_progress: Progress | None) -> LayoutCheck:
-    cases, found = _sort_wrists(data, on_progress)
+    cases, found = _find_wrists(data, on_progress)
     return LayoutCheck(found, list(cases.left_out.values()))
 
 
-def _load_wrists(data: Path, out: Path, on_progress: Progress | None) -> PaperData:
-    chosen, found = _sort_wrists(data, on_progress)
+def _load_wrists(data: Path, out: Path, on_progress: Progress | None, _: bool) -> PaperData:
+    chosen, found = _find_wrists(data, on_progress)
     cases = read_cases(wrist.write_wrist_cases(chosen, out / "cases"), truth="boxes")
+    both = wrist.overlaps()
     training = (
-        f"Healthy images for training are listed in {out / 'cases' / 'train.csv'}: a model trained on others may have "
-        "seen the test's."
+        f"The lists' healthy images for training and validation are in {out / 'cases' / 'train.csv'} and val.csv: a "
+        f"model trained on others may have seen the test's. The lists overlap: {both.patients} patients have images "
+        f"for training and for the test, {both.trained} images for training are listed for a finding, too, and so are "
+        f"{both.tested} of the test's healthy ones, which count as diseased here."
     )
     return PaperData(cases, [], [*found, training], chosen.left_out, published=True)
 

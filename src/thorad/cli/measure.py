@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from typer import Argument, Exit, Option, Typer
 
@@ -14,6 +14,7 @@ from thorad.cli.look import print_report
 from thorad.cli.render import (
     RESUMES,
     end_with_failures,
+    out_console,
     print_error,
     print_left_out,
     print_line,
@@ -26,6 +27,7 @@ from thorad.errors import ThoradError
 from thorad.io.tables import listing
 
 if TYPE_CHECKING:
+    from thorad.apps.reproduce_data import LayoutCheck
     from thorad.detector import Detector
 
 app = Typer(rich_help_panel="Evaluate and reproduce")
@@ -147,6 +149,9 @@ class ReproduceOptions:
     """The fields are those of `thorad.apps.reproduce.Settings`."""
 
     every: Annotated[int, Option(help="Take only every N-th case, on slow machines.", min=1)] = 1
+    skip_artefacts: Annotated[
+        bool, Option("--skip-artefacts", help="Leave out the slices of ATLAS that the published evaluation leaves out.")
+    ] = False
     bootstrap: opt.Bootstrap = 1000
     steps: opt.Steps = None
     device: opt.Device = "auto"
@@ -154,14 +159,28 @@ class ReproduceOptions:
     batch_size: opt.BatchSize = 16
 
 
+@dataclass(frozen=True)
+class PaperTrainingOptions:
+    """Of the target `train`."""
+
+    ixi: Annotated[Path | None, Option(help="train: IXI's T1 volumes as published, or their slices as PNG.")] = None
+    noise: Annotated[str, Option(help="train: a network for each of these, separated by a comma.")] = "simplex,gaussian"
+    recipe: Annotated[str, Option(help="train: the recipe; its noise is replaced.")] = "brain-t1"
+    training_steps: Annotated[int | None, Option(help="train: instead of the paper's 1500 epochs.", min=1)] = None
+
+
 @opt.verb(app, example="thorad reproduce table1 --data ATLAS/ -o table1", interrupted=RESUMES)
 def reproduce(
-    target: Annotated[Literal["table1", "table2", "fig4"], Argument(help="The table or figure of the THOR paper.")],
+    target: Annotated[
+        Literal["table1", "table2", "fig4", "train"],
+        Argument(help="The table or figure of the THOR paper; train: its networks."),
+    ],
     data: Annotated[
         Path,
-        Option(help="ATLAS v2.0 (table1, fig4) or GRAZPEDWRI-DX (table2) as published, or cases.csv, healthy/."),
+        Option(help="ATLAS v2.0 (table1, fig4, train) or GRAZPEDWRI-DX (table2) as published, or cases.csv, healthy/."),
     ],
     options: ReproduceOptions,
+    training: PaperTrainingOptions,
     out: Annotated[Path | None, opt.OutOption(help="Folder for report.md and the rest; --check needs none.")] = None,
     models: Annotated[
         str | None,
@@ -170,7 +189,12 @@ def reproduce(
     check: Annotated[bool, Option("--check", help="Only check the folder and print what it holds.")] = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Reproduce a table or the figure of the THOR paper, next to the published numbers."""
+    """Reproduce a table, the figure or the training of the THOR paper, next to the published numbers."""
+    if target == "train":
+        return _reproduce_training(data, training, options, out, check=check, quiet=quiet)
+    if training != PaperTrainingOptions():
+        raise ThoradError("--ixi, --noise, --recipe and --training-steps are of the target train alone.")
+
     from thorad.apps.reproduce import Settings
     from thorad.apps.reproduce import reproduce as measure
     from thorad.apps.reproduce_data import check_layout
@@ -178,11 +202,7 @@ def reproduce(
     if check:
         with progress_bar(target, quiet) as show:
             layout = check_layout(target, data, on_progress=show)
-        for line in layout.found:
-            print_line(line)
-        for problem in layout.problems:
-            print_error(f"Unusable: {problem}")
-        raise Exit(1 if layout.problems else 0)
+        _end_with_layout(layout)
     if out is None:
         raise ThoradError("--out is missing: name a folder for the results, or --check the data only.")
 
@@ -194,6 +214,44 @@ def reproduce(
         print_table(measured.table)
         print_line(f"Results: {out} (report.md first)")
     end_with_failures(measured.failures)
+
+
+def _end_with_layout(layout: LayoutCheck) -> NoReturn:
+    """Print what a folder holds, and end the verb."""
+    for line in layout.found:
+        print_line(line)
+    for problem in layout.problems:
+        print_error(f"Unusable: {problem}")
+    raise Exit(1 if layout.problems else 0)
+
+
+def _reproduce_training(
+    data: Path, training: PaperTrainingOptions, options: ReproduceOptions, out: Path | None, *, check: bool, quiet: bool
+) -> None:
+    if training.ixi is None:
+        raise ThoradError("--ixi is missing: name the folder of IXI's T1 volumes, or of their slices.")
+    from thorad.apps.reproduce_train import build_training_set, check_training_data, train_paper
+
+    if check:
+        layout = check_training_data(training.ixi, data)
+        _end_with_layout(layout)
+    if out is None:
+        raise ThoradError("--out is missing: name a folder for the images and the models.")
+    with progress_bar("train", quiet) as show:
+        made = build_training_set(training.ixi, data, out, skip_artefacts=options.skip_artefacts, on_progress=show)
+    for line in made.found:
+        print_line(line)
+    models = train_paper(
+        made,
+        out,
+        opt.parse_words(training.noise),
+        recipe=training.recipe,
+        steps=training.training_steps,
+        accelerator={"cuda": "gpu"}.get(options.device, options.device),
+        progress_bar=out_console.is_terminal and not quiet,
+    )
+    for noise, model in models.items():
+        print_line(f"Model for {noise} noise: {model}")
 
 
 @opt.verb(app, example="thorad bench --json speed.json")

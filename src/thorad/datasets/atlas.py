@@ -8,7 +8,7 @@ registered to MNI152NLin2009aSym, and lie in folders as BIDS has them:
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,6 +20,7 @@ from thorad.datasets.brains import is_of_bids, match_t1w
 from thorad.datasets.cases import Case
 from thorad.datasets.contract import DataSet, Layout
 from thorad.datasets.layouts import shown
+from thorad.datasets.published import ATLAS_SCANS
 from thorad.errors import ThoradError
 from thorad.io.images import write_png8, write_png16
 from thorad.io.tables import listing, write_table
@@ -114,9 +115,68 @@ def cut_slices(
     return Slices(out / "cases.csv", len(rows), without_lesion, left_out)
 
 
+def published_numbers(cases: Sequence[Case]) -> dict[int, Case]:
+    """{number in the paper's lists: scan}, of scans with masks.
+
+    The published code numbers the slices and keeps back which scan each is; here they are numbered in the order of the
+    scans' names, from 0. `cut_training_slices` finds out whether that holds.
+
+    Raises:
+        ThoradError: not as many scans as the lists count.
+    """
+    if len(cases) != ATLAS_SCANS:
+        raise ThoradError(
+            f"Found {len(cases)} T1w volumes of ATLAS with a mask; the paper's lists number {ATLAS_SCANS} of them, so "
+            "their numbers mean nothing here. Give the whole training part of ATLAS v2.0, unpacked."
+        )
+    return dict(enumerate(sorted(cases, key=lambda case: case.name)))
+
+
+def cut_training_slices(
+    cases: Sequence[Case],
+    numbers: Collection[int],
+    out: Path,
+    *,
+    grid: Grid = MNI_2009A,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[Path, str]]:
+    """Cut the paper's training slices, which have no lesion, of `published_numbers` into out/*.png (16 bit).
+
+    Returns:
+        (picture, subject) of each.
+
+    Raises:
+        ThoradError: as `published_numbers`; a listed slice has a lesion after all, so that the order of the scans is
+            not that of the lists (nothing is returned then: a model would learn lesions); a scan that can't be read.
+    """
+    of_number = published_numbers(cases)
+    made: list[tuple[Path, str]] = []
+    diseased: list[str] = []
+    for number in sorted(numbers):
+        case, picture = of_number[number], out / f"{of_number[number].name}.png"
+        if _lesion(case, grid).any():
+            diseased.append(f"{case.name} (Atlas_train_{number})")
+        else:
+            write_png16(picture, _scaled(_slice(case.image, grid), case.image))
+            made.append((picture, case.subject))
+        if on_progress is not None:
+            on_progress(len(made) + len(diseased), len(numbers))
+    if diseased:
+        raise ThoradError(
+            f"{len(diseased)} of the {len(numbers)} slices that the paper's list calls free of lesions have one: "
+            f"{listing(diseased)}. The scans are numbered here in the order of their names, which is then not the "
+            "published one (or these are other masks): train on slices whose masks are empty instead."
+        )
+    return made
+
+
+def _lesion(case: Case, grid: Grid) -> NDArray[np.bool_]:
+    return np.asarray(np.any([_slice(mask, grid) != 0 for mask in case.masks], axis=0))
+
+
 def _cut_slice(case: Case, out: Path, grid: Grid) -> dict[str, str] | None:
     """Write the picture and the mask of one slice, and give its row; None where it has no lesion."""
-    lesion = np.any([_slice(mask, grid) != 0 for mask in case.masks], axis=0)
+    lesion = _lesion(case, grid)
     if not lesion.any():
         return None
     image, mask = f"images/{case.name}.png", f"masks/{case.name}.png"

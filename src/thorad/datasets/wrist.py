@@ -3,28 +3,25 @@
 Nagy et al., A pediatric wrist trauma X-ray dataset (GRAZPEDWRI-DX) for machine learning, Scientific Data 2022. Images
 and annotations are found by their stems, wherever below the folder.
 
-The paper's own split is not published. The choice here:
-
-- Posteroanterior images only (projection 1), left and right as they are.
-- Diseased: images with a box that is no `text`, the letters that mark the side.
-- Healthy: images without such a box, of patients of whom no posteroanterior image has one and whose rows, of whatever
-  projection, all leave `fracture_visible` and `metal` empty: the image after a fracture is not a healthy wrist's.
-- By patient: a tenth of the healthy patients, drawn by a hash of their number, is for the test, the others are for
-  training. All diseased images are for the test. No patient is on both sides.
+The split is the paper's own, whose lists of file names thorad carries (`datasets.published`): healthy images for
+training, validation and test, and those with each of six findings, all posteroanterior. A diseased image is listed once
+for each finding that it has, and its boxes of these findings are what is to be found. The lists part images, not
+patients, and not quite images either: `overlaps` counts what is on both sides. An image that is listed for a finding
+and for the test's healthy ones counts as diseased here.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from thorad.datasets.boxes import Box, read_boxes, voc_xml
 from thorad.datasets.cases import Case
 from thorad.datasets.contract import DataSet, Layout
 from thorad.datasets.layouts import shown
 from thorad.datasets.plain import header_of
+from thorad.datasets.published import FINDINGS, NORMALS, wrist_split
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.shapes import shape_of
@@ -32,16 +29,12 @@ from thorad.io.tables import read_table, write_table
 
 TABLES: Final = ("dataset.csv", "dataset.csv.gz")
 EXPECTED: Final = (
-    "dataset.csv or dataset.csv.gz, images_part1/*.png ... images_part4/*.png or images/*.png, and "
-    "folder_structure/pascalvoc/*.xml or folder_structure/yolov5/labels/*.txt"
+    "images_part1/*.png ... images_part4/*.png or images/*.png, and folder_structure/pascalvoc/*.xml or "
+    "folder_structure/yolov5/labels/*.txt"
 )
 
 NAME: Final = re.compile(r"(\d{4})_\d{10}_\d{2}_WRI-[LR]\d_[FMO]\d{3}", re.IGNORECASE)
 """patient_time_study_side_sex-and-age."""
-
-MARKER: Final = "text"  # the label of the letters that mark the side: no finding
-POSTEROANTERIOR: Final = 1  # projection
-TEST_TENTHS: Final = 1  # of ten healthy patients
 
 
 @dataclass(frozen=True)
@@ -57,26 +50,15 @@ class WristImage:
 
 
 @dataclass(frozen=True)
-class WristFiles:
-    """The data set's files, matched by their stems."""
-
-    rows: dict[str, WristImage]  # {stem: row} of the whole table
-    with_both: dict[str, tuple[WristImage, Path, Path]]  # {stem: (row, image, annotation)}, of all projections
-    rows_without_image: list[str]
-    images_without_row: list[Path]
-    without_annotation: list[str]  # rows with an image; whether they are healthy can't be known
-
-
-@dataclass(frozen=True)
 class WristCases:
-    """The posteroanterior images, each on one side."""
+    """The images of the paper's experiment that are there."""
 
     diseased: list[Case]
-    healthy_test: list[Case]
-    healthy_training: list[Case]
-    findings: dict[str, list[Box]]  # {name: the boxes of a diseased image but for the letters}; px of its own grid
-    unclear: list[str]  # without boxes, but of patients with boxes, a fracture or metal in other images or rows
-    left_out: dict[str, str]  # {stem: why it can't be read}
+    normal: dict[str, list[Case]]  # {part of `NORMALS`: healthy images}
+    findings: dict[str, list[Box]]  # {name: the listed findings' boxes of a diseased image}; px of its own grid
+    absent: dict[str, int]  # {part: how many of its listed images are not there}
+    otherwise: dict[str, int]  # {finding: images with another number of its boxes than the lists have annotations}
+    left_out: dict[str, str]  # {name: why a diseased image is of no use}
 
 
 def dataset_table(root: Path) -> Path | None:
@@ -148,73 +130,89 @@ LAYOUT: Final = Layout(
 )
 
 
-def find_wrist_files(root: Path) -> WristFiles:
-    """Match rows, images and annotations by their stems; none of the images is opened.
+def find_wrist_cases(root: Path, on_progress: Callable[[int, int], None] | None = None) -> WristCases:
+    """Find the images of the paper's lists by their names, and read the boxes of the diseased ones.
 
     Raises:
-        ThoradError: no table, one that can't be read, or no image with a row and an annotation.
+        ThoradError: none of the listed images is there.
     """
-    table = dataset_table(root)
-    if table is None:
-        raise ThoradError(f"{root}: no {' or '.join(TABLES)} in this folder. Expected {EXPECTED}.")
-    rows = {row.name: row for row in read_dataset_table(table)}
-    images = _by_stem(root.rglob("*.png"))
+    split, images = wrist_split(), _by_stem(root.rglob("*.png"))
     annotations = _annotations([*root.rglob("*.txt"), *root.rglob("*.xml")])
-    known = [name for name in rows if name in images]
-    files = WristFiles(
-        rows=rows,
-        with_both={name: (rows[name], images[name], annotations[name]) for name in known if name in annotations},
-        rows_without_image=[name for name in rows if name not in images],
-        images_without_row=[path for name, path in images.items() if name not in rows],
-        without_annotation=[name for name in known if name not in annotations],
-    )
-    if not files.with_both:
+    absent = {part: sum(name not in images for name in names) for part, names in split.items()}
+    with_findings = {name for kind in FINDINGS for name in split[kind]}
+    normal = {
+        part: [
+            Case(images[name], None, patient_of(name), name)
+            for name in split[part]
+            if name in images and not (part == "test" and name in with_findings)
+        ]
+        for part in NORMALS
+    }
+    listed = list(dict.fromkeys(name for kind in FINDINGS for name in split[kind] if name in images))
+    if not listed and not any(normal.values()):
         raise ThoradError(
-            f"{root}: {len(rows)} rows, {len(images)} PNG images, of which {len(known)} have a row, and none of these "
-            f"an annotation of the same stem. Expected {EXPECTED}."
+            f"{root}: {len(images)} PNG images, of which none is in the paper's lists. Expected {EXPECTED}."
         )
-    return files
-
-
-def sort_wrist_images(files: WristFiles, on_progress: Callable[[int, int], None] | None = None) -> WristCases:
-    """Read the annotations of the posteroanterior images and say which image is what; see the module's docstring."""
-    chosen = {name: files_of for name, files_of in files.with_both.items() if files_of[0].projection == POSTEROANTERIOR}
-    findings: dict[str, list[Box]] = {}
-    cases: list[Case] = []
-    left_out: dict[str, str] = {}
-    for done, (name, (row, image, annotation)) in enumerate(chosen.items(), start=1):
+    found = WristCases([], normal, {}, absent, dict.fromkeys(FINDINGS, 0), {})
+    for done, name in enumerate(listed, start=1):
+        wanted = {kind: split[kind][name] for kind in FINDINGS if name in split[kind]}
         try:
-            boxes = [box for box in _boxes(annotation, *shape_of(image)) if box.label != MARKER]
+            boxes = _listed_boxes(images[name], annotations.get(name), wanted)
         except ThoradError as error:
-            left_out[name] = str(error)
+            found.left_out[name] = str(error)
         else:
-            cases.append(Case(image, None, row.subject, name, boxes=annotation if boxes else None))
-            findings |= {name: boxes} if boxes else {}
+            found.diseased.append(Case(images[name], None, patient_of(name), name, boxes=annotations[name]))
+            found.findings[name] = boxes
+            for kind, count in wanted.items():
+                found.otherwise[kind] += sum(box.label == kind for box in boxes) != count
         if on_progress is not None:
-            on_progress(done, len(chosen))
-    patients = {case.subject for case in cases if case.has_finding}
-    patients |= {row.subject for row in files.rows.values() if row.fracture_visible or row.metal}
-    healthy = [case for case in cases if case.subject not in patients]
-    return WristCases(
-        diseased=[case for case in cases if case.has_finding],
-        healthy_test=[case for case in healthy if is_test_patient(case.subject)],
-        healthy_training=[case for case in healthy if not is_test_patient(case.subject)],
-        findings=findings,
-        unclear=[case.name for case in cases if not case.has_finding and case.subject in patients],
-        left_out=left_out,
+            on_progress(done, len(listed))
+    return found
+
+
+def patient_of(name: str) -> str:
+    """The patient's number, with which the data set's image names begin."""
+    return str(int(name[:4]))
+
+
+class Overlaps(NamedTuple):
+    """What the paper's lists have on both sides."""
+
+    patients: int  # with images for training, and for the test, healthy or not
+    trained: int  # images for training that are listed for a finding, too
+    tested: int  # images of the test's healthy ones that are listed for a finding, too
+
+
+def overlaps() -> Overlaps:
+    """Count it in the lists themselves, whatever is in a folder."""
+    split = wrist_split()
+    diseased = {name for kind in FINDINGS for name in split[kind]}
+    tested = {patient_of(name) for name in diseased | split["test"].keys()}
+    return Overlaps(
+        len(tested & {patient_of(name) for name in split["train"]}),
+        len(diseased & split["train"].keys()),
+        len(diseased & split["test"].keys()),
     )
 
 
-def is_test_patient(subject: str) -> bool:
-    """Whether a healthy patient's images are for the test: the same answer wherever and whenever it is asked."""
-    return int(hashlib.sha256(subject.encode()).hexdigest(), 16) % 10 < TEST_TENTHS
+def _listed_boxes(image: Path, annotation: Path | None, wanted: Collection[str]) -> list[Box]:
+    """An image's boxes of the findings that it is listed for; a ThoradError where there is none."""
+    if annotation is None:
+        raise ThoradError(f"{image}: no annotation of the same stem (.xml or .txt) below the folder.")
+    boxes = read_boxes(annotation, *shape_of(image))
+    kept = [box for box in boxes if box.label in wanted]
+    if not kept:
+        labels = ", ".join(sorted({box.label for box in boxes}))
+        raise ThoradError(f"{annotation}: has boxes of {labels}; the paper's lists have {', '.join(wanted)}.")
+    return kept
 
 
 def write_wrist_cases(cases: WristCases, out: Path) -> Path:
-    """Write the boxes but for the letters (out/boxes/*.xml), out/train.csv with the healthy images for training, and
+    """Write the listed boxes (out/boxes/*.xml), out/train.csv and out/val.csv with the healthy images for training, and
     out/cases.csv for the protocol `boxes`, with the diseased images and the healthy ones for the test.
 
-    `elsewhere` is empty: what is found anywhere outside the boxes is false, also on the letters that mark the side.
+    `elsewhere` is empty: what is found anywhere outside the boxes is false, also on the letters that mark the side and
+    on findings that the lists don't have (such as the pronator sign).
 
     Returns:
         out/cases.csv, with the columns image, boxes, elsewhere, subject and kind.
@@ -222,22 +220,23 @@ def write_wrist_cases(cases: WristCases, out: Path) -> Path:
     Raises:
         ThoradError: no diseased image or no healthy one for the test, or `out` can't be written.
     """
-    if not cases.diseased or not cases.healthy_test:
+    if not cases.diseased or not cases.normal["test"]:
         raise ThoradError(
-            f"Found {len(cases.diseased)} posteroanterior images with boxes and {len(cases.healthy_test)} healthy ones "
-            f"for the test ({len(cases.healthy_training)} for training); expected some of both. Is it the whole data "
-            "set?"
+            f"Found {len(cases.diseased)} of the paper's images with findings and {len(cases.normal['test'])} of its "
+            f"healthy ones for the test ({len(cases.normal['train'])} for training); expected some of both. Is it the "
+            "whole data set?"
         )
     rows: list[dict[str, str]] = []
-    for case in [*cases.diseased, *cases.healthy_test]:
+    for case in [*cases.diseased, *cases.normal["test"]]:
         row = {"image": str(case.image.resolve()), "subject": case.subject, "kind": "healthy"}
         findings = cases.findings.get(case.name)
         if findings:
             row |= {"boxes": f"boxes/{case.name}.xml", "kind": ";".join(sorted({box.label for box in findings}))}
             write_atomic(out / row["boxes"], voc_xml(findings, *shape_of(case.image)))
         rows.append(row)
-    training = [{"image": str(case.image.resolve()), "subject": case.subject} for case in cases.healthy_training]
-    write_table(out / "train.csv", ["image", "subject"], training)
+    for part, file in (("train", "train.csv"), ("validation", "val.csv")):
+        healthy = [{"image": str(case.image.resolve()), "subject": case.subject} for case in cases.normal[part]]
+        write_table(out / file, ["image", "subject"], healthy)
     write_table(out / "cases.csv", ["image", "boxes", "elsewhere", "subject", "kind"], rows)
     return out / "cases.csv"
 
@@ -252,15 +251,3 @@ def _annotations(files: Iterable[Path]) -> dict[str, Path]:
     files = list(files)
     yolo, voc = (_by_stem(path for path in files if path.suffix.lower() == ending) for ending in (".txt", ".xml"))
     return yolo | voc
-
-
-def _boxes(annotation: Path, height: int, width: int) -> list[Box]:
-    """As `read_boxes`, but an annotation without a box is what it is for an image without a finding."""
-    try:
-        content = annotation.read_bytes()
-    except OSError as error:
-        raise ThoradError(f"{annotation}: can't be read ({error.strerror}). Check its permissions.") from error
-    empty = b"<object>" not in content and b"</annotation>" in content
-    if empty or (annotation.suffix.lower() == ".txt" and not content.strip()):
-        return []
-    return read_boxes(annotation, height, width)
