@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -74,36 +75,40 @@ def build_training_set(
         ThoradError: no listed subject of IXI, not the whole of ATLAS, a listed slice that has a lesion after all; IXI's
             archive, which has to be unpacked. Listed subjects of IXI that are missing or can't be registered are told.
     """
-    split = brain_split()
+    split, report = brain_split(), on_progress or (lambda done, total, what: None)
     numbers = split.atlas_train - (split.atlas_artefacts if skip_artefacts else frozenset())
-    report = on_progress or (lambda done, total, what: None)
-    slices = atlas.cut_training_slices(
-        atlas.find_atlas(atlas_root).cases,
-        numbers,
-        out / "atlas",
-        grid=grid,
-        on_progress=lambda done, total: report(done, total, "ATLAS"),
-    )
+    cases, named = atlas.find_atlas(atlas_root).cases, partial(_named, report, "ATLAS")
+    slices = atlas.cut_training_slices(cases, numbers, out / "atlas", grid=grid, on_progress=named)
     pictures, unusable = _ixi_pictures(ixi, split.ixi_train | split.ixi_validation, out / "ixi", report)
-    parts = {}
-    for part, subjects in (("train", split.ixi_train), ("val", split.ixi_validation)):
-        rows = [
-            {"image": str(pictures[subject].resolve()), "subject": subject, "source": "IXI"}
-            for subject in sorted(subjects & pictures.keys())
-        ]
-        if part == "train":
-            rows += [{"image": str(path.resolve()), "subject": subject, "source": "ATLAS"} for path, subject in slices]
-        write_table(out / f"{part}.csv", ["image", "subject", "source"], rows)
-        parts[part] = rows
+    images = {
+        "train": [*_of_ixi(split.ixi_train, pictures), *((path, subject, "ATLAS") for path, subject in slices)],
+        "val": _of_ixi(split.ixi_validation, pictures),
+    }
+    _write_images(images, out)
     missing = sorted((split.ixi_train | split.ixi_validation) - pictures.keys())
     found = [
-        f"Training: {len(split.ixi_train & pictures.keys())} of the paper's {len(split.ixi_train)} subjects of IXI and "
+        f"Training: {len(images['train']) - len(slices)} of the paper's {len(split.ixi_train)} subjects of IXI and "
         f"{len(slices)} of its {len(split.atlas_train)} slices of ATLAS without a lesion. Validation: "
-        f"{len(parts['val'])} of {len(split.ixi_validation)} subjects of IXI."
+        f"{len(images['val'])} of {len(split.ixi_validation)} subjects of IXI.",
+        *([f"Missing of IXI, so this is not the paper's whole set: {listing(missing)}."] if missing else []),
+        *(f"{name}: {reason}" for name, reason in unusable.items()),
     ]
-    found += [f"Missing of IXI, so this is not the paper's whole set: {listing(missing)}."] if missing else []
-    found += [f"{name}: {reason}" for name, reason in unusable.items()]
-    return TrainingSet(out / "train.csv", out / "val.csv", len(parts["train"]), found)
+    return TrainingSet(out / "train.csv", out / "val.csv", len(images["train"]), found)
+
+
+def _named(report: Progress, name: str, done: int, total: int) -> None:
+    report(done, total, name)
+
+
+def _write_images(images: Mapping[str, list[tuple[Path, str, str]]], out: Path) -> None:
+    for part, of_part in images.items():
+        rows = [{"image": str(path.resolve()), "subject": subject, "source": of} for path, subject, of in of_part]
+        write_table(out / f"{part}.csv", ["image", "subject", "source"], rows)
+
+
+def _of_ixi(subjects: AbstractSet[str], pictures: Mapping[str, Path]) -> list[tuple[Path, str, str]]:
+    """(picture, subject, source) of those subjects that have one."""
+    return [(pictures[subject], subject, "IXI") for subject in sorted(subjects & pictures.keys())]
 
 
 def paper_recipe(recipe: str, noise: str, images: int, steps: int | None = None) -> Recipe:
@@ -215,9 +220,8 @@ def _ixi_pictures(
     pictures, volumes = _find_ixi(ixi, wanted)
     if not volumes:
         return pictures, {}
-    summary = prepare_files(
-        find_scans(list(volumes.values())), out, on_progress=lambda done, total: on_progress(done, total, "IXI")
-    )
+    scans = find_scans(list(volumes.values()))
+    summary = prepare_files(scans, out, on_progress=partial(_named, on_progress, "IXI"))
     for prepared in summary.done.values():
         named = SUBJECT.search(Path(prepared.source).name)
         if named and not prepared.refused:

@@ -153,8 +153,7 @@ def measure_speed(
 
     report(0)
     compact = Detector(model, device=device, draws=1)
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    peaks = {name: matrix_product_gflops(dtype, compact.device) for name, dtype in dtypes.items()}
+    peaks = {name: matrix_product_gflops(getattr(torch, name), compact.device) for name in ("float32", "bfloat16")}
     report(1)
     _detection_speed("compact", compact, slices=1)  # warms up: not kept
     compact_network = _network_speed("compact", compact, peaks)

@@ -144,6 +144,16 @@ def evaluate(
     end_with_failures({failure["name"]: failure["reason"] for failure in results[0]["failures"]})
 
 
+Target = Annotated[
+    Literal["table1", "table2", "fig4", "train"],
+    Argument(help="The table or figure of the THOR paper; train: its networks."),
+]
+PaperFolder = Annotated[
+    Path,
+    Option(help="ATLAS v2.0 (table1, fig4, train) or GRAZPEDWRI-DX (table2) as published, or cases.csv, healthy/."),
+]
+
+
 @dataclass(frozen=True)
 class ReproduceOptions:
     """The fields are those of `thorad.apps.reproduce.Settings`."""
@@ -171,14 +181,8 @@ class PaperTrainingOptions:
 
 @opt.verb(app, example="thorad reproduce table1 --data ATLAS/ -o table1", interrupted=RESUMES)
 def reproduce(
-    target: Annotated[
-        Literal["table1", "table2", "fig4", "train"],
-        Argument(help="The table or figure of the THOR paper; train: its networks."),
-    ],
-    data: Annotated[
-        Path,
-        Option(help="ATLAS v2.0 (table1, fig4, train) or GRAZPEDWRI-DX (table2) as published, or cases.csv, healthy/."),
-    ],
+    target: Target,
+    data: PaperFolder,
     options: ReproduceOptions,
     training: PaperTrainingOptions,
     out: Annotated[Path | None, opt.OutOption(help="Folder for report.md and the rest; --check needs none.")] = None,
@@ -195,21 +199,19 @@ def reproduce(
     if training != PaperTrainingOptions():
         raise ThoradError("--ixi, --noise, --recipe and --training-steps are of the target train alone.")
 
-    from thorad.apps.reproduce import Settings
-    from thorad.apps.reproduce import reproduce as measure
+    from thorad.apps import reproduce as paper
     from thorad.apps.reproduce_data import check_layout
 
     if check:
         with progress_bar(target, quiet) as show:
-            layout = check_layout(target, data, on_progress=show)
-        _end_with_layout(layout)
+            _end_with_layout(check_layout(target, data, on_progress=show))
     if out is None:
         raise ThoradError("--out is missing: name a folder for the results, or --check the data only.")
 
     chosen = models or ("hand-xray64" if target == "table2" else f"{opt.DEFAULT_MODEL},brain-t1-patched")
-    settings = Settings(**{**vars(options), "steps": opt.parse_steps(options.steps)})
+    settings = paper.Settings(**{**vars(options), "steps": opt.parse_steps(options.steps)})
     with progress_bar(target, quiet) as show:
-        measured = measure(target, data, opt.parse_words(chosen), out, settings, on_progress=show)
+        measured = paper.reproduce(target, data, opt.parse_words(chosen), out, settings, on_progress=show)
     if not quiet:
         print_table(measured.table)
         print_line(f"Results: {out} (report.md first)")
