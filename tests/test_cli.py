@@ -642,8 +642,8 @@ def test_train(fitted: dict[str, Any], tmp_path: Path) -> None:
         "accelerator": "auto",
         "devices": "auto",
         "nodes": 1,
+        "threads": None,
         "start_from": None,
-        "progress_bar": False,
     }
     assert f"Model: {tmp_path / 'out' / 'model'}\n" in result.stdout
 

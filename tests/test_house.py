@@ -41,7 +41,7 @@ MAY_IMPORT = {
         *("errors", "__init__"),
     },
     "volume_detection": {"detector", "domain", "check", "records", "findings", "io", "recipe", "errors"},
-    "training": {"diffusion", "domain", "datasets", "io", "model", "recipe", "errors", "__init__"},
+    "training": {"results", "diffusion", "domain", "datasets", "io", "model", "recipe", "errors", "__init__"},
     "detector": {
         *(
             "selection",

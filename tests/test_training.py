@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,12 +20,13 @@ from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file
 
 from thorad.detector import Detector
-from thorad.errors import ThoradError
+from thorad.errors import Interrupted, ThoradError
 from thorad.model import load_model
 from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
 from thorad.training.augmentation import augment
 from thorad.training.data import images_of_batch
-from thorad.training.fit import average_weights, fit
+from thorad.training.fit import fit
+from thorad.training.loop import average_weights
 from thorad.training.module import DiffusionTraining, learning_rate_factor
 
 
@@ -48,7 +50,11 @@ def tiny_recipe(**training: object) -> Recipe:
 @pytest.fixture
 def healthy(tmp_path: Path, rng: np.random.Generator) -> tuple[Path, Path]:
     """Folders of a few smooth pictures, for training and validation."""
-    folders = (tmp_path / "train", tmp_path / "validation")
+    return write_healthy(tmp_path, rng)
+
+
+def write_healthy(folder: Path, rng: np.random.Generator) -> tuple[Path, Path]:
+    folders = (folder / "train", folder / "validation")
     for folder, first in zip(folders, (0, 100), strict=True):
         folder.mkdir()
         for i in range(first, first + 5):
@@ -457,6 +463,111 @@ def test_killed_and_resumed_equals_uninterrupted(healthy: tuple[Path, Path], tmp
         assert torch.equal(tensor, uninterrupted[name]), name
     assert len(list((killed / "checkpoints").glob("*.ckpt"))) == 1
     assert len(list((killed / "logs").iterdir())) == 2  # the killed start's log is still there
+
+
+def test_sigterm_saves_the_step_and_the_same_command_resumes(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    """A real signal to a real process, whose checkpoints are an hour apart."""
+    recipe = tiny_recipe(steps=40, validate_every=100, checkpoint_minutes=60.0)
+    path, out = tmp_path / "tiny.toml", tmp_path / "out"
+    path.write_text(recipe.to_toml())
+    process = run_cli(healthy[0], out, path, program=("-c", SLOW_STEPS))
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if "first step" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    output = "".join(seen) + process.communicate(timeout=200)[0]
+    assert process.returncode == 128 + signal.SIGTERM, output
+    told = re.search(r"stopped by SIGTERM after step (\d+) of 40, which is saved\. The same command", output)
+    assert told is not None, output
+    assert "Traceback" not in output
+    assert re.search(r"\d\d:\d\d:\d\d  images      5 to train on, none to validate on\n", output)
+    assert re.search(r"parameters  0\.\d+ million\n", output)
+    (checkpoint,) = (out / "checkpoints").iterdir()
+    assert checkpoint.name == f"step={told[1]}.ckpt"
+    assert 1 <= int(told[1]) < 40
+    resumed = weights(fit(recipe, healthy[0], out, accelerator="cpu"))
+    expected = weights(fit(recipe, healthy[0], tmp_path / "whole", accelerator="cpu"))
+    assert resumed.keys() == expected.keys()
+    for name, tensor in resumed.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+# The command line with one thing more: it tells when a step is done, and then takes its time.
+SLOW_STEPS = """
+import time
+from thorad import cli
+from thorad.training.module import DiffusionTraining
+def tell(module, *_):
+    print("first step" if module.global_step == 1 else "", flush=True)
+    time.sleep(0.2)
+DiffusionTraining.on_train_batch_end = tell
+cli.app()
+"""
+
+
+class Sends(lightning.Callback):
+    """Sends a signal to this process, once, in a hook at a step."""
+
+    def __init__(self, signum: signal.Signals, hook: str, step: int) -> None:
+        def send(trainer: lightning.Trainer, *_: object) -> None:
+            if trainer.global_step == step:
+                os.kill(os.getpid(), signum)
+
+        setattr(self, hook, send)
+
+
+@pytest.mark.parametrize(
+    ("signum", "hook", "step", "done"),
+    [
+        (signal.SIGINT, "on_train_batch_start", 2, 3),  # a step that has begun is finished
+        (signal.SIGTERM, "on_validation_batch_start", 3, 3),  # the averaged weights are in the network then
+        (signal.SIGUSR1, "on_train_batch_start", 4, 5),
+    ],
+    ids=["Ctrl-C", "in a validation", "SLURM"],
+)
+def test_a_training_ended_by_a_signal_resumes_to_the_same_weights(
+    healthy: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signum: signal.Signals,
+    hook: str,
+    step: int,
+    done: int,
+) -> None:
+    recipe, handler = tiny_recipe(checkpoint_minutes=60.0), signal.getsignal(signum)
+    if signum == signal.SIGUSR1:
+        slurm = {"JOB_ID": "71", "NTASKS": "1", "NTASKS_PER_NODE": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+        for name, value in {**slurm, "JOB_NAME": "train", "NODELIST": "localhost"}.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        scheduler = tmp_path / "bin" / "scontrol"
+        scheduler.parent.mkdir()
+        scheduler.write_text(f'#!/bin/sh\necho "$@" > {tmp_path / "asked"}\n')
+        scheduler.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{scheduler.parent}:{os.environ['PATH']}")
+    out = tmp_path / "out"
+    options = {"validation": healthy[1], "accelerator": "cpu", "devices": 1, "progress_bar": False}
+    with pytest.raises(Interrupted, match=f"stopped by {signum.name} after step {done} of 6, which is saved") as stop:
+        fit(recipe, healthy[0], out, callbacks=[Sends(signum, hook, step)], **options)
+    assert stop.value.signum == signum
+    assert signal.getsignal(signum) == handler
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step={done}.ckpt"]
+    assert f"step {done} of 6, stopped; the same command resumes" in (out / "training.html").read_text()
+    if signum == signal.SIGUSR1:
+        assert "SLURM has queued job 71 again." in str(stop.value)
+        assert (tmp_path / "asked").read_text() == "requeue 71\n"
+    resumed = weights(fit(recipe, healthy[0], out, **options))
+    expected = weights(fit(recipe, healthy[0], tmp_path / "whole", **options))
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, resumed[name]), name
+    curves = [
+        torch.load(next((folder / "checkpoints").iterdir()), weights_only=True)["callbacks"]["History"]["points"]
+        for folder in (out, tmp_path / "whole")
+    ]
+    assert curves[0]["train/loss"] == curves[1]["train/loss"]
+    assert [at for at, _ in curves[1]["validation/loss"]] == [3]  # the last one comes after the checkpoint
 
 
 # The command line with one thing more: each process leaves the weights that it ends with.

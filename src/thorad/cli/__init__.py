@@ -1,6 +1,7 @@
 """The command `thorad`: parse, call, print. Everything heavy is imported inside the verbs.
 
-Exit codes: 0 success, 1 some files failed or were refused, 2 wrong arguments, 130 interrupted.
+Exit codes: 0 success, 1 some files failed or were refused, 2 wrong arguments, 128 + N ended by signal N
+(130: Ctrl-C).
 """
 
 from __future__ import annotations

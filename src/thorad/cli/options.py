@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
 from typer import Argument, Option, Typer
 
-from thorad.cli.render import STARTS_OVER, one_line_errors
+from thorad.cli.render import STARTS_OVER, one_line_errors, set_log_level
 from thorad.diffusion import ENGINES, NOISES
 from thorad.errors import ThoradError
 from thorad.methods import METHODS
@@ -58,6 +58,10 @@ Side = Annotated[
 Report = Annotated[bool, Option("--report", help="Also write report.html, a page with every case to look at.")]
 Json = Annotated[Path | None, Option(help="Also write the results to this JSON file.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    Option(help="What stderr tells: progress (info), warnings, errors; debug adds where an error comes from."),
+]
 
 
 @dataclass(frozen=True)
@@ -191,10 +195,9 @@ def parse_words(text: str) -> list[str]:
 def verb(
     app: Typer, name: str | None = None, *, example: str, interrupted: str = STARTS_OVER
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a verb of a group, with one-line errors.
+    """Make a function a verb of a group, with one-line errors and the option --log-level.
 
-    A parameter whose type is a dataclass of options stands for the dataclass's fields: Typer sees each as a parameter
-    of its own, the function gets the dataclass.
+    A parameter whose type is a dataclass of options stands for its fields: Typer sees each as a parameter of its own.
 
     Args:
         app: the group.
@@ -210,9 +213,11 @@ def verb(
             for name, parameter in declared.parameters.items()
         }
         parameters = [option.replace(kind=Parameter.KEYWORD_ONLY) for options in spread.values() for option in options]
+        parameters.append(Parameter("log_level", Parameter.KEYWORD_ONLY, default="info", annotation=LogLevel))
 
         @wraps(function)
-        def call(**given: Any) -> None:
+        def call(*, log_level: str, **given: Any) -> None:
+            set_log_level(log_level)
             for name, parameter in declared.parameters.items():
                 if is_dataclass(parameter.annotation):
                     values = {option.name: given.pop(option.name) for option in spread[name]}
@@ -223,8 +228,7 @@ def verb(
         call.__signature__ = declared.replace(parameters=parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {option.name: option.annotation for option in parameters}
         text = re.sub(r"(?<!\n)\n(?!\n)", " ", cleandoc(function.__doc__ or ""))  # Typer keeps line breaks
-        epilog = f"Example: [bold]{example}[/]"
-        app.command(name, help=text, epilog=epilog, rich_help_panel=app.rich_help_panel)(call)
+        app.command(name, help=text, epilog=f"Example: [bold]{example}[/]", rich_help_panel=app.rich_help_panel)(call)
         return call
 
     return register

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -15,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from thorad.errors import ThoradError
+from thorad.errors import Interrupted, ThoradError
 from thorad.io.tables import counted
 from thorad.io.text import printable
 from thorad.table import Table
@@ -27,8 +31,29 @@ if TYPE_CHECKING:
 RESUMES = "Run the same command again to resume."
 STARTS_OVER = "Nothing was written. Run the same command again to start over."
 
+LINE_SECONDS = 30.0
+"""Between two lines of progress where stderr is no terminal."""
+
 out_console = Console(soft_wrap=True)
 error_console = Console(stderr=True, soft_wrap=True)
+log = logging.getLogger("thorad")
+
+
+class _Lines(logging.Handler):
+    """Writes a log to stderr: plain lines above a bar on a terminal, lines with the time elsewhere."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = printable(record.getMessage())
+        if not error_console.is_terminal:
+            text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}"
+        error_console.print(text, markup=False, highlight=False)
+
+
+def set_log_level(level: str) -> None:
+    """Show what thorad's modules log from a level on, and warnings if they are of it."""
+    log.setLevel(level.upper())
+    log.propagate = False
+    log.handlers = [_Lines()]
 
 
 def print_line(text: str = "", style: str | None = None) -> None:
@@ -42,8 +67,9 @@ def print_error(text: str) -> None:
 
 
 def print_warning(text: str) -> None:
-    """Print a yellow line on stderr."""
-    error_console.print(printable(text), style="yellow", markup=False, highlight=False)
+    """Print a yellow line on stderr, unless the log level leaves warnings out."""
+    if log.isEnabledFor(logging.WARNING):
+        error_console.print(printable(text), style="yellow", markup=False, highlight=False)
 
 
 def print_outcome(summary: RunSummary | PrepareSummary, part: str = "") -> None:
@@ -116,36 +142,53 @@ def print_table(table: Table) -> None:
 
 @contextmanager
 def progress_bar(title: str, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """A bar with the remaining time; nothing if stderr is no terminal. Yields a function of (done, total, title)."""
+    """A bar with the remaining time; a line of the log now and then if stderr is no terminal.
+
+    Yields a function of (done, total, title).
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    disable = quiet or not error_console.is_terminal
+    shown = not quiet and log.isEnabledFor(logging.INFO)
+    began = line = time.monotonic()
     with Progress(
-        *columns, TextColumn("remaining"), TimeRemainingColumn(), console=error_console, disable=disable
+        *columns,
+        *(TextColumn("remaining"), TimeRemainingColumn()),
+        console=error_console,
+        disable=not (shown and error_console.is_terminal),
     ) as bar:
 
         def report(done: int, total: int, now: str = title) -> None:
+            nonlocal line
             if not bar.tasks:
                 bar.add_task(printable(now), total=total, completed=done)
             bar.update(bar.tasks[0].id, completed=done, description=printable(now))
+            if shown and bar.disable and time.monotonic() - line >= LINE_SECONDS:
+                line = time.monotonic()
+                left = timedelta(seconds=round((line - began) / done * (total - done))) if done else "?"
+                log.info("%s: %d of %d, %s left", now, done, total, left)
 
         yield report
 
 
 @contextmanager
 def one_line_errors(interrupted: str) -> Iterator[None]:
-    """Turn what the user can mend, and Ctrl-C, into one line on stderr and an exit code.
+    """Turn what the user can mend, and an end by a signal, into one line on stderr and an exit code.
 
     Args:
         interrupted: what to say after Ctrl-C.
     """
     try:
         yield
+    except Interrupted as stop:
+        if str(stop):
+            print_error(str(stop))
+        raise typer.Exit(128 + stop.signum) from stop
     except ThoradError as error:
+        log.debug("Where the error comes from:\n%s", traceback.format_exc())
         print_error(f"Error: {error}")
         raise typer.Exit(2) from error
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns the former into the latter.
         if not isinstance(stop if isinstance(stop, KeyboardInterrupt) else stop.__context__, KeyboardInterrupt):
             raise
-        print_warning(f"Interrupted. {interrupted}")
+        print_error(f"Interrupted. {interrupted}")
         raise typer.Exit(130) from stop

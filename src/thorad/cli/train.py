@@ -12,7 +12,6 @@ from typer.core import TyperGroup
 from thorad.cli import options as opt
 from thorad.cli.render import (
     end_with_failures,
-    out_console,
     print_left_out,
     print_line,
     print_table,
@@ -39,6 +38,10 @@ def train(
     devices: Annotated[str, opt.ComputeOption(help="Number of devices per node, or auto.")] = "auto",
     nodes: Annotated[int, opt.ComputeOption(help="Number of machines.", min=1)] = 1,
     accelerator: Annotated[str, opt.ComputeOption(help="auto, cpu, gpu or mps.")] = "auto",
+    threads: Annotated[
+        int | None,
+        opt.ComputeOption(help="Of a CPU. Default: the fastest in the first steps.", min=1),
+    ] = None,
     steps: Annotated[int | None, Option(help="Training steps, instead of the recipe's number.", min=1)] = None,
     start_from: Annotated[str | None, Option(help="A model whose weights to start from.")] = None,
 ) -> None:
@@ -61,8 +64,8 @@ def train(
         accelerator=accelerator,
         devices=devices,
         nodes=nodes,
+        threads=threads,
         start_from=start_from,
-        progress_bar=out_console.is_terminal,
     )
     # Every process of a distributed training comes by here.
     for line in (f"Model: {folder}", f"Use it: thorad detect INPUT --model {folder} -o DIR"):

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import pickle
 import platform
 import time
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from torch import Tensor
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 
 from thorad import __version__
-from thorad.diffusion.engine import fast_precision
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import write_png8
@@ -30,21 +21,10 @@ from thorad.model import CALIBRATION, RECIPE, WEIGHTS, load_model, save_model
 from thorad.recipe import Recipe, parse_recipe
 from thorad.training.data import Images, Source, TrainingData, mean_and_deviation, open_images
 from thorad.training.domain import learn_domain
+from thorad.training.history import History
+from thorad.training.loop import Loop, run_training
 from thorad.training.module import DiffusionTraining
-
-EXPECTED_WARNINGS = (
-    ".*does not have many workers.*",  # reading is quick beside a step, unless the caller asks for workers
-    "Experiment logs directory .* exists and is not empty",  # left by a training that was killed before a checkpoint
-    "Checkpoint directory .* exists and is not empty",  # that is where resuming starts
-    ".*your dataloader is not resumable.*",  # it is: its order goes by the step's number
-    ".*LeafSpec.*",  # Lightning's own use of torch
-)
-
-BREAKS_RESUMING = {
-    *("accumulate_grad_batches", "overfit_batches", "limit_train_batches", "fast_dev_run", "barebones"),
-    "enable_checkpointing",
-}
-"""Options of Lightning's trainer with which a step is not one batch, or nothing is left to resume from."""
+from thorad.training.progress import newest_checkpoint
 
 
 def fit(
@@ -56,6 +36,7 @@ def fit(
     accelerator: str = "auto",
     devices: str | int | list[int] = "auto",
     nodes: int = 1,
+    threads: int | None = None,
     start_from: str | Path | None = None,
     progress_bar: bool = True,
     workers: int = 0,
@@ -69,12 +50,16 @@ def fit(
         train: healthy images: a folder, a table with a column `image`, or a torch `Dataset` whose items are images,
             (H, W) or (1, H, W), or have one under `image` or as their first part. All are scaled and resized as
             `Detector.detect` does it.
-        out: folder for ``recipe.toml``, ``checkpoints/``, ``logs/``, ``pictures/`` and ``model/``.
+        out: folder for ``training.html`` to look at, ``curve.svg``, ``recipe.toml``, ``checkpoints/``, ``logs/``,
+            ``pictures/`` and ``model/``.
         validation: the same of other subjects, for the validation loss and the pictures; `MOST_VALIDATED` are used.
         accelerator: Lightning's: "auto", "cpu", "gpu", "mps".
         devices: Lightning's: "auto", a number or a list of indices; processes where the accelerator is "cpu".
+        threads: of a CPU; None measures in the first steps which number is fastest, unless OMP_NUM_THREADS is set. The
+            weights' last digits depend on it; a resumed training keeps it.
         start_from: a model whose weights are the first ones; its network must have the same shapes.
-        progress_bar: a bar on the terminal, or a line at every validation.
+        progress_bar: a bar, if stderr is a terminal; otherwise a line each minute and validation, of level INFO of the
+            logger ``thorad.training``.
         workers: processes that read images ahead, for a data set that is slow to read.
         callbacks: Lightning's, called before thorad's own.
         loggers: Lightning's, instead of CSV and TensorBoard files in ``logs/``, a folder for each start.
@@ -83,6 +68,7 @@ def fit(
     Raises:
         ThoradError: unusable training images, another training in `out`, an unfit `start_from`, device or option; a
             callback or option ended the training before its last step.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 ended it; its state is saved.
     """
     out = Path(out)
     images, held_out = open_images(train, validation, recipe, leave_out=out)
@@ -90,34 +76,25 @@ def fit(
     model = out / "model"
     if all((model / name).is_file() for name in (WEIGHTS, CALIBRATION)):
         return model
-    checkpoint = _newest_checkpoint(out / "checkpoints")
-    module = _fresh_module(recipe, start_from if checkpoint is None else None)
-    log = f"from-step-{_step_of(checkpoint)}"  # one for each start: a logger empties its folder
-    every = timedelta(minutes=recipe.training.checkpoint_minutes)
-    own = [
-        # Averaging takes the averaged weights away at the end of a validation: what looks at them comes before.
-        *([ReconstructionPictures(held_out, out / "pictures")] if len(held_out) else []),
-        ModelCheckpoint(out / "checkpoints", filename="{step}", train_time_interval=every, save_top_k=1),
-        WeightAveraging(avg_fn=partial(average_weights, decay=recipe.training.ema)),
-        RichProgressBar() if progress_bar else ProgressLines(),
-    ]
-    arguments = {
-        **{"accelerator": accelerator, "devices": devices, "num_nodes": nodes, "enable_progress_bar": progress_bar},
-        "callbacks": [*callbacks, *own],
-        "logger": [CSVLogger(out, "logs", log), TensorBoardLogger(out, "logs", log)] if loggers is None else [*loggers],
-    }
-    trainer = _trainer(recipe, arguments, trainer_options or {}, validate=len(held_out) > 0)
+    resumes = newest_checkpoint(out / "checkpoints") is not None
+    module = _fresh_module(recipe, None if resumes else start_from)
+    # Averaging takes the averaged weights away at the end of a validation: what looks at them comes before.
+    pictures = [ReconstructionPictures(held_out, out / "pictures")] if len(held_out) else []
+    loop = Loop(
+        **_recipe_options(recipe, validates=len(held_out) > 0),
+        accelerator=accelerator,
+        devices=devices,
+        nodes=nodes,
+        threads=threads,
+        progress_bar=progress_bar,
+        callbacks=[*callbacks, *pictures],
+        loggers=loggers,
+        trainer_options=trainer_options or {},
+    )
     began = time.monotonic()
-    _run(trainer, module, TrainingData(recipe, images, held_out, workers=workers), checkpoint)
-    if trainer.global_step < recipe.training.steps:
-        raise ThoradError(
-            f"{out}: the training was ended at step {trainer.global_step} of {recipe.training.steps}, so there is no "
-            "model yet. Call fit again without what ended it, and it resumes."
-        )
+    data = TrainingData(recipe, images, held_out, workers=workers)
+    trainer = run_training(module, data, loop, _history(out, recipe, len(images), len(held_out)))
     if trainer.is_global_zero:
-        # Checkpoints of runs that were killed are unknown to the last run's own tidying.
-        for path in {*(out / "checkpoints").glob("*.ckpt")} - {_newest_checkpoint(out / "checkpoints")}:
-            path.unlink()
         if not all(bool(weights.isfinite().all()) for weights in module.network.state_dict().values()):
             raise ThoradError(f"{out}: the training diverged, weights are not finite. Lower training.learning_rate.")
         card = _card(recipe, len(images), len(held_out), trainer, time.monotonic() - began)
@@ -126,43 +103,6 @@ def fit(
             model, recipe, module.network.state_dict(), *statistics, card, picture_domain=learn_domain(images, recipe)
         )
     return model
-
-
-def _trainer(recipe: Recipe, arguments: Mapping[str, Any], options: Mapping[str, Any], *, validate: bool) -> Trainer:
-    """A trainer whose one pass over its data is the whole training."""
-    training = recipe.training
-    own = {
-        **arguments,
-        "precision": _precision(recipe, arguments["accelerator"]),
-        "max_steps": training.steps,
-        "max_epochs": -1,
-        "gradient_clip_val": training.gradient_norm,
-        "val_check_interval": min(training.validate_every, training.steps) if validate else None,
-        "limit_val_batches": None if validate else 0,
-        "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,
-    }
-    if owned := sorted(options.keys() & (own.keys() | BREAKS_RESUMING)):
-        raise ThoradError(
-            f"trainer_options: {', '.join(owned)} can't be set here, because thorad sets it. The recipe says how long "
-            "to train and how, the arguments of fit say where, and with which callbacks and loggers."
-        )
-    # Lightning's hints about loggers and accelerators are not the user's concern here.
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    defaults = {"log_every_n_steps": min(10, training.steps), "enable_model_summary": False}
-    try:
-        return Trainer(**{**own, **defaults, **options})
-    except (RuntimeError, ValueError, TypeError, MisconfigurationException) as error:
-        asked = f"accelerator {own['accelerator']!r} with devices {own['devices']!r}"
-        further = f" and trainer_options {dict(options)}" if options else ""
-        raise ThoradError(f"{asked}{further}: {error}") from error
-
-
-def average_weights(averaged: Tensor, current: Tensor, count: Tensor | int, decay: float) -> Tensor:
-    """Exponential moving average, whose decay rises to its value as (1 + n) / (10 + n): it soon forgets step 0."""
-    now = min(decay, (1 + int(count)) / (10 + int(count)))
-    return averaged.lerp(current, 1 - now)
 
 
 class ReconstructionPictures(Callback):
@@ -180,44 +120,30 @@ class ReconstructionPictures(Callback):
             write_png8(self._folder / f"step-{trainer.global_step:07d}.png", picture.numpy())
 
 
-class ProgressLines(Callback):
-    """Where there is no terminal: a line at each validation instead of a bar."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._began, self._first = time.monotonic(), trainer.global_step
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print steps, speed, time left and losses."""
-        if trainer.is_global_zero:
-            rate = max(trainer.global_step - self._first, 1) / (time.monotonic() - self._began)
-            left = timedelta(seconds=round((int(trainer.max_steps) - trainer.global_step) / rate))
-            losses = " ".join(f"{k} {float(v):.5f}" for k, v in sorted(trainer.callback_metrics.items()) if "/" in k)
-            print(
-                f"step {trainer.global_step}/{trainer.max_steps}  {rate:.2f} steps/s  {left} left  {losses}", flush=True
-            )
+def _recipe_options(recipe: Recipe, *, validates: bool) -> dict[str, Any]:
+    """What a recipe says of its training's `Loop`."""
+    training = recipe.training
+    return {
+        "steps": training.steps,
+        "checkpoint_minutes": training.checkpoint_minutes,
+        "validate_every": training.validate_every if validates else None,
+        "gradient_norm": training.gradient_norm,
+        "averaging": training.ema,
+        "precision": training.precision,
+    }
 
 
-def _precision(recipe: Recipe, accelerator: str) -> Any:
-    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    fast = "bf16-mixed" if fast_precision(torch.device("cuda" if cuda else "cpu")) == torch.bfloat16 else "32-true"
-    return fast if recipe.training.precision == "auto" else recipe.training.precision
-
-
-def _run(trainer: Trainer, module: DiffusionTraining, data: TrainingData, checkpoint: Path | None) -> None:
-    with warnings.catch_warnings():
-        for message in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-        except pickle.UnpicklingError as error:
-            raise ThoradError(
-                f"{checkpoint}: holds objects that may run code when they are loaded, so it is not loaded. A "
-                "callback's state_dict must give tensors and plain values. Train in another folder."
-            ) from error
-    if checkpoint and _step_of(checkpoint) == trainer.max_steps:
-        # Killed between the last checkpoint and the model: nothing was left to train, so nothing was averaged.
-        module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+def _history(out: Path, recipe: Recipe, trained_on: int, validated_on: int) -> History:
+    facts = {
+        "training": f"{recipe.name} in {out}",
+        "images": f"{trained_on} to train on, {validated_on or 'none'} to validate on",
+        "a step": f"{recipe.training.batch_size} images of {recipe.image.size} px",
+    }
+    middle = recipe.noise.train_below // 2
+    labels = ["healthy image"]
+    for kind in recipe.noise.trained_kinds:
+        labels += [f"{kind} noise, timestep {middle}", "restored from it"]
+    return History(out, facts, recipe.to_toml(), labels)
 
 
 def _claim(out: Path, recipe: Recipe) -> None:
@@ -235,16 +161,6 @@ def _claim(out: Path, recipe: Recipe) -> None:
     # What the model is for changes no weight, and older recipes don't say it.
     if parse_recipe(earlier, source=str(path)).model_copy(update={"domain": recipe.domain}) != recipe:
         raise ThoradError(f"{out}: holds a training with another recipe. Use another folder or its recipe.")
-
-
-def _newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole one: a kill may leave a torn one behind, and a ZIP archive ends with its list of contents."""
-    whole = (path for path in folder.glob("*.ckpt") if zipfile.is_zipfile(path))
-    return max(whole, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return int(checkpoint.stem.rpartition("=")[2]) if checkpoint else 0
 
 
 def _fresh_module(recipe: Recipe, start_from: str | Path | None) -> DiffusionTraining:
