@@ -100,11 +100,11 @@ def wrist_bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps of another brightness for each method, noise and level: the network's cost half a second each."""
 
-    def maps(self: Detector, x: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    def maps(self: Detector, x: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         healthy = ((self.noise_level or 0) + 10 * len(self.method) + len(self.noise or "")) / 1000
-        return (x - healthy).abs() * torch.from_numpy(self.region)
+        return (x - healthy).abs() * torch.from_numpy(self.region), torch.full_like(x, healthy)
 
-    monkeypatch.setattr(Detector, "model_maps", maps)
+    monkeypatch.setattr(Detector, "model_restorations", maps)
 
 
 def without_time(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -290,13 +290,13 @@ def test_figure_4(
     shutil.rmtree(out / "levels" / "thor-simplex-400" / "maps")
     (out / "metrics.json").unlink()
     measured: list[str] = []
-    maps = Detector.model_maps
+    maps = Detector.model_restorations
 
-    def counted(self: Detector, x: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    def counted(self: Detector, x: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         measured.extend(f"{self.method}-{self.noise_level}-{name}" for name in names)
         return maps(self, x, names)
 
-    monkeypatch.setattr(Detector, "model_maps", counted)
+    monkeypatch.setattr(Detector, "model_restorations", counted)
     again = run("fig4", brain, [tiny_model], out, QUICK)
     assert measured == [f"thor-400-images__{name}" for name in SIDES]
     assert without_time(again.results) == without_time(found.results)

@@ -175,8 +175,8 @@ class FakeDetector:
     model_size: int = SIZE
     batch_size: int = 4
 
-    def model_maps(self, x: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-        return torch.tensor(np.stack([self.maps(name) for name in names])[:, None], dtype=torch.float32)
+    def model_restorations(self, x: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return torch.tensor(np.stack([self.maps(name) for name in names])[:, None], dtype=torch.float32), None
 
     def scores(self, maps: torch.Tensor) -> torch.Tensor:
         return maps.mean(dim=(1, 2, 3))
@@ -303,8 +303,8 @@ def test_real_wrists_are_measured(shared_data: Path, tmp_path: Path) -> None:
     cases = [Case(wrist / f"{name}.png", None, name[:4], name, boxes=path) for name, path in files.items()]
 
     class Brightness(FakeDetector):
-        def model_maps(self, x: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-            return x
+        def model_restorations(self, x: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return x, None
 
     detector = Brightness(perfect, model_size=64, region=np.ones((64, 64), bool))
     unlabelled = sorted(wrist.glob("unlabelled_*.png"))

@@ -35,13 +35,13 @@ class FakeDetector:
     batch_size: int = 3
     seen: list[str] = field(default_factory=list)
 
-    def model_maps(self, x: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    def model_restorations(self, x: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert x.shape == (len(names), 1, SIZE, SIZE)
         assert len(names) <= self.batch_size
         assert 0 <= x.min() <= x.max() <= 1
         self.seen += names
         maps = np.stack([self.maps(name) for name in names])[:, None] * self.region
-        return torch.tensor(maps, dtype=torch.float32)
+        return torch.tensor(maps, dtype=torch.float32), None
 
     def scores(self, maps: torch.Tensor) -> torch.Tensor:
         return maps.mean(dim=(1, 2, 3))
@@ -250,7 +250,7 @@ def test_tiny_lesion_belongs_to_no_group_but_is_pooled(tmp_path: Path) -> None:
         image = write_image(tmp_path / f"{name}.png", generator.integers(1, 255, (128, 128)))
         cases.append(Case(image, write_image(tmp_path / f"{name}_mask.png", mask), name, name))
     detector = FakeDetector(lambda name: np.zeros((128, 128)), region=np.ones((128, 128), bool), model_size=128)
-    detector.model_maps = lambda x, names: torch.ones(len(names), 1, 128, 128)  # type: ignore[method-assign]
+    detector.model_restorations = lambda x, names: (torch.ones(len(names), 1, 128, 128), None)  # type: ignore[method-assign]
     (result,) = evaluate(cases, [], [detector], tmp_path / "out", bootstrap=5)
     assert (result["counts"]["medium"], result["counts"]["no_size_group"]) == (1, 1)
     assert result["counts"]["lesion_pixels"] == 101
@@ -419,10 +419,10 @@ def test_models_with_different_grids_are_compared(bench: Bench) -> None:
 
     @dataclass
     class Finer(FakeDetector):
-        def model_maps(self, x: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        def model_restorations(self, x: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
             assert x.shape == (len(names), 1, 2 * SIZE, 2 * SIZE)
             maps = np.stack([self.maps(name) for name in names])[:, None]
-            return torch.tensor(maps, dtype=torch.float32).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+            return torch.tensor(maps, dtype=torch.float32).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3), None
 
     finer = Finer(bench.blurry, model_name="finer", region=np.ones((2 * SIZE, 2 * SIZE), bool), model_size=2 * SIZE)
     detectors = [FakeDetector(bench.blurry), finer, replace(finer, maps=bench.random)]

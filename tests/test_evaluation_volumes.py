@@ -102,8 +102,8 @@ class FakeDetector:
     model_size: int = SIZE
     batch_size: int = 5
 
-    def model_maps(self, x: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-        return torch.tensor(np.stack([self.maps(name) for name in names])[:, None], dtype=torch.float32)
+    def model_restorations(self, x: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return torch.tensor(np.stack([self.maps(name) for name in names])[:, None], dtype=torch.float32), None
 
     def scores(self, maps: torch.Tensor) -> torch.Tensor:
         return maps.mean(dim=(1, 2, 3))

@@ -62,7 +62,7 @@ MAY_IMPORT = {
     },
     "results": {"table", "evaluation", "check", "records", "pictures", "datasets", "io", "errors", "__init__"},
     "calibration": {"evaluation", "records", "io", "errors"},
-    "evaluation": {"datasets", "io", "findings", "table", "errors"},
+    "evaluation": {"datasets", "io", "findings", "maps", "table", "errors"},
     "implant": {"datasets", "io", "errors"},
     "datasets": {"io", "registry", "errors"},
     "model": {"diffusion", "domain", "io", "recipe", "errors", "__init__"},

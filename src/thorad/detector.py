@@ -337,21 +337,27 @@ class Detector:
         return tuple(to_input_grid(each, placement) > self.threshold for each in maps)
 
     def model_maps(self, x: Tensor, names: Sequence[str]) -> Tensor:
-        """Anomaly maps on the model's grid, for evaluation.
+        """Anomaly maps on the model's grid, for calibration; as `model_restorations`."""
+        return self.model_restorations(x, names)[0]
+
+    def model_restorations(self, x: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Anomaly maps and pseudo-healthy images on the model's grid, for evaluation.
 
         Args:
             x: (B, 1, S, S) in [0, 1].
             names: of the cases, for messages.
 
         Returns:
-            (B, 1, S, S) >= 0, 0 outside the model's region.
+            (B, 1, S, S) >= 0, 0 outside the model's region; (B, 1, S, S) in [0, 1].
         """
 
-        def maps_from(start: int) -> Tensor:
+        def restored_from(start: int) -> Restoration:
             group = slice(start, start + self._together)
-            return self._restore(x[group], names[group]).anomaly_map.cpu()
+            return self._restore(x[group], names[group])
 
-        return torch.cat(list(self._each(maps_from, range(0, len(x), self._together))))
+        groups = list(self._each(restored_from, range(0, len(x), self._together)))
+        maps = torch.cat([group.anomaly_map.cpu() for group in groups])
+        return maps, torch.cat([_to_unit(group.pseudo_healthy).cpu() for group in groups])
 
     def inside(self, image: Image) -> Tensor:
         """(1, S, S) bools: where an anomaly counts, which is the model's region, and of a slice the subject's brain."""

@@ -37,6 +37,8 @@ class Case:
     """Where each lesion has a mask of its own: those beside `mask`. A voxel is in a lesion if it is in any of them."""
     session: str | None = None
     """Which of the subject's visits."""
+    healthy_image: Path | None = None
+    """The same image without its finding, where that is known (an implanted one)."""
     archive: Path | None = None
     """The tar that the image lies in, not unpacked; `image` is then the archive's path and the member's name."""
 
@@ -65,7 +67,8 @@ def read_cases(table: Path, *, truth: Truth = "mask") -> list[Case]:
 
     Paths are relative to the table's folder; images, masks and boxes are not read. Optional are `subject` (else the
     image's path gives it, `subject_of`), `volume` (else each image is one by itself) and `slice`, a whole number that
-    orders the slices of a volume; beside `boxes` also `elsewhere`.
+    orders the slices of a volume; beside `mask` also `healthy_image`, the same image without its lesion where that is
+    known; beside `boxes` also `elsewhere`.
 
     Args:
         table: a CSV file.
@@ -77,7 +80,7 @@ def read_cases(table: Path, *, truth: Truth = "mask") -> list[Case]:
     """
     rows = read_table(table, ["image", truth])
     images = files_in_column(table, rows, "image")
-    columns = ("mask",) if truth == "mask" else ("boxes", "elsewhere")
+    columns = ("mask", "healthy_image") if truth == "mask" else ("boxes", "elsewhere")
     for column in columns:
         files_in_column(table, [(line, row) for line, row in rows if row.get(column)], column)
     advice = "with all its lesions in one mask" if truth == "mask" else "with all its boxes in one file"
@@ -129,6 +132,7 @@ def _cases(table: Path, rows: Sequence[Row], columns: Sequence[str]) -> list[Cas
                 slice_number=slice_number,
                 boxes=files.get("boxes"),
                 elsewhere=files.get("elsewhere"),
+                healthy_image=files.get("healthy_image"),
             )
         )
     return cases

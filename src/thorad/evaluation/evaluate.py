@@ -82,7 +82,10 @@ def evaluate(
         keep=out / "maps" if keep_maps else None,
     )
     results = [_without_nan({"protocol": protocol, **result}) for result in found]
-    write_table(out / "cases.csv", list(rows[0]), map(_without_nan, rows))
+    columns = dict.fromkeys(
+        key for row in rows for key in row
+    )  # a row has draws or settings only where they were asked
+    write_table(out / "cases.csv", list(columns), map(_without_nan, rows))
     write_atomic(out / "table.md", table_of(results).markdown().encode())
     write_atomic(out / "metrics.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     return results

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from thorad.evaluation import metrics, statistics
 from thorad.evaluation.metrics import Bools, Floats
+from thorad.evaluation.quality import summary
 from thorad.evaluation.runs import DetectorRun, Measured, Protocol, Resampling, Rows, read_masked
 from thorad.evaluation.sizes import SIZE_GROUPS, lesion_weighted_average, paper_mix, size_group
 from thorad.evaluation.statistics import Figures, Sample, interval
@@ -65,6 +66,7 @@ def measure(run: DetectorRun[Bools], resampling: Resampling) -> Measured[PooledC
     }
     best_dice = _percent_with_averages(best, maps)
     auprc = metrics.average_precision(maps.values[diseased], maps.truth[diseased])
+    quality, quality_intervals = summary(run.quality, weights)
     at_rate = {key: _at_rate(maps, rate, weights) for key, rate in FALSE_POSITIVE_RATES.items()}
     result: dict[str, Any] = {
         **run.about,
@@ -83,7 +85,9 @@ def measure(run: DetectorRun[Bools], resampling: Resampling) -> Measured[PooledC
             "auroc": interval(metrics.resampled_auroc(of_lesions, weights[:, diseased])),
             "dice_at_fpr": {key: at["interval"] for key, at in at_rate.items()},
             "image_auroc": interval(metrics.resampled_image_auroc(run.scores, diseased, weights)),
+            "quality": quality_intervals,
         },
+        "quality": quality,
         "thresholds": {
             "best_dice": {name: one.threshold for name, one in best.items()},
             "best_dice_source": "the test labels: an upper bound",
@@ -114,6 +118,7 @@ def pair(first: PooledCounts, second: PooledCounts) -> Figures:
 BRAIN_LESIONS: Final = Protocol[Bools, PooledCounts](
     truth="mask",
     read_truth=read_masked,
+    lesions=True,
     measure=measure,
     pair=pair,
     headline=lambda result: result["best_dice"]["average"],

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from thorad.datasets.cases import Case, Truth, read_cases
 from thorad.errors import ThoradError
 from thorad.evaluation.metrics import Bools, Floats, subject_resamples
+from thorad.evaluation.quality import Fidelity, fidelities, read_without_lesion, stored
 from thorad.evaluation.statistics import ABOUT, Figures, Sample, Swaps, subject_swaps, title, versus
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, read_mask
@@ -42,7 +43,7 @@ class MapDetector(typing.Protocol):
     noise: str | None  # None for a method that draws none
     steps: int | Literal["all"] | None  # of the reverse process; None for a method that has none
     network_calls: int  # for one image
-    batch_size: int  # images in one call of `model_maps`
+    batch_size: int  # images in one call of `model_restorations`
 
     @property
     def model_name(self) -> str:
@@ -56,8 +57,8 @@ class MapDetector(typing.Protocol):
     def region(self) -> Bools:
         """(S, S) pixels in which the model looks for anomalies."""
 
-    def model_maps(self, x: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-        """Turn (B, 1, S, S) images in [0, 1] into (B, 1, S, S) anomaly maps."""
+    def model_restorations(self, x: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Turn (B, 1, S, S) images in [0, 1] into as many anomaly maps and, if it makes some, pseudo-healthy images."""
 
     def scores(self, maps: torch.Tensor) -> torch.Tensor:
         """Turn (B, 1, S, S) maps into (B,) image scores."""
@@ -87,6 +88,7 @@ class DetectorRun(Generic[TruthType]):
     cpu_seconds_per_case: float
     failures: list[Failure]  # the cases that are left out
     validation: Set[str]  # names of the cases that are there to choose a threshold only
+    quality: list[Mapping[str, Fidelity]]  # of each case's pseudo-healthy image; of none where it isn't measured
 
     @property
     def about(self) -> dict[str, Any]:
@@ -110,6 +112,7 @@ class _CachedMap(NamedTuple):
     map: NDArray[np.float32]  # (S, S)
     score: Floats  # ()
     cpu_seconds: Floats  # ()
+    healthy: NDArray[np.float16]  # (S, S) pseudo-healthy image in [0, 1], empty where there is none
 
 
 Inputs = dict[tuple[str, int], tuple[torch.Tensor, TruthType]]
@@ -125,12 +128,14 @@ def run_detectors(
     validation: Sequence[Case] = (),
     on_progress: Progress | None = None,
     keep: Path | None = None,
+    lesions: bool = False,
 ) -> list[DetectorRun[TruthType]]:
     """Run the detectors, whose models may have different grids, over the cases and over those of a validation set.
 
     A case that can't be read, or for which any detector gives a map that is not finite, is left out for every
     detector, so that all are compared on the same cases in the same order. A validation case whose name is taken gets a
-    prefix. `truth_column`, of the user's table, is for errors; for the others see `evaluate`.
+    prefix. `truth_column`, of the user's table, is for errors; `lesions` says that truths are lesions, (S, S), beside
+    which the pseudo-healthy images are measured; for the others see `evaluate`.
 
     Raises ThoradError where a region is empty, or no case with a finding is left outside the validation set.
     """
@@ -138,6 +143,7 @@ def run_detectors(
     everything = [*cases, *(replace(case, name=name) for case, name in zip(validation, names, strict=True))]
     needed = {case.name for case in cases if case.has_finding}
     inputs, failures = _read_all(everything, detectors, read, needed, truth_column)
+    without = _read_without_lesions(everything, detectors, failures) if lesions else {}
     usable = [case for case in everything if case.name not in failures]
     made = _make_maps(usable, detectors, inputs, on_progress, keep)
     failures |= _not_finite(usable, detectors, made, needed)
@@ -153,6 +159,7 @@ def run_detectors(
             cpu_seconds_per_case=float(np.mean([one.cpu_seconds for one in maps.values()])),
             failures=list(failures.values()),
             validation=set(names),
+            quality=[_quality(case.name, detector, maps, inputs, without) for case in kept] if lesions else [],
         )
         for detector, maps in zip(detectors, made, strict=True)
     ]
@@ -202,6 +209,37 @@ def read_masked(case: Case, size: int) -> tuple[torch.Tensor, Bools]:
     if not mask.any():
         raise ThoradError(f"{case.mask}: the mask marks no pixel. Leave the mask column empty for a healthy case.")
     return image, mask_to_model_grid(mask, size)
+
+
+def _read_without_lesions(
+    cases: Sequence[Case], detectors: Sequence[MapDetector], failures: dict[str, Failure]
+) -> dict[tuple[str, int], torch.Tensor]:
+    """{(case name, S): the image before its lesion} where that is known; notes in `failures` what can't be read."""
+    found: dict[tuple[str, int], torch.Tensor] = {}
+    for size in dict.fromkeys(detector.model_size for detector in detectors):
+        for case in cases:
+            try:
+                without = None if case.name in failures else read_without_lesion(case, size)
+            except (ThoradError, OSError) as error:
+                failures[case.name] = _failure(case, str(error))
+            else:
+                found |= {} if without is None else {(case.name, size): without}
+    return found
+
+
+def _quality(
+    name: str,
+    detector: MapDetector,
+    maps: Mapping[str, _CachedMap],
+    inputs: Inputs[Any],
+    without: Mapping[tuple[str, int], torch.Tensor],
+) -> Mapping[str, Fidelity]:
+    """How true a case's pseudo-healthy image is; nothing where there is none."""
+    if not maps[name].healthy.size:
+        return {}
+    (image, lesion), region = inputs[name, detector.model_size], np.asarray(detector.region, dtype=np.bool_)
+    restored = torch.from_numpy(maps[name].healthy.astype(np.float32))[None]
+    return fidelities(restored, image, lesion, region, without.get((name, detector.model_size)))
 
 
 def _read_all(
@@ -268,15 +306,17 @@ def _maps_of_batch(
             files[name] = keep / f"{digest.hexdigest()[:32]}.npz"
             if files[name].is_file():
                 with np.load(files[name], allow_pickle=False) as content:
-                    made[name] = _CachedMap(**content)
+                    if set(content) == set(_CachedMap._fields):  # an earlier version kept less
+                        made[name] = _CachedMap(**content)
     missing = [index for index, name in enumerate(names) if name not in made]
     if missing:
         before = time.process_time()
-        maps = detector.model_maps(images[missing], [names[index] for index in missing])  # (B, 1, S, S)
+        maps, restored = detector.model_restorations(images[missing], [names[index] for index in missing])
         scores = detector.scores(maps).detach().double().cpu()  # (B,)
         seconds = np.asarray((time.process_time() - before) / len(missing))
-        for index, map, score in zip(missing, maps.detach().float().cpu(), scores, strict=True):
-            one = made[names[index]] = _CachedMap(map[0].numpy(), score.numpy().reshape(()), seconds)
+        healthy = stored(restored) or [np.empty(0, np.float16)] * len(missing)
+        for index, map, score, kept in zip(missing, maps.detach().float().cpu(), scores, healthy, strict=True):
+            one = made[names[index]] = _CachedMap(map[0].numpy(), score.numpy().reshape(()), seconds, kept)
             if keep is not None:
                 written = io.BytesIO()
                 np.savez(written, **one._asdict())
@@ -313,9 +353,14 @@ def _not_finite(
 
 def _about(detector: MapDetector) -> dict[str, Any]:
     values = (detector.method, detector.noise, detector.steps, detector.model_name)
-    noise_level = getattr(detector, "noise_level", None)
+    noise_level, draws = getattr(detector, "noise_level", None), getattr(detector, "draws", 1)
+    settings = [
+        f"{name} {'/'.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in getattr(detector, "settings", {}).items()
+    ]
     asked = {} if noise_level is None else {"noise_level": noise_level}
-    return dict(zip(ABOUT, values, strict=True)) | asked
+    asked |= {"draws": draws} if draws > 1 else {}
+    return dict(zip(ABOUT, values, strict=True)) | asked | ({"settings": ", ".join(settings)} if settings else {})
 
 
 def _failure(case: Case, reason: str) -> Failure:
@@ -359,6 +404,7 @@ class Protocol(Generic[TruthType, KeptType]):
     pair: Callable[[KeptType, KeptType], Figures]  # the compared figures of two detectors
     headline: Callable[[Mapping[str, Any]], float | None]  # the one by which a result is judged, in percent
     headline_name: str
+    lesions: bool = False  # whether truths are lesions, so that pseudo-healthy images are measured beside them
     check_validation: Callable[[Sequence[Case], Sequence[Case]], None] | None = None
     """Refuses (cases, validation cases) that don't go together; None: the protocol takes no validation cases."""
 
@@ -382,7 +428,14 @@ class Protocol(Generic[TruthType, KeptType]):
         if self.check_validation is not None:
             self.check_validation(named, validation)
         runs = run_detectors(
-            named, detectors, self.read_truth, self.truth, validation=validation, on_progress=on_progress, keep=keep
+            named,
+            detectors,
+            self.read_truth,
+            self.truth,
+            validation=validation,
+            on_progress=on_progress,
+            keep=keep,
+            lesions=self.lesions,
         )
         measured = [self.measure(run, resampling) for run in runs]
 

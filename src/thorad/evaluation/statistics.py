@@ -40,8 +40,10 @@ Figures = Callable[[Floats], Mapping[str, Floats]]
 
 
 def title(result: Mapping[str, Any]) -> str:
-    """`thor (simplex)`, or the method alone where it draws no noise."""
-    return str(result["method"]) if result["noise"] is None else f"{result['method']} ({result['noise']})"
+    """`thor (simplex)`, or the method alone where it draws no noise; and what was asked of it beside its defaults."""
+    name = str(result["method"]) if result["noise"] is None else f"{result['method']} ({result['noise']})"
+    asked = [f"{result['draws']} draws"] if result.get("draws", 1) > 1 else []
+    return ", ".join([name, *asked, *([result["settings"]] if result.get("settings") else [])])
 
 
 class Swaps(NamedTuple):

@@ -17,7 +17,15 @@ from thorad.table import Table
 
 Result = Mapping[str, Any]
 
-TEXT_COLUMNS: Final = frozenset(("Method", "Noise", "Kind", "Model", "kind"))  # columns that hold words
+TEXT_COLUMNS: Final = frozenset(("Method", "Noise", "Kind", "Model", "Settings", "kind"))  # columns that hold words
+
+
+PLACES: Final = {
+    "healthy": "healthy scans, against the scan",
+    "outside": "lesion cases outside the lesions, against the scan",
+    "inside": "lesion cases inside the lesions, against the image without them, where the table names one",
+}
+"""Where pseudo-healthy images are measured, and against what."""
 
 
 class Figure(NamedTuple):
@@ -106,12 +114,40 @@ def table_of(results: Sequence[Result], *, brief: bool = False) -> Table:
     method = [Figure("Method", "method"), Figure("Noise", "noise")]
     if len({result["model"] for result in results}) > 1:
         method.append(Figure("Model", "model"))
+    for heading, key in (("Draws", "draws"), ("Settings", "settings")):
+        if any(key in result for result in results):
+            method.append(Figure(heading, key))
     columns = [*method, Figure("Steps", "steps"), *layout.columns]
+    more = _quality_tables(method, results)
     if len(compared_with) < 2:
-        return lay_out(columns, rows, [*notes, *final], reference)
+        return replace(lay_out(columns, rows, [*notes, *final], reference), more=more)
     below = [result for result in results if _compared(result, compared_with[1])]
     second = lay_out([*method, *layout.floor_columns], below, final, compared_with[1])
-    return replace(lay_out(columns, rows, notes, reference), more=[second])
+    return replace(lay_out(columns, rows, notes, reference), more=[second, *more])
+
+
+def _quality_tables(method: Sequence[Column], results: Sequence[Result]) -> list[Table]:
+    """One on the pseudo-healthy images, where they were measured."""
+    measured = [result for result in results if result.get("quality")]
+    if not measured:
+        return []
+    places = [place for place in PLACES if any(place in result["quality"] for result in measured)]
+    columns = [
+        Figure(
+            f"{name.upper()} {place}{' [95 %]' if name == 'mae' else ''}",
+            f"quality/{place}/{name}",
+            ".4f",
+            interval=name == "mae",
+        )
+        for place in places
+        for name in ("mae", "ssim", "lpips")
+    ]
+    meant = "; ".join(f"**{place}**: {PLACES[place]}" for place in places)
+    note = (
+        f"Pseudo-healthy images inside the model's region, means over images. {meant}. MAE and LPIPS: the lower, the "
+        "nearer; SSIM: 1 is equal. A method that changes nothing is perfect outside and useless inside."
+    )
+    return [lay_out([*method, *columns], measured, [note])]
 
 
 def lay_out(
@@ -263,7 +299,8 @@ def _compared(row: Result, reference: Result | None) -> list[Result]:
 
 
 def _label(result: Result) -> str:
-    return " ".join(filter(None, (result["method"], result["noise"])))
+    draws = f"x{result['draws']}" if "draws" in result else None
+    return " ".join(filter(None, (result["method"], result["noise"], draws, result.get("settings"))))
 
 
 _ABSENT: Final = object()

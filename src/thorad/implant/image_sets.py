@@ -137,7 +137,8 @@ def make_lesion_set(
     """Implant one lesion each in healthy images of any kind: as `make_xray_set`, with masks/*.png instead of boxes.
 
     Radii are 2 to 9 of 128 parts of the image's shorter side, small ones as often as large ones; the strength is 0.2
-    to 0.5 of the 98th percentile. cases.csv has the columns image, mask, subject and kind.
+    to 0.5 of the 98th percentile. cases.csv has the columns image, mask, healthy_image (the same without its lesion),
+    subject and kind.
 
     Args:
         inputs: healthy images, on one grid where a region is given.
@@ -153,10 +154,15 @@ def make_lesion_set(
         sixteenth = max(1, min(pixels.shape) // 16)
         inner = binary_erosion(body_region(pixels, most=1.0), iterations=sixteenth) if region is None else region
         image, mask = _lesion(pixels, inner, kind, generator)
-        return {"image": image, "mask": mask}
+        return {"image": image, "mask": mask, "healthy_image": pixels}
 
-    readme = "Each diseased image holds one lesion; `mask` is where it changed by more than half its strength."
-    kind_of_set = _SetKind(("image", "mask"), LESION_KINDS, diseased, lambda pixels: {"image": pixels}, readme)
+    readme = (
+        "Each diseased image holds one lesion; `mask` is where it changed by more than half its strength, "
+        "`healthy_image` the image before."
+    )
+    kind_of_set = _SetKind(
+        ("image", "mask", "healthy_image"), LESION_KINDS, diseased, lambda pixels: {"image": pixels}, readme
+    )
     return _make(kind_of_set, inputs, out, kinds, healthy_share, seed)
 
 
@@ -309,7 +315,7 @@ def _pixels(scan: Scan) -> Pixels:
 def _write_case(folder: Path, name: str, kind: str, files: Files) -> dict[str, str]:
     """Write a case's files: {column: its path in the table}."""
     row: dict[str, str] = {}
-    folders = {"image": "healthy" if kind == "healthy" else "images", "boxes": "boxes", "mask": "masks"}
+    folders = {"image": "healthy" if kind == "healthy" else "images", "mask": "masks", "healthy_image": "without"}
     for column, content in files.items():
         relative = f"{folders.get(column, column)}/{name}{'.xml' if isinstance(content, bytes) else '.png'}"
         if isinstance(content, bytes):
