@@ -93,8 +93,8 @@ def test_options_list_what_there_is() -> None:
     assert f"{', '.join(METHODS)}. `thorad methods`" in text
     assert f"{' or '.join(NOISES)}. Default" in text
     assert f"What runs the network: {', '.join(ENGINES)}." in text
-    environment = {"_THORAD_COMPLETE": "complete_bash", "COMP_WORDS": "thorad detect --method auto", "COMP_CWORD": "3"}
-    assert CliRunner().invoke(app, [], prog_name="thorad", env=environment).stdout.split() == ["autoddpm"]
+    environment = {"_THORAD_COMPLETE": "complete_bash", "COMP_WORDS": "thorad detect --method ano", "COMP_CWORD": "3"}
+    assert CliRunner().invoke(app, [], prog_name="thorad", env=environment).stdout.split() == ["anoddpm"]
 
 
 def test_methods_are_described() -> None:

@@ -20,7 +20,7 @@ from thorad.apps.prepare import prepare_files
 from thorad.apps.reproduce_data import LayoutCheck
 from thorad.datasets import atlas
 from thorad.datasets.brains import find_ixi
-from thorad.datasets.published import brain_split
+from thorad.datasets.published import BrainSplit, brain_split
 from thorad.diffusion import NOISES
 from thorad.errors import ThoradError
 from thorad.io.images import files_below
@@ -85,15 +85,20 @@ def build_training_set(
         "val": _of_ixi(split.ixi_validation, pictures),
     }
     _write_images(images, out)
-    missing = sorted((split.ixi_train | split.ixi_validation) - pictures.keys())
-    found = [
-        f"Training: {len(images['train']) - len(slices)} of the paper's {len(split.ixi_train)} subjects of IXI and "
-        f"{len(slices)} of its {len(split.atlas_train)} slices of ATLAS without a lesion. Validation: "
-        f"{len(images['val'])} of {len(split.ixi_validation)} subjects of IXI.",
-        *([f"Missing of IXI, so this is not the paper's whole set: {listing(missing)}."] if missing else []),
-        *(f"{name}: {reason}" for name, reason in unusable.items()),
-    ]
+    counts = (len(images["train"]) - len(slices), len(slices), len(images["val"]))
+    found = [*_describe(split, counts, pictures), *(f"{name}: {reason}" for name, reason in unusable.items())]
     return TrainingSet(out / "train.csv", out / "val.csv", len(images["train"]), found)
+
+
+def _describe(split: BrainSplit, counts: tuple[int, int, int], pictures: Mapping[str, Path]) -> list[str]:
+    """What is there of IXI and of ATLAS for training, and of IXI for validation; and who is missing."""
+    missing = sorted((split.ixi_train | split.ixi_validation) - pictures.keys())
+    return [
+        f"Training: {counts[0]} of the paper's {len(split.ixi_train)} subjects of IXI and {counts[1]} of its "
+        f"{len(split.atlas_train)} slices of ATLAS without a lesion. Validation: {counts[2]} of "
+        f"{len(split.ixi_validation)} subjects of IXI.",
+        *([f"Missing of IXI, so this is not the paper's whole set: {listing(missing)}."] if missing else []),
+    ]
 
 
 def _named(report: Progress, name: str, done: int, total: int) -> None:

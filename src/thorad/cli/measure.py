@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from typer import Argument, Exit, Option, Typer
 
@@ -28,6 +30,7 @@ from thorad.io.tables import listing
 
 if TYPE_CHECKING:
     from thorad.apps.reproduce_data import LayoutCheck
+    from thorad.datasets.cases import Case
     from thorad.detector import Detector
 
 app = Typer(rich_help_panel="Evaluate and reproduce")
@@ -43,25 +46,57 @@ class ComparisonOptions(opt.RunOptions):
     method: Annotated[str | None, opt.MethodOption(help="Methods, separated by commas. Default: all possible.")] = None
     noise: Annotated[str, opt.MethodOption(help=f"{', '.join(NOISES)}, or all that are possible.")] = "all"
 
+    draws: Annotated[
+        str | None,
+        opt.MethodOption(help="Draws of the noise whose maps are averaged, or several numbers: 1,4. Default: 1."),
+    ] = None
+    calls: Annotated[
+        str | None,
+        opt.MethodOption(help="Equal cost: as many draws of each method as come nearest to these network calls: 8,40."),
+    ] = None
+    seeds: Annotated[
+        str | None, opt.ComputeOption(help="Several seeds, 0,1,2: also writes mean and spread over them.")
+    ] = None
+
+    @property
+    def several_costs(self) -> bool:
+        """Whether methods are compared at more than one number of draws, or at equal calls."""
+        return self.calls is not None or len(opt.parse_numbers(self.draws, "--draws", 1)) > 1
+
+    def by_seed(self) -> dict[int, list[Detector]]:
+        """{seed: its detectors}; see `detectors`."""
+        seeds = opt.parse_numbers(self.seeds, "--seeds", 0) or [self.seed]
+        return {seed: replace(self, seed=seed).detectors() for seed in seeds}
+
     def detectors(self) -> list[Detector]:
-        """A detector for each method with each noise; options that a method doesn't have are not for it.
+        """Detectors of each method with each noise, at each cost; options that a method doesn't have are not for it.
 
         Raises:
             ThoradError: as `thorad.selection.comparison` and `thorad.Detector`.
         """
+        from thorad.apps.compare import at_calls, at_draws
         from thorad.methods import METHODS
         from thorad.selection import comparison
 
         methods = self.methods(opt.parse_words(self.method) if self.method else None)
         noises = None if self.noise == "all" else opt.parse_words(self.noise)
+        draws, calls = opt.parse_numbers(self.draws, "--draws", 1), opt.parse_numbers(self.calls, "--calls", 1)
+        if draws and calls:
+            raise ThoradError("--draws and --calls were given: choose one of them.")
         detectors = []
         wanted = comparison(opt.parse_words(self.model), methods, noises)
         self.check_settings(list(dict.fromkeys(method for _, method, _ in wanted)))
         for model, method, noise in wanted:
-            facts = METHODS[method]
+            facts, settings = METHODS[method], opt.parse_settings(self.settings or (), method)
             takes = {"steps": facts.default_steps, "noise_level": noise, "perceptual_weights": facts.perceptual}
             others = {name: None for name in takes if not takes[name]}
-            detectors.append(self.run(model, method, noise, draws=(self.draws or 1) if noise else 1, **others))
+            run = partial(self.run, model, method, noise, **others)
+            if calls:
+                detectors += at_calls(run, calls, settings)
+            elif draws:
+                detectors += [at_draws(run, number, settings) for number in (draws if noise else draws[:1])]
+            else:
+                detectors.append(run(draws=1))
         return detectors
 
 
@@ -104,44 +139,74 @@ def evaluate(
     healthy = [] if scans is None else picture_files(scans)
     validation = read_cases(measured.validation) if measured.validation else []
 
-    from thorad.apps.run import refused_images, write_evaluation_run
-    from thorad.evaluation.evaluate import baseline_warning
-    from thorad.evaluation.evaluate import evaluate as measure
-    from thorad.evaluation.tables import table_of
+    from thorad.apps.run import refused_images
 
-    detectors = compared.detectors()
+    by_seed = compared.by_seed()
     images = [*(case.image for case in (*read, *validation)), *healthy]
-    refused = refused_images(detectors, images)
+    refused = refused_images(next(iter(by_seed.values())), images)
     for model, of_model in refused.items():
         print_warning(
             f"{len(of_model)} of {len(images)} images are not what model {model!r} can judge, and are measured all the "
             f"same (run.json lists them): {listing([f'{Path(path).name}: {why}' for path, why in of_model.items()])}"
         )
-    began = monotonic()
-    with progress_bar("evaluate", quiet) as show:
-        results = measure(
-            read,
-            healthy,
-            detectors,
-            out,
-            protocol=measured.protocol,
-            validation=validation,
-            bootstrap=measured.bootstrap,
-            permutations=measured.permutations,
-            seed=compared.seed,
-            on_progress=show,
-            keep_maps=True,
-        )
-    write_evaluation_run(detectors, out, monotonic() - began, refused)
+    results = _measure(read, healthy, validation, by_seed, out, measured, compared, refused, quiet=quiet)
     if not quiet:
-        print_table(table_of(results, brief=True))
-        if warning := baseline_warning(results):
-            print_line(warning, style="yellow")
-        print_line(f"Results: {out} (table.md explains the columns)")
         print_left_out({} if scans is None else scans.left_out)
     if make_report:
-        print_report(out, quiet=quiet)
+        print_report(out if len(by_seed) == 1 else out / f"seed-{next(iter(by_seed))}", quiet=quiet)
     end_with_failures({failure["name"]: failure["reason"] for failure in results[0]["failures"]})
+
+
+def _measure(
+    cases: Sequence[Case],
+    healthy: Sequence[Path],
+    validation: Sequence[Case],
+    by_seed: Mapping[int, list[Detector]],
+    out: Path,
+    measured: ProtocolOptions,
+    compared: ComparisonOptions,
+    refused: Mapping[str, Mapping[str, str]],
+    *,
+    quiet: bool,
+) -> list[dict[str, Any]]:
+    """Evaluate with each seed, and write and print what was found; gives the results of the first."""
+    from thorad.apps.compare import write_cost_figure, write_seeds
+    from thorad.apps.run import write_evaluation_run
+    from thorad.evaluation.evaluate import baseline_warning, evaluate
+    from thorad.evaluation.tables import table_of
+    from thorad.results.figure import import_matplotlib
+
+    if compared.several_costs:
+        import_matplotlib()  # its absence should be told before the work
+    found: dict[int, list[dict[str, Any]]] = {}
+    for seed, detectors in by_seed.items():
+        folder, began = out if len(by_seed) == 1 else out / f"seed-{seed}", monotonic()
+        with progress_bar("evaluate" if len(by_seed) == 1 else f"seed {seed}", quiet) as show:
+            found[seed] = evaluate(
+                cases,
+                healthy,
+                detectors,
+                folder,
+                protocol=measured.protocol,
+                validation=validation,
+                bootstrap=measured.bootstrap,
+                permutations=measured.permutations,
+                seed=compared.seed,
+                on_progress=show,
+                keep_maps=True,
+            )
+        write_evaluation_run(detectors, folder, monotonic() - began, refused)
+    first = next(iter(found.values()))
+    table, means = (table_of(first, brief=True), first) if len(found) == 1 else write_seeds(found, out)
+    if compared.several_costs:
+        write_cost_figure(means, out)
+    if not quiet:
+        print_table(table)
+        if warning := baseline_warning(first):
+            print_line(warning, style="yellow")
+        explained = "table.md explains the columns" if len(found) == 1 else "seeds.md, and a folder for each seed"
+        print_line(f"Results: {out} ({explained}{', cost.png' if compared.several_costs else ''})")
+    return first
 
 
 Target = Annotated[

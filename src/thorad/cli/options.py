@@ -74,9 +74,6 @@ class RunOptions:
         Literal["published"] | None, MethodOption(help="The methods published-..., as the published code runs them.")
     ] = None
     perceptual_weights: Annotated[Path | None, MethodOption(help="torchvision's SqueezeNet 1.1 for LPIPS.")] = None
-    draws: Annotated[
-        int | None, MethodOption(help="Draws of the noise whose maps are averaged. Default: 2; evaluate: 1.", min=1)
-    ] = None
     settings: Annotated[
         list[str] | None,
         MethodOption("--set", help="Value of a method's own option: threshold=0.13, or autoddpm.threshold=0.13."),
@@ -101,7 +98,7 @@ class RunOptions:
         """
         from thorad.detector import Detector
 
-        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "preset"}
+        options = {field.name: getattr(self, field.name) for field in fields(RunOptions) if field.name != "preset"}
         options |= {"model": model, "method": method, "noise": noise, "steps": parse_steps(self.steps)}
         options["settings"] = parse_settings(self.settings or (), method)
         return Detector(**{**options, **replaced})
@@ -146,12 +143,15 @@ class DetectorOptions(RunOptions):
         MethodOption(help=f"{' or '.join(NOISES)}. Default: the method's own.", autocompletion=completion(NOISES)),
     ] = None
     model: Model = DEFAULT_MODEL
+    draws: Annotated[
+        int | None, MethodOption(help="Draws of the noise whose maps are averaged. Default: 2.", min=1)
+    ] = None
 
     def detector(self) -> Detector:
         """The detector that was asked for; see `run`."""
         (method,) = self.methods([self.method]) or [self.method]
         self.check_settings([method])
-        return self.run(self.model, method, self.noise)
+        return self.run(self.model, method, self.noise, draws=self.draws)
 
 
 def parse_steps(text: str | None) -> int | Literal["all"] | None:
@@ -185,6 +185,21 @@ def parse_settings(given: Iterable[str], method: str) -> dict[str, str]:
         if of_method in ("", method):
             settings[option] = value
     return settings
+
+
+def parse_numbers(text: str | None, option: str, lowest: int) -> list[int]:
+    """The numbers of `1, 2,4`, in their order, each once; none of None.
+
+    Raises:
+        ThoradError: no whole numbers, or one below the lowest.
+    """
+    try:
+        numbers = [int(word) for word in parse_words(text)] if text else []
+    except ValueError:
+        numbers = [lowest - 1]
+    if any(number < lowest for number in numbers):
+        raise ThoradError(f"{option} is {text!r}, expected whole numbers from {lowest} on, separated by commas.")
+    return list(dict.fromkeys(numbers))
 
 
 def parse_words(text: str) -> list[str]:

@@ -11,6 +11,7 @@ import time
 import typing
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -132,15 +133,15 @@ def run_detectors(
 ) -> list[DetectorRun[TruthType]]:
     """Run the detectors, whose models may have different grids, over the cases and over those of a validation set.
 
-    A case that can't be read, or for which any detector gives a map that is not finite, is left out for every
-    detector, so that all are compared on the same cases in the same order. A validation case whose name is taken gets a
-    prefix. `truth_column`, of the user's table, is for errors; `lesions` says that truths are lesions, (S, S), beside
-    which the pseudo-healthy images are measured; for the others see `evaluate`.
+    A case that can't be read, or for which any detector gives a map that is not finite, is left out for every one, so
+    that all are compared on the same cases in the same order. A validation case whose name is taken gets a prefix.
+    `truth_column`, of the user's table, is for errors; `lesions` says that truths are lesions, (S, S), beside which the
+    pseudo-healthy images are measured; for the others see `evaluate`.
 
     Raises ThoradError where a region is empty, or no case with a finding is left outside the validation set.
     """
     names = free_names([case.name for case in validation], {case.name for case in cases}, "validation")
-    everything = [*cases, *(replace(case, name=name) for case, name in zip(validation, names, strict=True))]
+    everything = [*cases, *map(lambda case, name: replace(case, name=name), validation, names)]
     needed = {case.name for case in cases if case.has_finding}
     inputs, failures = _read_all(everything, detectors, read, needed, truth_column)
     without = _read_without_lesions(everything, detectors, failures) if lesions else {}
@@ -148,21 +149,34 @@ def run_detectors(
     made = _make_maps(usable, detectors, inputs, on_progress, keep)
     failures |= _not_finite(usable, detectors, made, needed)
     kept = [case for case in usable if case.name not in failures]
+    quality = partial(_quality, inputs=inputs, without=without) if lesions else None
     return [
-        DetectorRun(
-            detector=detector,
-            region=np.asarray(detector.region, dtype=np.bool_),
-            cases=kept,
-            truths=[inputs[case.name, detector.model_size][1] for case in kept],
-            maps=np.stack([maps[case.name].map for case in kept]),
-            scores=np.stack([maps[case.name].score for case in kept]),
-            cpu_seconds_per_case=float(np.mean([one.cpu_seconds for one in maps.values()])),
-            failures=list(failures.values()),
-            validation=set(names),
-            quality=[_quality(case.name, detector, maps, inputs, without) for case in kept] if lesions else [],
-        )
+        _run_of(detector, kept, maps, inputs, list(failures.values()), set(names), quality)
         for detector, maps in zip(detectors, made, strict=True)
     ]
+
+
+def _run_of(
+    detector: MapDetector,
+    kept: list[Case],
+    maps: Mapping[str, "_CachedMap"],
+    inputs: Inputs[TruthType],
+    failures: list[Failure],
+    validation: Set[str],
+    quality: Callable[[str, MapDetector, Mapping[str, "_CachedMap"]], Mapping[str, Fidelity]] | None,
+) -> DetectorRun[TruthType]:
+    return DetectorRun(
+        detector=detector,
+        region=np.asarray(detector.region, dtype=np.bool_),
+        cases=kept,
+        truths=[inputs[case.name, detector.model_size][1] for case in kept],
+        maps=np.stack([maps[case.name].map for case in kept]),
+        scores=np.stack([maps[case.name].score for case in kept]),
+        cpu_seconds_per_case=float(np.mean([one.cpu_seconds for one in maps.values()])),
+        failures=failures,
+        validation=validation,
+        quality=[] if quality is None else [quality(case.name, detector, maps) for case in kept],
+    )
 
 
 def healthy_cases(cases: Sequence[Case], healthy: Sequence[Path]) -> list[Case]:
@@ -353,14 +367,13 @@ def _not_finite(
 
 def _about(detector: MapDetector) -> dict[str, Any]:
     values = (detector.method, detector.noise, detector.steps, detector.model_name)
-    noise_level, draws = getattr(detector, "noise_level", None), getattr(detector, "draws", 1)
-    settings = [
-        f"{name} {'/'.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in getattr(detector, "settings", {}).items()
+    noise_level, settings = getattr(detector, "noise_level", None), dict(getattr(detector, "settings", {}))
+    draws = settings.pop("draws", getattr(detector, "draws", 1))  # its own, or of the detector
+    words = [
+        f"{name} {'/'.join(map(str, value)) if isinstance(value, list) else value}" for name, value in settings.items()
     ]
-    asked = {} if noise_level is None else {"noise_level": noise_level}
-    asked |= {"draws": draws} if draws > 1 else {}
-    return dict(zip(ABOUT, values, strict=True)) | asked | ({"settings": ", ".join(settings)} if settings else {})
+    asked = {"noise_level": noise_level, "draws": draws if draws > 1 else None, "settings": ", ".join(words) or None}
+    return dict(zip(ABOUT, values, strict=True)) | {name: value for name, value in asked.items() if value is not None}
 
 
 def _failure(case: Case, reason: str) -> Failure:

@@ -306,6 +306,12 @@ def _label(result: Result) -> str:
 _ABSENT: Final = object()
 
 
+def figure_of(row: Result, path: str) -> Any:
+    """A result's entry at a path, such as `best_dice/average`; None where there is none."""
+    value = _entry(row, path)
+    return None if value is _ABSENT else value
+
+
 def _entry(row: Any, path: str) -> Any:
     """The entry at that path, `_ABSENT` where there is none."""
     for key in path.split("/"):
