@@ -30,7 +30,7 @@ MAY_IMPORT = {
         *("selection", "methods", "diffusion", "calibration", "model", "io", "recipe", "errors", "__init__"),
     },
     "viewer": {
-        "selection",
+        *("selection", "datasets"),
         *("apps", "results", "records", "check", "pictures", "detector", "methods", "io", "model", "recipe", "errors"),
         "__init__",
     },

@@ -19,6 +19,7 @@ from thorad.errors import ThoradError
 from thorad.results import charts
 from thorad.results.folder import OVERLAY
 from thorad.results.gallery import COLOUR_MAPS
+from thorad.results.methods_text import MethodsText
 from thorad.results.page import render
 from thorad.results.report import write_report
 from thorad.table import Table
@@ -195,7 +196,7 @@ def test_older_folder_shows_its_overlay(tmp_path: Path) -> None:
 def test_folder_of_failures_only(tmp_path: Path) -> None:
     make_results(tmp_path / "results", 0, failed=["broken"])
     page = Page(write_report(tmp_path / "results").path)
-    assert "No case was done." in page.text
+    assert "#summary" not in [attributes.get("href") for _, attributes in page.tags]
     assert "0 ok, 0 warned, 0 refused, 1 failed" in page.text
     assert [case["pictures"] for case in page.index["cases"]] == [False]
 
@@ -281,7 +282,16 @@ def test_preset_of_an_earlier_version_is_a_method_now(tmp_path: Path) -> None:
 def test_tables_and_their_notes_become_html() -> None:
     following = Table(("C",), [("3",)], ["More."], title="Second")
     table = Table(("A", "B", "W"), [("<x>", "1", "w")], ["Some **words** `c` <y>."], "", frozenset({"W"}), [following])
-    empty: dict[str, Any] = {"titles": [], "run": {}, "counts": [], "sizes": [], "dice": [], "precision": []}
+    empty: dict[str, Any] = {
+        "date": "",
+        "methods": MethodsText("", []),
+        "titles": [],
+        "run": {},
+        "counts": [],
+        "sizes": [],
+        "dice": [],
+        "precision": [],
+    }
     html = render("report/evaluation.html", name="n", results=[RESULT], table=table, **empty)
     assert '<tr><th>A</th><th>B</th><th class="text">W</th></tr>' in html
     assert '<tr><td>&lt;x&gt;</td><td>1</td><td class="text">w</td></tr>' in html
@@ -338,6 +348,7 @@ class Opened:
     def show_cases(self) -> None:
         self.page.locator("#gallery").scroll_into_view_if_needed()
         self.page.wait_for_selector(".card.current[data-drawn]")
+        self.page.locator("#more").evaluate("details => { details.open = true; }")
         self.settle()
 
     def check_quiet(self) -> None:
@@ -355,7 +366,7 @@ def test_sliders_change_pixels(chromium: Any, tmp_path: Path) -> None:
     assert coloured.any()
     opened.slide("#opacity", 0)
     assert not (np.abs(opened.pixels()[..., 0] - opened.pixels()[..., 1]) > 20).any()
-    opened.slide("#opacity", 100)
+    opened.slide("#opacity", 85)
     np.testing.assert_array_equal(opened.pixels(), start)
     opened.page.locator("#outline").uncheck()
     opened.page.locator("#threshold-value").fill("0.059")
@@ -487,6 +498,7 @@ def test_large_blocks_are_waited_for(chromium: Any, tmp_path: Path) -> None:
     opened = Opened(chromium, path)
     opened.show_cases()
     assert opened.pixels(panel=0)[..., :3].max() > 100
+    assert "(1 of 21)" in opened.page.locator(".card.current .scrubbers").inner_text(), "the highest map comes first"
     opened.check_quiet()
 
 
@@ -502,6 +514,83 @@ def test_damaged_block_is_shown_as_an_error(chromium: Any, tmp_path: Path) -> No
     assert "Make the report again" in message
     opened.page.wait_for_selector(".card:nth-child(2)[data-drawn]")  # the other case is there
     assert opened.page.locator(".error").count() == 1
+    # The block is whole now: as if it had only been late.
+    opened.page.evaluate("text => { document.getElementById('case-0').textContent = text; }", block)
+    opened.page.click(".error button")
+    opened.page.wait_for_selector(".card:nth-child(1)[data-drawn]")
+    assert opened.page.locator(".error").count() == 0
+    opened.check_quiet()
+
+
+def test_drag_zooms_moves_and_sets_the_window(chromium: Any, tmp_path: Path) -> None:
+    """As in 3D Slicer; the pointer reads the same place however the picture lies."""
+    make_results(tmp_path / "results", 1, slices=2)
+    opened = Opened(chromium, write_report(tmp_path / "results").path)
+    opened.show_cases()
+    page, panel = opened.page, opened.page.locator(".card.current .panel").first
+    panel.scroll_into_view_if_needed()
+    box = panel.bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+    def drag(across: float, down: float, button: str = "left", key: str = "") -> None:
+        page.mouse.move(*middle)
+        if key:
+            page.keyboard.down(key)
+        page.mouse.down(button=button)
+        page.mouse.move(middle[0] + across / 2, middle[1] + down / 2)
+        page.mouse.move(middle[0] + across, middle[1] + down)
+        page.mouse.up(button=button)
+        if key:
+            page.keyboard.up(key)
+        page.wait_for_timeout(250)  # it is drawn finer then
+
+    before = opened.pixels(panel=0)
+    ruler = page.locator(".card.current .ruler").first
+    assert re.fullmatch(r"\d+ mm", ruler.inner_text())
+    shown = ruler.bounding_box()["width"] / int(ruler.inner_text().split()[0]) * 48  # px of the picture's 48 mm
+    assert shown == pytest.approx(box["width"], rel=0.02)
+    drag(0, -60)  # up is brighter
+    assert opened.pixels(panel=0).sum() > before.sum()
+    drag(60, 0)
+    assert float(page.locator("#window-value").inner_text()) > 1
+    page.click("#reset")
+    drag(0, -100, button="right")
+    page.mouse.move(*middle)
+    reading, place = page.locator(".card.current .reading"), r"row (\d+), column (\d+)"
+    row, column = map(int, re.match(place, reading.inner_text()).groups())
+    assert (row, column) == (30, 24), "the middle stays"
+    assert ruler.bounding_box()["width"] / int(ruler.inner_text().split()[0]) * 48 > 1.5 * box["width"]
+    drag(40, 0, key="Shift")
+    page.mouse.move(*middle)
+    assert int(re.match(place, reading.inner_text())[2]) < column, "the picture went to the right"
+    page.keyboard.press("0")
+    page.mouse.move(box["x"] + 1, box["y"] + 1)
+    assert reading.inner_text().startswith("row 0, column 0 ")
+    opened.check_quiet()
+
+
+def test_findings_lead_to_their_places(chromium: Any, tmp_path: Path) -> None:
+    make_results(tmp_path / "results", 3)
+    case = tmp_path / "results" / "cases" / "case-001" / "case.json"
+    finding = {
+        "pixels": 40,
+        "area_mm2": 10.0,
+        "volume_mm3": None,
+        "peak": 0.04,
+        "peak_position": [20, 11],
+        "mean": 0.03,
+    }
+    case.write_text(json.dumps(json.loads(case.read_text()) | {"findings": [finding], "spacing_mm": [0.5, 0.5]}))
+    opened = Opened(chromium, write_report(tmp_path / "results").path)
+    opened.show_cases()
+    page = opened.page
+    assert page.locator("#findings-count").inner_text() == "3"
+    page.locator("#find").fill("002")  # the case is hidden: the list still leads there
+    page.click("#findings button:has-text('case-001')")
+    page.wait_for_selector(".card.current[data-drawn] .cross:visible")
+    assert page.locator(".card.current h3").inner_text() == "case-001"
+    assert page.locator(".card.current .reading").inner_text().startswith("row 20, column 11 ")
+    assert "10 mm²" in page.locator("#findings button:has-text('case-001')").inner_text()
     opened.check_quiet()
 
 

@@ -67,7 +67,7 @@ def client(viewer: Viewer) -> Client:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/?token=wrong", "/static/shell.js", "/api/state", "/results/folder-1", "/results/folder-1/index", "/none"],
+    ["/", "/?token=wrong", "/static/shell.js", "/api/state", "/results/folder-1", "/none"],
 )
 def test_nothing_without_the_token(viewer: Viewer, path: str) -> None:
     status, headers, content = Client(viewer.port).ask("GET", path)
@@ -162,8 +162,10 @@ def test_a_volume_becomes_a_page_of_three_planes(viewer: Viewer, client: Client,
     number = client.drop([("Jane Doe.nii.gz", head_file.read_bytes())], model="brain-t1-compact")
     job = client.wait(number)
     assert job["state"] == "done", job["message"]
-    index = client.json("GET", f"/results/job-{number}/index")[1]
-    (name,) = index["volumes"]
+    index = client.index(f"job-{number}")[1]
+    (case,) = index["cases"]
+    name = case["key"]
+    assert case["page"] == f"/results/job-{number}/planes/{name}"
     status, headers, page = client.ask("GET", f"/results/job-{number}/planes/{name}")
     assert status == 200
     assert headers["content-disposition"].startswith("attachment")
@@ -187,12 +189,12 @@ def test_a_picture_becomes_a_result_to_look_at_and_save(viewer: Viewer, client: 
     assert job["events"][-1]["restored"]
     times = [event["t"] for event in job["events"][1:-1]]
     assert times == sorted(times, reverse=True)
-    status, index = client.json("GET", f"/results/job-{number}/index")
+    status, index = client.index(f"job-{number}")
     assert status == 200
     (case,) = index["cases"]
     assert case["name"] == "Jane Doe 1970.png"
     assert (case["width"], case["height"]) == (32, 40)
-    assert index["run"]["method"] == "anoddpm"
+    assert b"AnoDDPM" in client.ask("GET", f"/results/job-{number}")[2]
     _, (pictures,) = client.json("GET", f"/results/job-{number}/cases/{case['key']}")
     assert len(pictures["steps"]) == case["steps"] > 0
     assert pictures["maximum"] > 0
@@ -218,7 +220,7 @@ def test_a_picture_becomes_a_result_to_look_at_and_save(viewer: Viewer, client: 
         file.relative_to(saved) for file in saved.rglob("*")
     }
     assert client.json("DELETE", f"/api/jobs/{number}")[0] == 200
-    assert client.json("GET", f"/results/job-{number}/index")[0] == 404
+    assert client.index(f"job-{number}")[0] == 404
     assert not (viewer.folder / "results" / str(number)).exists()
 
 
@@ -249,7 +251,7 @@ def test_what_the_model_cannot_judge_is_told_apart_and_run_only_when_asked(
     assert (job["state"], job["done"], job["failures"], job["can_be_forced"]) == ("done", 0, [], True)
     assert job["title"] == r"hand\u202e.dcm"
     (refused,) = job["refused"]
-    index = client.json("GET", f"/results/job-{number}/index")[1]
+    index = client.index(f"job-{number}")[1]
     (case,) = index["cases"]
     assert (case["status"], case["message"], case["score"]) == ("refused", refused["message"], None)
     assert client.ask("GET", f"/results/job-{number}/thumbnail")[0] >= 400
@@ -260,7 +262,7 @@ def test_what_the_model_cannot_judge_is_told_apart_and_run_only_when_asked(
     assert client.json("POST", f"/api/jobs/{number}/force")[0] == 400
     job = client.wait(forced["number"])
     assert (job["state"], job["done"], job["refused"], job["can_be_forced"]) == ("done", 1, [], False)
-    (case,) = client.json("GET", f"/results/job-{forced['number']}/index")[1]["cases"]
+    (case,) = client.index(f"job-{forced['number']}")[1]["cases"]
     assert (case["status"], case["forced"]) == ("warned", True)
     assert case["message"].startswith(f"forced: {refused['message']}")
     assert list((viewer.folder / "files").iterdir()) == []
@@ -280,7 +282,7 @@ def test_links_in_a_result_folder_lead_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "results" / "linked").symlink_to(tmp_path / "elsewhere")
     with Viewer(tmp_path / "temporary", tmp_path / "results") as viewer:
         client = viewer.client()
-        assert client.ask("GET", "/results/folder-1/index")[0] == 200
+        assert client.index("folder-1")[0] == 200
         _, _, packed = client.ask("GET", "/results/folder-1/save")
         with zipfile.ZipFile(io.BytesIO(packed)) as files:
             names = {name.rpartition("/")[2] for name in files.namelist()}
@@ -297,7 +299,7 @@ def test_a_bad_file_among_good_ones_is_told_and_the_others_are_done(client: Clie
     (failure,) = job["failures"]
     assert failure["case"] == "bad.png"
     assert "00001" not in failure["message"]
-    index = client.json("GET", f"/results/job-{job['number']}/index")[1]
+    index = client.index(f"job-{job['number']}")[1]
     assert {case["name"]: case["status"] for case in index["cases"]} == {
         "one.png": "ok",
         "two.png": "ok",
@@ -498,7 +500,7 @@ def test_folders_are_browsed_case_by_case(client: Client, folders: Path) -> None
         ("folder-1", "pictures"),
         ("folder-2", "volumes"),
     ]
-    _, index = client.json("GET", "/results/folder-1/index")
+    _, index = client.index("folder-1")
     assert [case["status"] for case in index["cases"]][-1] == "failed"
     scores = [case["score"] for case in index["cases"] if case["status"] == "ok"]
     assert scores == sorted(scores, reverse=True)
@@ -508,18 +510,18 @@ def test_folders_are_browsed_case_by_case(client: Client, folders: Path) -> None
     assert (pictures["width"], pictures["height"]) == (first["width"], first["height"])
     kept = np.load(folders / "pictures" / "cases" / first["key"] / "anomaly_map.npy")
     assert pictures["maximum"] == pytest.approx(float(kept.max()))
-    _, index = client.json("GET", "/results/folder-2/index")
+    _, index = client.index("folder-2")
     assert len(index["cases"][0]["slices"]) == 3
     assert len(client.json("GET", f"/results/folder-2/cases/{index['cases'][0]['key']}")[1]) == 3
 
 
 def test_a_damaged_case_is_told(client: Client, folders: Path) -> None:
-    key = client.json("GET", "/results/folder-2/index")[1]["cases"][0]["key"]
+    key = client.index("folder-2")[1]["cases"][0]["key"]
     overlay = min((folders / "volumes" / "cases" / key / "slices").iterdir()) / "overlay.png"
     content = overlay.read_bytes()
     overlay.write_bytes(b"")
     try:
-        _, index = client.json("GET", "/results/folder-2/index")
+        _, index = client.index("folder-2")
         assert index["cases"][0]["pictures"] is False
         assert "damaged" in index["cases"][0]["message"]
         status, answer = client.json("GET", f"/results/folder-2/cases/{key}")
@@ -540,7 +542,7 @@ def test_a_folder_is_read_again_only_after_a_change(tmp_path: Path, monkeypatch:
         return read_folder(path)
 
     monkeypatch.setattr(pages, "read_folder", counting)
-    results = pages.Results(tmp_path / "run")
+    results = pages.Results(tmp_path / "run", "run")
     first = results.summary()
     assert results.summary() == first
     assert len(reads) == 1

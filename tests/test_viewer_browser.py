@@ -20,7 +20,8 @@ def viewer(chromium: Any, tmp_path_factory: pytest.TempPathFactory, tiny_model: 
     folder = tmp_path_factory.mktemp("viewer")
     make_results(folder / "volumes", 1, slices=3, steps=2, names=["head"])
     make_results(folder / "many", 40, names=["<img src=x onerror=alert(1)>"])
-    arguments = (folder / "volumes", folder / "many", "--model", tiny_model)
+    make_results(folder / "other" / "volumes", 1)
+    arguments = (folder / "volumes", folder / "many", folder / "other" / "volumes", "--model", tiny_model)
     with Viewer(folder / "temporary", *arguments) as viewer:
         yield viewer
 
@@ -44,6 +45,7 @@ class Session:
         """Choose files and a method, and start."""
         self.page.wait_for_selector("#model:enabled", timeout=60_000)
         self.page.set_input_files("#files", list(files))
+        assert not self.page.is_visible("#slices"), "for volumes alone"
         self.page.select_option("#method", method)
         self.page.click("#detect")
 
@@ -55,6 +57,7 @@ class Session:
         return decoded(text).astype(int)
 
     def slide(self, control: str, value: float) -> None:
+        self.page.locator("#more").evaluate("details => { details.open = true; }")
         self.page.locator(control).fill(str(value))
         self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
@@ -85,7 +88,9 @@ def test_drop_watch_look_and_save(session: Session, tmp_path: Path) -> None:
     page.wait_for_selector(".card[data-drawn]")
     assert page.title() == "head.png"
     assert page.locator(".card h3").all_text_contents() == ["head.png"]
-    assert "Not calibrated" in page.inner_text("#said")
+    assert "Not calibrated" in page.inner_text("#status")
+    page.locator("#more").evaluate("details => { details.open = true; }")
+    page.uncheck("#outline")
     # The map hides nothing without opacity, and all three panels show something.
     scan, healthy, over = (session.pixels(panel) for panel in range(3))
     assert scan.std() > 5
@@ -94,6 +99,7 @@ def test_drop_watch_look_and_save(session: Session, tmp_path: Path) -> None:
     session.slide("#opacity", 0)
     assert np.abs(session.pixels(2) - scan).max() <= 1
     session.slide("#opacity", 100)
+    page.check("#outline")
     session.slide("#threshold", 1000)
     outlined = np.abs(session.pixels(2) - scan)
     assert np.count_nonzero(outlined.max(axis=2) > 1) < np.count_nonzero(np.abs(over - scan).max(axis=2) > 1)
@@ -157,7 +163,7 @@ def test_what_cannot_be_used_is_told_where_it_was_dropped(session: Session) -> N
 
 
 def test_folders_are_looked_at_lazily(session: Session) -> None:
-    page = session.page
+    page, root = session.page, session.viewer.temporary.parent.name
     page.click("#folders >> text=many")
     page.wait_for_selector(".card[data-drawn]")
     assert page.locator(".card").count() == 40
@@ -169,7 +175,9 @@ def test_folders_are_looked_at_lazily(session: Session) -> None:
     assert page.locator(".card h3").all_text_contents() == ["<img src=x onerror=alert(1)>"]
     assert page.is_visible("#findings")
     page.go_back()
-    page.click("#folders >> text=volumes")
+    titles = page.locator("#folders .title").all_text_contents()
+    assert titles == [f"{root}/volumes", "many", "other/volumes"], "two folders of one name are told apart"
+    page.click(f"#folders >> text={root}/volumes")
     page.wait_for_selector(".card[data-drawn]")
     assert page.locator(".side").all_text_contents() == ["L", "R"] * 3
     page.locator(".scrubbers input").first.fill("2")
@@ -218,7 +226,7 @@ def test_a_page_elsewhere_drives_nothing(session: Session, chromium: Any) -> Non
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 1024])
+@pytest.mark.parametrize("width", [1440, 1024, 390])
 def test_pages_fit_and_follow_the_system(chromium: Any, viewer: Viewer, scheme: str, width: int) -> None:
     session = Session(chromium, viewer, color_scheme=scheme)
     page = session.page

@@ -97,6 +97,12 @@ class Client:
         status, _, answer = self.ask(method, path, None if content is None else json.dumps(content).encode())
         return status, json.loads(answer)
 
+    def index(self, results: str) -> tuple[int, Any]:
+        """Status of the page of some results, and the index of cases that it holds; None where it holds none."""
+        status, _, page = self.ask("GET", f"/results/{results}")
+        found = re.search(rb'id="index">(.*?)</script>', page)
+        return status, json.loads(found[1]) if found else None
+
     def wait_for_offers(self) -> list[dict[str, Any]]:
         """What the worker offers, when it is ready."""
         until = time.monotonic() + 60

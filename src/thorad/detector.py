@@ -327,6 +327,7 @@ class Detector:
                 draw_masks=self._masks([] if draw_maps is None else draw_maps[:, i, 0], placement),
                 steps=tuple(kept[i]),
                 overlay_maximum=self.overlay_maximum,
+                spacing=image.spacing,
                 check=checks[i],
             )
 

@@ -92,6 +92,8 @@ class Detection:
     """The restoration, step after step, where it was asked for; of several draws the first one's."""
     overlay_maximum: float | None = None
     """Map value at which an overlay's colours end, one for a method, so that detections compare."""
+    spacing: tuple[float, float] | None = None
+    """Pixel height and width in mm, where known."""
     check: Check = NOTHING_FOUND
     """What speaks against the result; with refusals, it was forced."""
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ from thorad.io.shards import Shard
 from thorad.io.slices import images_of
 from thorad.io.tables import listing
 from thorad.io.volumes import Volume
+from thorad.methods import METHODS
 from thorad.pictures import Side
 from thorad.records import Detection, VolumeDetection
 from thorad.results.dicom import import_highdicom
@@ -85,11 +87,12 @@ def open_results(
     indices: Sequence[int] | None = None,
     left_out: Mapping[str, int] | None = None,
     side: Side | None = None,
+    command: str | None = None,
 ) -> ResultWriter:
     """The result folder of a detector's run, new or to be resumed; `indices` and `shard` as for `detect_files`.
 
     `left_out` is what there was in the inputs beside scans, of `thorad.io.scans.find_scans`; `side` as for
-    `ResultWriter`.
+    `ResultWriter`; `command` is the command line, for the record.
 
     Raises:
         ThoradError: the folder can't be written, or holds the results of other options.
@@ -106,7 +109,8 @@ def open_results(
     options["slices"] = None if indices is None else list(indices)
     # The scores are what a case's score is compared with.
     scores = None if calibration is None else list(calibration.scores)
-    run = {"options": options, "healthy_scores": scores, "left_out": dict(left_out or {}), **_software()}
+    made = {"options": options, "method": _about_method(detector.method), "command": command}
+    run = {**made, "healthy_scores": scores, "left_out": dict(left_out or {}), **_software()}
     return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum, shard=shard, side=side)
 
 
@@ -128,16 +132,26 @@ def write_evaluation_run(
     out: Path,
     seconds: float,
     refused: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    command: str | None = None,
 ) -> None:
     """Write `out`/run.json: what made the figures of an evaluation; `refused` is of `refused_images`."""
-    made = {"detectors": [detector.provenance() for detector in detectors], "refused": dict(refused)}
-    run = {**made, **_software(), "seconds": round(seconds, 1)}
+    made = [{**detector.provenance(), "about": _about_method(detector.method)} for detector in detectors]
+    run: dict[str, Any] = {"detectors": made, "refused": dict(refused), "command": command}
+    run |= {**_software(), "seconds": round(seconds, 1)}
     write_atomic(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
 
 
+def _about_method(name: str) -> dict[str, str]:
+    """What a report says of a method."""
+    method = METHODS[name]
+    return {"title": method.title, "paper": method.paper, "compare": method.compare}
+
+
 def _software() -> dict[str, Any]:
+    """When and with what it is made."""
+    date = datetime.now().astimezone().isoformat(timespec="seconds")
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "monai", "numpy")}}
-    return {"versions": versions, "platform": platform.platform()}
+    return {"date": date, "versions": versions, "platform": platform.platform()}
 
 
 def detect_files(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option, Typer
 
@@ -87,7 +87,9 @@ def detect(
     indices = None if slices is None else parse_indices(slices)
     if all(scan.is_volume for scan in scans.values()):  # an impossible wish should be refused at once
         checked_indices(detector.model.recipe.volume, indices, detector.model_name)
-    results = open_results(detector, out, part, indices=indices, left_out=scans.left_out, side=side)
+    command = opt.command_line(inputs=not keep_identity and any(scan.series for scan in scans.values()))
+    about: Any = {"left_out": scans.left_out, "side": side, "command": command}
+    results = open_results(detector, out, part, indices=indices, **about)
     with progress_bar("detect", quiet) as report:
         summary = detect_files(detector, scans, results, indices=indices, keep_steps=keep_steps, on_progress=report)
     print_warnings(summary.warned)
@@ -248,6 +250,7 @@ def figure(
 @opt.verb(app, example="thorad view results", interrupted="Nothing of what was dropped in is left.")
 def view(
     results: Annotated[list[Path] | None, Argument(help="Result folders of detections, or folders of them.")] = None,
+    truth: Truth = None,
     model: Annotated[list[str] | None, Option(help="A further model folder to offer; can be repeated.")] = None,
     out: Annotated[Path | None, opt.OutOption(help="Folder that keeps dropped scans' results. Default: none.")] = None,
     port: Annotated[int, Option(help="Port on 127.0.0.1. 0: any free one.", min=0, max=65535)] = 0,
@@ -268,7 +271,8 @@ def view(
         print_line(f"thorad view: {address}")
         print_line("Only this machine reaches it, and only with this address. Ctrl-C ends it.")
 
-    processed = serve(results or [], models=model or [], keep=out, port=port, on_ready=announce, browser=not no_browser)
+    offered: Any = {"truth": truth, "models": model or [], "keep": out}
+    processed = serve(results or [], **offered, port=port, on_ready=announce, browser=not no_browser)
     print_line(f"Scans processed: {processed}.")
 
 

@@ -195,7 +195,7 @@ def _measure(
                 on_progress=show,
                 keep_maps=True,
             )
-        write_evaluation_run(detectors, folder, monotonic() - began, refused)
+        write_evaluation_run(detectors, folder, monotonic() - began, refused, opt.command_line())
     first = next(iter(found.values()))
     table, means = (table_of(first, brief=True), first) if len(found) == 1 else write_seeds(found, out)
     if compared.several_costs:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial, wraps
 from inspect import Parameter, cleandoc, get_annotations, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_type_hints
 
 from typer import Argument, Option, Typer
+from typer.models import ArgumentInfo
 
 from thorad.cli.render import STARTS_OVER, one_line_errors, set_log_level
 from thorad.diffusion import ENGINES, NOISES
@@ -207,6 +210,26 @@ def parse_words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
+_running: ContextVar[tuple[str, list[tuple[Parameter, Any]]]] = ContextVar("running")
+"""The verb that runs, and the values of its parameters."""
+
+
+def command_line(**hidden: bool) -> str:
+    """The verb that runs, as one would type it; for a parameter that is `hidden`, as it may name patients, its name."""
+    verb, given = _running.get()
+    words = ["thorad", verb]
+    for parameter, value in given:
+        if value == parameter.default:
+            continue
+        info = get_args(parameter.annotation)[1]
+        flags = [flag for flag in info.param_decls or () if flag.startswith("--")]
+        flag = [] if isinstance(info, ArgumentInfo) else flags[:1] or [f"--{parameter.name.replace('_', '-')}"]
+        values = value if isinstance(value, list) else [value]
+        shown = [parameter.name.upper()] if hidden.get(parameter.name) else [str(each) for each in values]
+        words += flag if value is True else [word for each in shown for word in (*flag, each)]
+    return shlex.join(words)
+
+
 def verb(
     app: Typer, name: str | None = None, *, example: str, interrupted: str = STARTS_OVER
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -223,20 +246,18 @@ def verb(
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         declared = signature(function, eval_str=True)
-        spread: dict[str, list[Parameter]] = {
-            name: list(_option_parameters(parameter.annotation)) if is_dataclass(parameter.annotation) else [parameter]
-            for name, parameter in declared.parameters.items()
-        }
+        spread = {key: _spread(parameter) for key, parameter in declared.parameters.items()}
         parameters = [option.replace(kind=Parameter.KEYWORD_ONLY) for options in spread.values() for option in options]
         parameters.append(Parameter("log_level", Parameter.KEYWORD_ONLY, default="info", annotation=LogLevel))
 
         @wraps(function)
         def call(*, log_level: str, **given: Any) -> None:
             set_log_level(log_level)
-            for name, parameter in declared.parameters.items():
+            _running.set((name or function.__name__, [(one, given[one.name]) for one in parameters[:-1]]))
+            for spread_out, parameter in declared.parameters.items():
                 if is_dataclass(parameter.annotation):
-                    values = {option.name: given.pop(option.name) for option in spread[name]}
-                    given[name] = cast(Any, parameter.annotation)(**values)
+                    values = {option.name: given.pop(option.name) for option in spread[spread_out]}
+                    given[spread_out] = cast(Any, parameter.annotation)(**values)
             with one_line_errors(interrupted):
                 function(**given)
 
@@ -247,6 +268,12 @@ def verb(
         return call
 
     return register
+
+
+def _spread(parameter: Parameter) -> list[Parameter]:
+    """The options that a parameter stands for."""
+    kind = parameter.annotation
+    return list(_option_parameters(kind)) if is_dataclass(kind) else [parameter]
 
 
 def _option_parameters(kind: Any) -> Iterator[Parameter]:

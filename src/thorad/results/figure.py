@@ -62,7 +62,7 @@ def write_figure(
         picture = _chosen(read_pictures(folder.case(name)), slice_number, name)
         if layout == "restoration" and not picture.steps:
             raise ThoradError(f"{name}: the run kept no steps of its restoration. Detect again and keep them.")
-        lesion = truth_of(rows[name], picture.shape) if name in rows and picture.slice_index is None else None
+        lesion = truth_of(rows[name], folder.case(name), [picture])[0] if name in rows else None
         rows_of = _case_rows if layout == "cases" else _restoration_rows
         drawn += rows_of(_label(folder.case(name), picture), picture, lesion, folder.maximum)
     buffer = io.BytesIO()

@@ -1,8 +1,8 @@
 """A result folder: its layout, which no other room knows, and reading it, one case at a time.
 
-    run.json                      what was run: options, versions, seconds, how many cases have each status, and how
-                                  many files of the inputs were left out and why; its status is "running" until every
-                                  case that was asked for has been tried
+    run.json                      what was run: options, command, date, versions, seconds, how many cases have each
+                                  status, and how many files of the inputs were left out and why; its status is
+                                  "running" until every case that was asked for has been tried
     cases.csv                     one line a case; its status is ok, warned (the message says why), refused (the model
                                   can't judge it: no score, no map, nothing but the reason) or failed (can't be read)
     shards/<i>-of-<n>.json        seconds that each part of the run took; 1-of-1 where it was not split
@@ -40,35 +40,29 @@ Shapes: H, W the image's own grid; S the model's grid.
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from thorad.datasets.cases import Case, read_cases
 from thorad.errors import ThoradError
 from thorad.io.images import read_mask
 from thorad.io.tables import listing
-from thorad.io.template import MNI_2009A
+from thorad.io.template import MNI_2009A, cut_axial
+from thorad.io.volumes import read_volume
 from thorad.pictures import Side
 from thorad.records import current_options
 
 Bytes8 = NDArray[np.uint8]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("should be a finite number")
-    return value
-
 
 RUN, TABLE, CASE = "run.json", "cases.csv", "case.json"
 SCAN, MAP, SPREAD, PSEUDO_HEALTHY = "scan.png", "anomaly_map.npy", "spread.npy", "pseudo_healthy.png"
@@ -87,6 +81,17 @@ STATUSES: Final = ("ok", "warned", "refused", "failed")
 
 
 @dataclass(frozen=True)
+class FindingRecord:
+    """As `thorad.records.Finding`; what some versions did not keep may be missing."""
+
+    pixels: int
+    peak: Finite
+    area_mm2: Finite | None = None
+    volume_mm3: Finite | None = None
+    peak_position: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class CaseRecord:
     """What case.json says; of a case that failed or was refused only name, source and message."""
 
@@ -99,14 +104,16 @@ class CaseRecord:
     """Why it is not ok; empty where it is."""
     score: Finite | None
     p_value: Finite | None = None
-    findings: Sequence[Mapping[str, Annotated[Any, AfterValidator(_finite)]]] | None = None
-    """Each as `thorad.records.Finding` has it; None where the run has no threshold."""
+    findings: Sequence[FindingRecord] | None = None
+    """None where the run has no threshold."""
     draw_agreement: Finite | None = None
     """Mean Dice of the masks of every two draws; None without several draws or without a threshold."""
     network_calls: int | None = None
     seconds: Finite | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     """{file: bytes}."""
+    spacing_mm: tuple[Finite, Finite] | None = None
+    """Pixel height and width of a picture, where known."""
     forced: bool = False
     """Whether it has a result though the model can't judge it, because that was asked for."""
 
@@ -124,6 +131,12 @@ class CaseRecord:
     def is_volume(self) -> bool:
         """Whether it is a volume, of which each slice has pictures."""
         return (self.folder / "slices").is_dir()
+
+    @property
+    def pixel_mm(self) -> float | None:
+        """Side of its pictures' square pixels, mm; None where it isn't known, or they are not square."""
+        height, width = (1.0, 1.0) if self.is_volume else self.spacing_mm or (0.0, 1.0)  # slices of the template: 1 mm
+        return height if abs(height - width) < 0.01 * width else None
 
     @property
     def picture_folders(self) -> list[tuple[int | None, Path]]:
@@ -161,16 +174,13 @@ class Pictures:
     """(H, W); None where the run has no threshold."""
     steps: tuple[StepPicture, ...]
     """In the order of the restoration; empty where the run kept none."""
+    label: str = ""
+    """`slice 95, z = +23 mm` of a volume, the method of an evaluation; empty for an image."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """(H, W)."""
         return self.anomaly_map.shape[0], self.anomaly_map.shape[1]
-
-    @property
-    def label(self) -> str:
-        """`slice 95, z = +23 mm` of a volume; empty for an image."""
-        return slice_label(self.slice_index)
 
 
 @dataclass(frozen=True)
@@ -205,6 +215,34 @@ class ResultFolder:
         """Of the calibration's healthy scans; empty where run.json does not hold them."""
         return tuple(float(score) for score in self.run.get("healthy_scores") or ())
 
+    @property
+    def with_status(self) -> Mapping[str, Sequence[CaseRecord]]:
+        """The cases of each of `STATUSES`, by name."""
+        return {status: [case for case in self.cases if case.status == status] for status in STATUSES}
+
+    @property
+    def method(self) -> str:
+        """`thor (simplex)`."""
+        return method_title(self.options)
+
+    @property
+    def heading(self) -> str:
+        """What pages of it are called: its method, and its cases' number, or the name of the only one."""
+        only = self.cases[0].name if len(self.cases) == 1 else f"{len(self.cases)} cases"
+        return f"{self.method} on {only}"
+
+    @property
+    def date(self) -> str:
+        """When it was run, or last resumed: `26 November 2026, 19:57`; empty where run.json does not say."""
+        return date_of(self.run)
+
+    @property
+    def subtitle(self) -> str:
+        """When, with which model and version, and the folder's name."""
+        model, version = self.options.get("model"), self.options.get("thorad", "?")
+        facts = [self.date, f"model {model}", f"thorad {version}", f"folder {self.path.resolve().name}"]
+        return " · ".join(filter(None, facts))
+
     def case(self, name: str) -> CaseRecord:
         """The case of this name.
 
@@ -229,6 +267,9 @@ class _Calibration(BaseModel):
 
 class _Options(BaseModel):
     threshold: Finite | None = None
+    draws: int = 1
+    slices: list[int] | None = None
+    model_sha256: str | None = None
     calibration: _Calibration | None = None
 
 
@@ -239,6 +280,8 @@ class _Run(BaseModel):
     overlay_maximum: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     healthy_scores: list[Finite] | None = None
     left_out: dict[str, int] | None = None
+    method: dict[str, str] | None = None
+    command: str | None = None
     seconds: Finite = 0.0
 
 
@@ -328,6 +371,15 @@ def method_title(options: Mapping[str, Any]) -> str:
     return f"{method} ({noise})" if noise else str(method)
 
 
+def date_of(run: Mapping[str, Any]) -> str:
+    """`26 November 2026, 19:57` of a run.json; empty where it does not say, as those of earlier versions."""
+    try:
+        began = datetime.fromisoformat(run["date"])
+    except (KeyError, ValueError, TypeError):
+        return ""
+    return f"{began.day} {began:%B %Y, %H:%M}"
+
+
 def match_truth(folder: ResultFolder, table: Path) -> dict[str, Case]:
     """{case name: row of an evaluation table}, of those of a folder's cases that the table knows.
 
@@ -356,13 +408,38 @@ def match_truth(folder: ResultFolder, table: Path) -> dict[str, Case]:
     return matched
 
 
-def truth_of(row: Case, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """The lesions (H, W) of a row; nothing where it says that the image is healthy.
+def truth_of(row: Case, case: CaseRecord, pictures: Sequence[Pictures]) -> list[NDArray[np.bool_]]:
+    """The lesions (H, W) in each picture of a case; nothing where the row says that it is healthy.
+
+    The mask of a volume lies in the scan's space, on any grid, and is cut as the scan was.
 
     Raises:
-        ThoradError: as `read_mask`.
+        ThoradError: as `read_mask`; the mask of a volume can't be read, or the case's registration is missing.
     """
-    return np.zeros(shape, np.bool_) if row.mask is None else read_mask(row.mask, shape)
+    if row.mask is None:
+        return [np.zeros(picture.shape, np.bool_) for picture in pictures]
+    if not case.is_volume:
+        return [read_mask(row.mask, pictures[0].shape)]
+    mask = read_volume(row.mask)
+    binary = replace(mask, voxels=(mask.voxels > 0).astype(np.float32))
+    indices = [picture.slice_index for picture in pictures if picture.slice_index is not None]
+    return list(cut_axial(binary, read_registration(case.folder), indices) > 0.5)
+
+
+def read_registration(folder: Path) -> NDArray[np.float64]:
+    """(4, 4): a volume's mm to the template's.
+
+    Raises:
+        ThoradError: it is missing or damaged.
+    """
+    path = folder / REGISTRATION
+    try:
+        to_template = np.array(json.loads(path.read_bytes())["to_template"], np.float64)
+        if to_template.shape != (4, 4) or not np.isfinite(to_template).all():
+            raise ValueError("to_template is no matrix of 4 x 4 numbers")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ThoradError(f"{path}: missing or damaged ({error}). Detect again.") from error
+    return to_template
 
 
 def _pictures(folder: Path, slice_index: int | None) -> Pictures:
@@ -380,6 +457,7 @@ def _pictures(folder: Path, slice_index: int | None) -> Pictures:
             pseudo_healthy=_picture(folder / PSEUDO_HEALTHY),
             mask=None if mask is None else mask > 0,
             steps=_steps(folder / STEPS),
+            label=slice_label(slice_index),
         )
     except ThoradError:
         raise

@@ -7,15 +7,19 @@ Shapes: H, W a picture's own grid.
 """
 
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
+from thorad.io.reading import one_error
+from thorad.io.template import MNI_2009A
 from thorad.io.text import printable
+from thorad.io.volumes import read_header
 from thorad.pictures import (
     COLOURS,
     Side,
@@ -34,10 +38,14 @@ from thorad.results.folder import (
     SCAN,
     STATUSES,
     STEPS,
+    VOLUME_MAP,
     CaseRecord,
+    FindingRecord,
     Pictures,
     ResultFolder,
+    read_registration,
     slice_label,
+    truth_of,
     usual_side,
 )
 
@@ -62,7 +70,7 @@ Source: matplotlib's colour maps (CC0), every eighth of their range; cividis is 
 """
 
 NO_PICTURES: Final[Mapping[str, Any]] = {
-    **{"pictures": False, "slices": [], "first": 0, "steps": 0, "width": 1, "height": 1, "healthy": False}
+    **{"pictures": False, "slices": [], "steps": 0, "width": 1, "height": 1, "healthy": False, "mm": None}
 }
 """What the index says of a case whose pictures can't be shown."""
 
@@ -76,26 +84,46 @@ def gallery_index(
     folder: ResultFolder,
     entries: Sequence[Mapping[str, Any]],
     *,
-    largest: float,
-    scans: bool,
+    truth: bool,
     dice_at: str = "",
     side: Side | None = None,
 ) -> dict[str, Any]:
     """The index that the script starts from: one of `entries` for each case, as of `case_entry`.
 
-    The sliders end at the map value `largest`; `scans`: whether every case has its scan; `dice_at`: the threshold of
-    the entries' Dice, in words; `side`: where slices have the patient's right at first, None for `usual_side`.
+    The threshold starts at the run's own; without one where the colours of overlay.png begin to show. The colours end
+    at the highest value of the cases that are ok, the sliders at that of all.
+
+    Args:
+        folder: of `thorad detect`.
+        entries: of all cases.
+        truth: whether it is known of some cases.
+        dice_at: the threshold of the entries' Dice, in words.
+        side: where slices have the patient's right at first; None for `usual_side`.
     """
+    done = [case for case in folder.cases if case.done]
+    sound = [case for case in done if case.status == "ok"] or done
     return {
         "cases": entries,
         "threshold": folder.threshold,
-        "maximum": folder.maximum,
-        "largest": largest,
+        "start": folder.maximum / 4 if folder.threshold is None else folder.threshold,
+        "maximum": _highest(folder, sound),
+        "largest": _highest(folder, done),
+        "unit": "map value (no unit)",
         "colours": COLOUR_MAPS,
-        "scans": scans,
+        "scans": all(map(_has_scan, done)),
+        "truth": truth,
         "diceAt": dice_at,
         "side": side or usual_side(folder.cases),
     }
+
+
+def _highest(folder: ResultFolder, cases: Sequence[CaseRecord]) -> float:
+    """About the highest map value, without reading the maps: of the findings, and twice the scores, which are means of
+    the highest values; never below the end of the overlays' colours, nor below twice the threshold.
+    """
+    peaks = [finding.peak for case in cases for finding in case.findings or ()]
+    scores = [2 * (case.score or 0) for case in cases]
+    return max(folder.maximum, 2 * (folder.threshold or 0), *peaks, *scores)
 
 
 def case_entry(number: int, case: CaseRecord, side: int) -> dict[str, Any]:
@@ -107,7 +135,7 @@ def case_entry(number: int, case: CaseRecord, side: int) -> dict[str, Any]:
         **{"id": number, "name": case.name, "status": case.status, "forced": case.forced, "score": case.score},
         **{"message": printable(case.message), "registration": None},
         **{"p_value": case.p_value, "findings": case.finding_count, "draw_agreement": case.draw_agreement},
-        **{"truth": None, "size": None, "dice": None},
+        **{"truth": None, "size": None, "dice": None, "methods": None, "page": None, "places": []},
         **NO_PICTURES,
     }
     if not case.done:
@@ -122,11 +150,50 @@ def case_entry(number: int, case: CaseRecord, side: int) -> dict[str, Any]:
                 entry["steps"] = len(kept["timesteps"])
     except Exception as error:  # parsers raise nearly anything on damaged files
         return entry | {"message": f"A picture is missing or damaged ({type(error).__name__}). Detect again."}
-    entry |= {"pictures": True, "slices": [slice_label(index) for index, _ in folders]}
+    entry |= {"pictures": True, "slices": [slice_label(index) for index, _ in folders], "mm": case.pixel_mm}
+    entry |= {"places": _places(case)}
     return entry | {"healthy": (first / PSEUDO_HEALTHY).is_file()}
 
 
-def has_scan(case: CaseRecord) -> bool:
+def _places(case: CaseRecord) -> list[dict[str, Any]]:
+    """Each finding: how large and high it is, and which picture, row and column its peak is at, where that is known."""
+    leads = _leads_to_pictures(case)
+    places = []
+    for finding in case.findings or ():
+        position = finding.peak_position
+        column, row, at = leads(position) if len(position) == 2 + case.is_volume else (None, None, None)
+        place = {"slice": at, "row": row, "column": column}
+        places.append({"peak": finding.peak, "size": _extent(finding), **place})
+    return places
+
+
+def _extent(finding: FindingRecord) -> str:
+    if finding.volume_mm3:
+        return f"{finding.volume_mm3 / 1000:.2g} ml"
+    return f"{finding.area_mm2:.3g} mm²" if finding.area_mm2 else f"{finding.pixels} px"
+
+
+def _leads_to_pictures(case: CaseRecord) -> Callable[[Sequence[int]], tuple[int | None, int | None, int | None]]:
+    """What gives the column, row and number of the picture of a place in the case's own grid."""
+    if not case.is_volume:
+        return lambda position: (int(position[1]), int(position[0]), 0)
+    indices = np.array([index for index, _ in case.picture_folders])
+    path = case.folder / VOLUME_MAP
+    try:
+        with one_error(path, "volume"), path.open("rb") as file:
+            affine = read_header(path, file).affine
+        to_grid = np.linalg.inv(MNI_2009A.affine) @ read_registration(case.folder) @ affine
+    except ThoradError:  # the list still leads to the case
+        return lambda position: (None, None, None)
+
+    def lead(position: Sequence[int]) -> tuple[int, int, int]:
+        x, y, k = (to_grid @ [*position, 1])[:3]
+        return round(x), round(MNI_2009A.shape[1] - 1 - y), int(np.abs(indices - k).argmin())
+
+    return lead
+
+
+def _has_scan(case: CaseRecord) -> bool:
     """Whether the scan was kept beside the map, which older versions did not do."""
     return (case.picture_folders[0][1] / SCAN).is_file()
 
@@ -142,6 +209,18 @@ def registration_text(case: CaseRecord) -> str | None:
         return b64encode(path.read_bytes()).decode() if path.is_file() else None
     except OSError as error:
         raise ThoradError(f"{path}: can't be read ({error.strerror}). Detect again.") from error
+
+
+def encode_case(
+    case: CaseRecord, pictures: Sequence[Pictures], side: int, row: Case | None = None
+) -> list[dict[str, Any]]:
+    """The pictures of a case, with the lesions of its row of a table, where there is one.
+
+    Raises:
+        ThoradError: as `truth_of`.
+    """
+    truths = truth_of(row, case, pictures) if row is not None and row.mask is not None else [None] * len(pictures)
+    return [encode_picture(picture, side, truth) for picture, truth in zip(pictures, truths, strict=True)]
 
 
 def encode_picture(picture: Pictures, side: int, truth: NDArray[np.bool_] | None = None) -> dict[str, Any]:

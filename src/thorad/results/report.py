@@ -5,10 +5,12 @@ for each case, as large as there is room.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import numpy as np
 
@@ -21,22 +23,24 @@ from thorad.io.tables import counted
 from thorad.pictures import Side
 from thorad.results.folder import (
     RUN,
-    STATUSES,
     CaseRecord,
     Pictures,
     ResultFolder,
+    date_of,
     match_truth,
     method_title,
     read_folder,
     read_pictures,
-    truth_of,
 )
-from thorad.results.gallery import NO_PICTURES, by_score, case_entry, encode_picture, gallery_index, registration_text
+from thorad.results.gallery import NO_PICTURES, by_score, case_entry, encode_case, gallery_index, registration_text
+from thorad.results.methods_text import detection_text, evaluation_text
 from thorad.results.page import LARGEST_PAGE, json_text, render
 from thorad.results.truth import Measured, measure
 
 SIDES: Final = (512, 384, 256, 192, 128)  # longest side of a page's pictures, px: the largest that fits
 SAMPLE: Final = 12  # cases whose pictures tell how large a page will be
+FEWEST_SCORES: Final = 10  # for a histogram of them alone
+FEWEST_P_VALUES: Final = 20  # of which one is expected below 0.05 if all are healthy
 MARGIN: Final = 0.97  # share of the page that the expected size may fill, for the sample is not all cases
 
 Progress = Callable[[int, int], None]
@@ -87,7 +91,7 @@ def write_report(
     folder = read_folder(results)
     rows = match_truth(folder, truth) if truth else {}
     measured = measure(folder, rows, bootstrap=bootstrap, seed=seed)
-    gallery = _PackedGallery(folder, rows, measured, side, largest, on_progress)
+    gallery = _PackedGallery(folder, path, rows, measured, side, largest, on_progress)
     size = _write(path, _detection_page(gallery, truth))
     return ReportSummary(path, size, len(folder.cases), gallery.side, gallery.without_pictures)
 
@@ -99,26 +103,27 @@ def _write(path: Path, page: str) -> int:
 
 
 def _detection_page(gallery: "_PackedGallery", truth: Path | None) -> str:
-    folder = gallery.folder
+    folder, measured = gallery.folder, gallery.measured
+    scores = _scores(folder, gallery.rows)
+    p_values = [case.p_value for case in folder.cases if case.p_value is not None and case.status == "ok"]
+    shown = {"scores": scores, "p_values": p_values if len(p_values) >= FEWEST_P_VALUES else [], "measured": measured}
     return render(
         "report/detection.html",
         folder=folder,
-        title=method_title(folder.options),
         run={key: value for key, value in folder.run.items() if key != "healthy_scores"},
         truth=truth,
-        measured=gallery.measured,
-        scores=_scores(folder, gallery.rows),
-        p_values=[case.p_value for case in folder.cases if case.p_value is not None and case.status == "ok"],
-        with_status={name: [case for case in folder.cases if case.status == name] for name in STATUSES},
+        summary=any(shown.values()),
         left_out=counted(folder.run.get("left_out") or {}),
+        methods=detection_text(folder),
         gallery=gallery,
+        **shown,
     )
 
 
 def _scores(folder: ResultFolder, rows: Mapping[str, Case]) -> Mapping[str, Any] | None:
-    """What the histograms of the scores show, warned cases apart; None where no case was done."""
+    """What the histograms of the scores show, warned cases apart; None where a few cases have nothing beside them."""
     scored = [case for case in folder.cases if case.done and case.score is not None]
-    if not scored:
+    if not scored or (len(scored) < FEWEST_SCORES and not folder.healthy_scores):
         return None
     done = {case.name: float(case.score or 0) for case in scored if case.status == "ok"}
     warned = [float(case.score or 0) for case in scored if case.status != "ok"]
@@ -148,6 +153,7 @@ class _PackedGallery:
     """The cases for the page's script: an index, and a block of pictures for each, as many as `largest` bytes hold."""
 
     folder: ResultFolder
+    out: Path
     rows: Mapping[str, Case]
     measured: Measured | None
     side_of_slices: Side | None
@@ -159,24 +165,14 @@ class _PackedGallery:
         self._cases = by_score(self.folder.cases)
         self._done = [case for case in self._cases if case.done]
         self.side: int | None = None
-        self.scans = True
         self.blocks: list[str] = []
-        self._peaks: dict[str, list[float]] = {}  # highest map value of each picture, by case, as in `blocks`
         self._side = SIDES[0]
         if self._done:
             self._pack()
-
-    @property
-    def index(self) -> dict[str, Any]:
-        """Of all cases."""
-        peaks = [peak for of_case in self._peaks.values() for peak in of_case]
-        return gallery_index(
-            self.folder,
-            [self._entry(number, case) for number, case in enumerate(self._cases)],
-            largest=max(self.folder.maximum, *peaks, 0.0),
-            scans=self.scans,
-            dice_at="" if self.measured is None else f"{self.measured.threshold:.3g}",
-            side=self.side_of_slices,
+        entries = [self._entry(number, case) for number, case in enumerate(self._cases)]
+        dice_at = "" if self.measured is None else f"{self.measured.threshold:.3g}"
+        self.index = gallery_index(
+            self.folder, entries, truth=bool(self.rows), dice_at=dice_at, side=self.side_of_slices
         )
 
     @property
@@ -188,9 +184,10 @@ class _PackedGallery:
         entry = case_entry(number, case, self._side)
         if case.status == "refused" and (picture := registration_text(case)):
             entry["registration"] = f"data:image/png;base64,{picture}"
-        if case.name in self._peaks:
-            entry["first"] = int(np.argmax(self._peaks[case.name]))
-        else:
+        page = self.folder.path / f"{case.name}.html"
+        if case.is_volume and page.is_file():
+            entry["page"] = quote(os.path.relpath(page, self.out.parent).replace(os.sep, "/"))
+        if case in self._done[len(self.blocks) :]:
             entry |= NO_PICTURES
         if self.measured is not None:
             known = {"truth": self.measured.lesion_pixels, "size": self.measured.size, "dice": self.measured.dice}
@@ -213,7 +210,7 @@ class _PackedGallery:
 
     def _fill(self, side: int) -> None:
         """Fill the blocks until the page is full."""
-        self.blocks, self._peaks, self._side = [], {}, side
+        self.blocks, self._side = [], side
         total, reduced = 0, False
         for number, case in enumerate(self._done, start=1):
             pictures = read_pictures(case)
@@ -223,18 +220,12 @@ class _PackedGallery:
                 break
             reduced |= any(max(picture.shape) > side for picture in pictures)
             self.blocks.append(block)
-            self._peaks[case.name] = [float(picture.anomaly_map.max()) for picture in pictures]
-            self.scans &= all(picture.scan is not None for picture in pictures)
             if self.on_progress:
                 self.on_progress(number, len(self._done))
         self.side = side if reduced else None
 
     def _block(self, case: CaseRecord, pictures: Sequence[Pictures], side: int) -> str:
-        encoded = []
-        for picture in pictures:
-            row = self.rows.get(case.name) if picture.slice_index is None else None
-            truth = truth_of(row, picture.shape) if row is not None and row.mask is not None else None
-            encoded.append(encode_picture(picture, side, truth))
+        encoded = encode_case(case, pictures, side, self.rows.get(case.name))
         if case.is_volume:
             encoded[0]["registration"] = registration_text(case)
         return json_text(encoded)
@@ -244,13 +235,16 @@ def _evaluation_page(folder: Path) -> str:
     try:
         results = json.loads((folder / "metrics.json").read_bytes())
         run_file = folder / RUN
+        run = json.loads(run_file.read_bytes()) if run_file.is_file() else {}  # `thorad reproduce` writes none
         curves = {method_title(result): result["curves"] for result in results if result.get("curves")}
         return render(
             "report/evaluation.html",
             name=folder.resolve().name,
             results=results,
             titles=[method_title(result) for result in results],
-            run=json.loads(run_file.read_bytes()) if run_file.is_file() else {},  # `thorad reproduce` writes none
+            run=run,
+            date=date_of(run),
+            methods=evaluation_text(results, run),
             table=table_of(results),
             counts=[(name.replace("_", " "), count) for name, count in results[0]["counts"].items()],
             sizes=[_best_dice(results, size) for size in SIZE_GROUPS] if "best_dice" in results[0] else [],

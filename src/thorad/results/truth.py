@@ -119,12 +119,19 @@ def _with_pixels(measured: Measured, cases: Sequence[_Case], weights: Floats, ru
 
 def _known_cases(folder: ResultFolder, rows: Mapping[str, Labelled]) -> list[_Case]:
     known = [
-        (case, rows[case.name], read_pictures(case)[0]) for case in folder.cases if case.done and case.name in rows
+        (case, rows[case.name], read_pictures(case))
+        for case in folder.cases
+        if case.done and case.name in rows and not case.is_volume
     ]
     return [
-        _Case(case.name, row.subject, float(case.score or 0.0), picture.anomaly_map, truth_of(row, picture.shape))
-        for case, row, picture in known
-        if picture.slice_index is None
+        _Case(
+            case.name,
+            row.subject,
+            float(case.score or 0.0),
+            pictures[0].anomaly_map,
+            truth_of(row, case, pictures)[0],
+        )
+        for case, row, pictures in known
     ]
 
 

@@ -272,8 +272,8 @@ def _about(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Gri
     places = [{"label": "Highest value", **_place(highest, value, grid)}]
     try:
         for order, finding in enumerate(case.findings or (), start=1):
-            size = f"{finding['volume_mm3']:.0f} mm³"
-            place = _place(finding["peak_position"], float(finding["peak"]), grid)
+            size = f"{finding.volume_mm3:.0f} mm³"
+            place = _place(finding.peak_position, finding.peak, grid)
             places.append({"label": f"Finding {order}", "size": size, **place})
     except (KeyError, TypeError, ValueError) as error:
         raise ThoradError(f"{case.folder / CASE}: damaged ({error!r}). Delete it, and detect again.") from error

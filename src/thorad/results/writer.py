@@ -115,7 +115,7 @@ class ResultWriter:
         """
         folder = self._clear(result.name)
         self._write_pictures(folder, result)
-        return self._write_done(folder, result, series)
+        return self._write_done(folder, result, series, spacing_mm=result.spacing)
 
     def write_volume(self, result: VolumeDetection, *, series: Series | None = None) -> CaseRecord:
         """Write the case of one volume, as `write`."""

@@ -3,25 +3,29 @@
 The script is that of the report, thorad/assets/report/gallery.js; what a report holds at once comes here case by case.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
+from urllib.parse import quote
 
+from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
-from thorad.io.tables import counted
 from thorad.results.folder import (
     CASE,
     OVERLAY,
     PLANES,
     REGISTRATION_PICTURE,
     RUN,
+    VOLUME_MAP,
     CaseRecord,
+    ResultFolder,
+    match_truth,
     read_folder,
     read_pictures,
 )
-from thorad.results.gallery import by_score, case_entry, encode_picture, gallery_index, has_scan
+from thorad.results.gallery import by_score, case_entry, encode_case, gallery_index
 from thorad.results.volume_page import write_volume_page
 
 LARGEST_SIDE: Final = 1024  # px; larger pictures are reduced in the page, to keep its sliders responsive
@@ -32,12 +36,17 @@ class Results:
 
     Args:
         path: the folder.
+        title: what pages call it.
         display_name: what the page calls a case, given its name.
+        truth: table with columns image and mask, of which some rows may be of its cases.
     """
 
-    def __init__(self, path: Path, display_name: Callable[[str], str] = str) -> None:
-        self.path, self._display_name = path, display_name
+    def __init__(
+        self, path: Path, title: str, display_name: Callable[[str], str] = str, truth: Path | None = None
+    ) -> None:
+        self.path, self.title, self._display_name, self._truth = path, title, display_name, truth
         self._cases: Mapping[str, CaseRecord] = {}
+        self._rows: Mapping[str, Case] = {}
         self._modified: Mapping[Path, int] | None = None
         self._summary: Mapping[str, Any] = {}
 
@@ -48,35 +57,32 @@ class Results:
             self._modified, self._summary = modified, self._summarise()
         return self._summary
 
-    def index(self) -> dict[str, Any]:
-        """What is known without opening the pictures.
+    def read(self, address: str) -> tuple[ResultFolder, dict[str, Any]]:
+        """The folder, and the index of its cases, made without opening the pictures; `address` is that of its page.
 
         Raises:
             ThoradError: see `thorad.results.folder.read_folder`.
         """
         folder = read_folder(self.path)
         cases = by_score(folder.cases)
-        done = [case for case in cases if case.done]
         self._cases = {case.name: case for case in cases}
-        asked = ("model", "method", "noise", "steps", "seed", "thorad", "calibration")
-        # A score is a mean of the highest values, which are seldom above twice of it.
-        largest = max(folder.maximum, *(2 * (case.score or 0.0) for case in cases))
+        with suppress(ThoradError):  # the table is of other results
+            self._rows = match_truth(folder, self._truth) if self._truth else {}
         entries = [
             {
                 **case_entry(number, case, LARGEST_SIDE),
                 "key": case.name,
                 "name": self._display_name(case.name),
-                "places": list(case.findings or ()),
-                "registration": self.owns(case.folder / REGISTRATION_PICTURE),
+                "registration": self._link(address, "registration", case, REGISTRATION_PICTURE),
+                "page": self._link(address, "planes", case, VOLUME_MAP),
             }
             for number, case in enumerate(cases)
         ]
-        return {
-            **gallery_index(folder, entries, largest=largest, scans=all(map(has_scan, done))),
-            "volumes": [case.name for case in done if case.is_volume],
-            "left_out": counted(folder.run.get("left_out") or {}),
-            "run": {**{key: folder.options.get(key) for key in asked}, "status": folder.run.get("status")},
-        }
+        return folder, {**gallery_index(folder, entries, truth=bool(self._rows)), "downloads": True}
+
+    def _link(self, address: str, what: str, case: CaseRecord, file: str) -> str | None:
+        """The address of something of a case, if its file is there."""
+        return f"{address}/{what}/{quote(case.name, safe='')}" if self.owns(case.folder / file) else None
 
     def pictures(self, name: str) -> list[dict[str, Any]]:
         """The pictures of a case of the last index: one of an image, one for each slice of a volume.
@@ -84,7 +90,8 @@ class Results:
         Raises:
             ThoradError: no such case, or its pictures are damaged.
         """
-        return [encode_picture(picture, LARGEST_SIDE) for picture in read_pictures(self._case(name))]
+        case = self._case(name)
+        return encode_case(case, read_pictures(case), LARGEST_SIDE, self._rows.get(name))
 
     def registration(self, name: str) -> Path:
         """The picture of the registration of a volume of the last index.
@@ -143,18 +150,29 @@ class Results:
         return times
 
     def _summarise(self) -> dict[str, Any]:
-        title = self.path.resolve().name
         try:
             folder = read_folder(self.path)
         except ThoradError as error:
-            return {"title": title, "message": str(error)}
+            return {"title": self.title, "message": str(error)}
         return {
             **{key: folder.options.get(key) for key in ("model", "method", "noise")},
-            "title": title,
+            "title": self.title,
             "cases": len(folder.cases),
             "failed": sum(case.status == "failed" for case in folder.cases),
             "refused": sum(case.status == "refused" for case in folder.cases),
         }
+
+
+def folder_titles(paths: Sequence[Path]) -> list[str]:
+    """The name of each folder, with as many of those above it as tell it from the others."""
+    parts = [path.resolve().parts for path in paths]
+    titles = []
+    for own in parts:
+        length = 1
+        while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
+            length += 1
+        titles.append("/".join(own[-length:]))
+    return titles
 
 
 def result_folders(path: Path) -> list[Path]:

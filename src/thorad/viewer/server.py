@@ -31,15 +31,18 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from thorad.datasets.cases import read_cases
 from thorad.errors import ThoradError
 from thorad.io.images import files_below
+from thorad.io.tables import counted
 from thorad.records import parse_indices
+from thorad.results.methods_text import detection_text
 from thorad.results.page import asset, render
 from thorad.results.report import write_report
 from thorad.viewer.guard import Guard, private_folder
 from thorad.viewer.jobs import LARGEST_TOGETHER, MOST_FILES, STOPPED_COMING, Job, Jobs
 from thorad.viewer.order import Settings
-from thorad.viewer.pages import Results, result_folders
+from thorad.viewer.pages import Results, folder_titles, result_folders
 
 LARGEST_ANNOUNCEMENT: Final = 2**21
 """bytes: the names of all files of a job."""
@@ -47,7 +50,7 @@ LARGEST_ANNOUNCEMENT: Final = 2**21
 STATIC: Final = {
     **{name: f"viewer/{name}" for name in ("viewer.css", "shell.js", "start.js", "job.js", "result.js")},
     **{name: f"report/{name}" for name in ("report.css", "gallery.js")},
-    "page.css": "page.css",
+    **{name: name for name in ("page.css", "page.js")},
 }
 """The only files that are served by name, and their paths in thorad/assets."""
 
@@ -60,6 +63,7 @@ GALLERY_NOTE: Final = (
 def serve(
     results: Sequence[Path],
     *,
+    truth: Path | None = None,
     models: Sequence[str] = (),
     keep: Path | None = None,
     port: int = 0,
@@ -70,6 +74,7 @@ def serve(
 
     Args:
         results: result folders, or folders of result folders, to browse.
+        truth: table with columns image and mask, of the results' cases.
         models: model folders that are offered beside the bundled ones.
         keep: a folder that gets a copy of the results of everything that is dropped in.
         port: of 127.0.0.1; 0 for any that is free.
@@ -79,7 +84,7 @@ def serve(
         ThoradError: no results there, no such model, the folder to keep can't be written, or the port is taken.
     """
     folders = [folder for path in results for folder in result_folders(path)]
-    _check_folders(models, keep)
+    _check_options(truth, models, keep)
     try:
         listening = socket.create_server(("127.0.0.1", port))
     except OSError as error:
@@ -89,7 +94,7 @@ def serve(
     with listening, private_folder() as folder:
         jobs = Jobs(folder, [str(Path(model).resolve()) for model in models], keep)
         port, token = listening.getsockname()[1], secrets.token_urlsafe(32)
-        app = viewer_app(jobs, folders, folder, token, port)
+        app = viewer_app(jobs, folders, folder, token, port, truth)
         try:
             _run(app, listening, f"http://127.0.0.1:{port}/?token={token}", on_ready, browser)
         finally:
@@ -97,7 +102,9 @@ def serve(
     return jobs.detected
 
 
-def _check_folders(models: Sequence[str], keep: Path | None) -> None:
+def _check_options(truth: Path | None, models: Sequence[str], keep: Path | None) -> None:
+    if truth is not None:
+        read_cases(truth)  # an error now, not on the first page
     for model in models:
         if not (Path(model) / "recipe.toml").is_file():
             raise ThoradError(f"{model}: not a model folder, for it has no recipe.toml. `thorad train` makes one.")
@@ -132,14 +139,15 @@ class _Server(uvicorn.Server):
         self._announce()
 
 
-def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, port: int) -> ASGIApp:
+def viewer_app(
+    jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, port: int, truth: Path | None = None
+) -> ASGIApp:
     """The application behind its guard; `folders` are results to browse, `folder` is the private one."""
-    pages = _Pages(jobs, folders, folder)
+    pages = _Pages(jobs, folders, folder, truth)
     routes = [
         Route("/", pages.start),
         Route("/jobs/{number:int}", pages.job),
         Route("/results/{id}", pages.result),
-        Route("/results/{id}/index", pages.index),
         Route("/results/{id}/cases/{name}", pages.pictures),
         Route("/results/{id}/thumbnail", pages.thumbnail),
         Route("/results/{id}/save", pages.save),
@@ -162,10 +170,14 @@ def viewer_app(jobs: Jobs, folders: Sequence[Path], folder: Path, token: str, po
 class _Pages:
     """The answers. Functions that are not async run on threads."""
 
-    def __init__(self, jobs: Jobs, folders: Sequence[Path], folder: Path) -> None:
+    def __init__(self, jobs: Jobs, folders: Sequence[Path], folder: Path, truth: Path | None) -> None:
         self._jobs, self._folder = jobs, folder
         self._folders = {f"folder-{number}": path for number, path in enumerate(folders, start=1)}
-        self._results = {name: Results(path) for name, path in self._folders.items()}
+        titles = folder_titles(folders)
+        self._results = {
+            name: Results(path, title, truth=truth)
+            for (name, path), title in zip(self._folders.items(), titles, strict=True)
+        }
 
     def start(self, request: Request) -> Response:
         return HTMLResponse(render("viewer/start.html"))
@@ -175,8 +187,25 @@ class _Pages:
         return HTMLResponse(render("viewer/job.html"))
 
     def result(self, request: Request) -> Response:
-        self._result(request)
-        return HTMLResponse(render("viewer/result.html", note=GALLERY_NOTE))
+        results, job = self._result(request), self._job_of(request)
+        about = self._jobs.about(job) if job else {}
+        address = f"/results/{request.path_params['id']}"
+        folder, index = results.read(address)
+        facts = [folder.subtitle, *([f"{about['seconds']:.0f} s"] if about.get("seconds") else [])]
+        page = render(
+            "viewer/result.html",
+            title=results.title,
+            subtitle=" · ".join([self._jobs.method_title(str(folder.options.get("method"))), *facts]),
+            folder=folder,
+            index=index,
+            address=address,
+            job=job,
+            can_be_forced=about.get("can_be_forced", False),
+            left_out=counted(folder.run.get("left_out") or {}),
+            methods=detection_text(folder),
+            note=GALLERY_NOTE,
+        )
+        return HTMLResponse(page.encode("utf-8", "replace"))  # names of files may hold halves of characters
 
     def static(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -186,16 +215,6 @@ class _Pages:
         return Response(asset(STATIC[name]), media_type=kind)
 
     # ------------------------------------------------------------------------------------------- results
-
-    def index(self, request: Request) -> Response:
-        results = self._result(request)
-        about: dict[str, Any] = {"title": results.path.resolve().name, "job": None, "seconds": None, "said": ""}
-        if job := self._job_of(request):
-            told = self._jobs.about(job)
-            about = {"title": job.title, "job": job.number, "said": job.message}
-            about |= {key: told[key] for key in ("seconds", "can_be_forced")}
-        index = results.index()
-        return _Json({**index, **about, "run": self._with_title(index["run"])})
 
     def pictures(self, request: Request) -> Response:
         return _Json(self._result(request).pictures(request.path_params["name"]))
@@ -308,7 +327,7 @@ class _Pages:
     def _result(self, request: Request) -> Results:
         name, job = request.path_params["id"], self._job_of(request)
         if job is not None and job.state == "done":
-            return self._results.setdefault(name, Results(job.out, job.display_name))
+            return self._results.setdefault(name, Results(job.out, job.title, job.display_name))
         if name not in self._folders:
             raise HTTPException(404, "There are no such results. They may have been removed.")
         return self._results[name]

@@ -12,8 +12,8 @@ const STEPS = 1000;
 const toSlider = (value) => Math.round(STEPS * Math.sqrt(Math.min(1, Math.max(0, value / index.largest))));
 const fromSlider = (step) => index.largest * (step / STEPS) ** 2;
 const start = () => ({
-  threshold: index.threshold ?? 0,
-  opacity: 1,
+  threshold: index.start,
+  opacity: 0.85,
   maximum: index.maximum,
   level: 0.5,
   window: 1,
@@ -38,6 +38,16 @@ function colourTable(anchors) {
   return table;
 }
 const tables = Object.fromEntries(Object.entries(index.colours).map(([name, anchors]) => [name, colourTable(anchors)]));
+
+/** How far up the colours a map value stands, in [0, 1]: they begin at the threshold. */
+const colourShare = (value) => Math.min(1, Math.max(0, (value - state.threshold) / Math.max(1e-9, state.maximum - state.threshold)));
+
+/** How much of the scan a map value hides, in [0, 1]: what is above a threshold shows at once, and more with its value. */
+function cover(value) {
+  if (state.threshold > 0 && value <= state.threshold) return 0;
+  const share = colourShare(value);
+  return state.opacity * (state.threshold > 0 ? 0.5 + 0.5 * share : share);
+}
 
 function greyTable() {
   const low = state.level - state.window / 2;
@@ -148,8 +158,11 @@ class Card {
   constructor(position, about) {
     this.position = position;
     this.about = about;
-    this.slice = about.first;
+    this.slice = null; // null: not yet looked at
     this.step = null; // null: the result
+    this.view = { zoom: 1, x: 0.5, y: 0.5 }; // the place in the middle of the panels, as shares of the picture as it is shown
+    this.mark = null; // row and column of the shown picture that a finding is at
+    this.pointers = new Map(); // those that are down, by their id
     this.pictures = null;
     this.node = element("card").content.firstElementChild.cloneNode(true);
     this.node.id = `card-${position}`;
@@ -165,17 +178,31 @@ class Card {
       this.node.querySelector(".facts").after(warning);
     }
     if (about.registration) this.showRegistration(about.registration, about.status === "refused");
+    if (about.page) this.node.querySelector(".scrubbers").before(this.volumeLink());
     if (!about.pictures) return;
-    const names = index.scans ? [SCAN, ...(about.healthy ? [HEALTHY] : []), MAP] : [...(about.healthy ? [HEALTHY] : []), MAP];
-    for (const name of names) this.addPanel(name);
-    if (about.slices.length > 1) {
-      this.sliceInput = this.scrubber("Slice", about.slices.length - 1, this.slice, (at) => { this.slice = at; this.step = null; this.draw(); });
+    if (index.scans) this.addPanel(SCAN);
+    if (about.healthy) this.addPanel(HEALTHY);
+    // An evaluation's case has a picture for each method, side by side; any other shows one of its slices.
+    if (about.methods) about.methods.forEach((method, at) => this.addPanel(MAP, method, at));
+    else this.addPanel(MAP);
+    this.node.querySelector(".panels").dataset.count = this.panels.length;
+    if (about.slices.length > 1 && !about.methods) {
+      this.sliceInput = this.scrubber("Slice", about.slices.length - 1, 0, (at) => this.showSlice(at));
     }
     if (about.steps > 0) {
       this.stepInput = this.scrubber("Restoration", about.steps, about.steps, (at) => { this.step = at === about.steps ? null : at; this.draw(); });
     }
     this.node.addEventListener("pointerdown", () => select(this, false));
-    this.node.addEventListener("dblclick", () => this.enlarge());
+    this.node.querySelector(".panels").addEventListener("dblclick", () => this.enlarge());
+  }
+
+  volumeLink() {
+    const line = document.createElement("p"), link = document.createElement("a");
+    Object.assign(link, { href: this.about.page, textContent: "Three linked planes", download: index.downloads ? "" : undefined });
+    if (!index.downloads) link.removeAttribute("download");
+    line.className = "links";
+    line.append(link);
+    return line;
   }
 
   /** The volume in the template's planes, to be looked at: in the case of a refused one at once. */
@@ -190,30 +217,40 @@ class Card {
     this.node.append(details);
   }
 
-  addPanel(name) {
-    const node = document.createElement("div");
-    node.className = "panel";
+  /** A panel; `title` and `at`: of a map that is always of one picture of the case. */
+  addPanel(name, title = name, at = null) {
+    const add = (parent, tag, className, text = "") => {
+      const node = document.createElement(tag);
+      Object.assign(node, { className, textContent: text });
+      parent.append(node);
+      return node;
+    };
+    const node = add(this.node.querySelector(".panels"), "div", `panel ${name === MAP ? "map" : ""}`);
     node.style.aspectRatio = `${this.about.width} / ${this.about.height}`;
-    const canvas = document.createElement("canvas");
+    const canvas = add(node, "canvas", "");
     canvas.width = canvas.height = 1;
-    canvas.setAttribute("role", "img");
-    const label = document.createElement("span");
-    label.className = "name";
-    label.textContent = name;
-    const cross = document.createElement("span");
-    cross.className = "cross";
-    node.append(canvas, label, cross);
+    const label = add(node, "span", "name", title);
+    const cross = add(node, "span", "cross");
+    const ruler = this.about.mm ? add(node, "span", "ruler") : null;
+    const bar = name === MAP ? add(node, "span", "bar") : null;
+    const ends = bar && [add(bar, "span", "high"), add(bar, "span", "low")];
     // Slices of volumes lie in the template's axes; of other pictures nobody knows the sides.
-    this.sided = Boolean(this.about.slices[0]);
-    for (const side of this.sided ? ["left", "right"] : []) {
-      const letter = document.createElement("span");
-      letter.className = `side ${side}`;
-      node.append(letter);
-    }
-    this.node.querySelector(".panels").append(node);
-    this.panels.push({ name, node, canvas, label, cross });
-    node.addEventListener("pointermove", (event) => this.point(event, node));
+    this.sided = Boolean(this.about.slices[0]) && !this.about.methods;
+    for (const side of this.sided ? ["left", "right"] : []) add(node, "span", `side ${side}`);
+    this.panels.push({ name, title, at, node, canvas, label, cross, ruler, ends });
+    node.addEventListener("pointermove", (event) => (this.pointers.has(event.pointerId) ? this.drag(event, node) : this.point(event, node)));
     node.addEventListener("pointerleave", () => this.point(null, node));
+    node.addEventListener("pointerdown", (event) => {
+      this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY, button: event.button, moved: false });
+      if (event.button === 1) event.preventDefault(); // no scrolling by the middle button
+    });
+    for (const kind of ["pointerup", "pointercancel"]) node.addEventListener(kind, (event) => this.pointers.delete(event.pointerId));
+    node.addEventListener("contextmenu", (event) => event.preventDefault());
+    node.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey) return; // the page scrolls
+      event.preventDefault();
+      this.zoom(Math.exp(-event.deltaY / 300), this.placeIn(node, event));
+    }, { passive: false });
   }
 
   scrubber(title, last, at, changed) {
@@ -263,6 +300,7 @@ class Card {
         this.showError("");
         if (!this.wanted) return;
         this.pictures = pictures;
+        this.slice ??= pictures.reduce((best, one, at) => (one.maximum > pictures[best].maximum ? at : best), 0);
         if (pictures[0].registration) this.showRegistration(`data:image/png;base64,${pictures[0].registration}`, false);
         this.draw();
       } catch (error) {
@@ -289,7 +327,10 @@ class Card {
     const line = document.createElement("p");
     line.className = "warning error";
     line.setAttribute("role", "alert");
-    line.textContent = text;
+    const again = document.createElement("button");
+    Object.assign(again, { type: "button", textContent: "Try again" });
+    again.addEventListener("click", () => this.load());
+    line.append(`${text} `, again);
     this.node.querySelector(".panels").before(line);
   }
 
@@ -300,59 +341,23 @@ class Card {
     delete this.node.dataset.drawn;
   }
 
-  /** Draw all panels, or only that of the map. */
+  /** Draw all panels, or only those of maps. */
   draw(onlyMap = false) {
     if (!this.pictures) return;
-    const picture = this.pictures[this.slice];
-    const step = this.step === null ? null : picture.steps[this.step] ?? null;
-    const { map, maximum: largest } = mapAt(picture, step);
-    const { width, height, truth } = picture;
-    const above = Uint8Array.from({ length: 256 }, (_, level) => (valueOf(level, largest) > state.threshold ? 1 : 0));
-    // The run's own mask where its threshold is set: exact, while the map here has 8 bits.
-    const exact = !step?.map && picture.mask && state.threshold === index.threshold;
-    const mask = exact ? picture.mask : map.map((level) => above[level]);
     this.node.classList.toggle("mirrored", this.mirrored);
     for (const letter of this.node.querySelectorAll(".side")) {
       letter.textContent = letter.classList.contains("right") === this.mirrored ? "L" : "R";
     }
-    const image = new ImageData(width, height);
-    const pixels = new Uint32Array(image.data.buffer);
     const grey = greyTable();
-    const scratch = document.createElement("canvas");
-    scratch.width = width;
-    scratch.height = height;
+    let dice = null;
     for (const panel of this.panels) {
       if (onlyMap && panel.name !== MAP) continue;
-      const base = panel.name === HEALTHY ? (step ? step.clean : picture.healthy) : picture.scan;
-      if (!base) image.data.set(picture.overlay);
-      else if (panel.name === MAP) this.blend(image.data, base, map, largest, above, grey);
-      else for (let i = 0; i < pixels.length; i++) pixels[i] = 0xff000000 | (0x010101 * grey[base[i]]);
-      scratch.getContext("2d").putImageData(image, 0, 0);
-      const shownWidth = panel.node.clientWidth || 240;
-      const zoom = Math.max(1, Math.min(8, Math.ceil((shownWidth * Math.min(2, window.devicePixelRatio || 1)) / width)));
-      const { canvas } = panel;
-      canvas.width = width * zoom;
-      canvas.height = height * zoom;
-      const context = canvas.getContext("2d");
-      context.imageSmoothingEnabled = state.smooth;
-      context.drawImage(scratch, 0, 0, canvas.width, canvas.height);
-      const thin = (1.4 * canvas.width) / shownWidth;
-      if (panel.name === MAP && state.outline && state.threshold > 0) {
-        stroke(context, outlinePath(mask, width, height, zoom), thin, "#ffffff", [0.55 * zoom, 0.45 * zoom]);
-      }
-      if (truth && state.truth && panel.name !== HEALTHY) {
-        if (picture.truthZoom !== zoom) Object.assign(picture, { truthZoom: zoom, truthPath: outlinePath(truth, width, height, zoom) });
-        stroke(context, picture.truthPath, thin, "#00e5ff", []);
-      }
-      const at = step && (panel.name === HEALTHY || step.map) ? ` at step t = ${step.t}` : "";
-      panel.label.textContent = {
-        [SCAN]: picture.label ? `scan, ${picture.label}` : SCAN,
-        [HEALTHY]: step ? `clean estimate, t = ${step.t}` : HEALTHY,
-        [MAP]: base ? `map${at} over the scan` : "map, as the run drew it",
-      }[panel.name];
-      canvas.setAttribute("aria-label", this.altText(panel.name, picture, at, mask, map, largest));
+      const found = this.drawPanel(panel, grey);
+      if (panel.name === MAP && panel.at === null) dice = found;
     }
-    this.describe(truth && state.threshold > 0 ? overlap(mask, truth) : null);
+    this.place();
+    this.describe(dice);
+    const picture = this.pictures[this.slice], step = this.shownStep(picture);
     if (this.sliceInput) {
       this.sliceInput.input.value = this.slice;
       this.sliceInput.output.textContent = `${picture.label} (${this.slice + 1} of ${this.pictures.length})`;
@@ -367,22 +372,76 @@ class Card {
     this.node.dataset.drawn = "";
   }
 
+  shownStep(picture) {
+    return this.step === null ? null : picture.steps[this.step] ?? null;
+  }
+
+  /** Draw one panel; the Dice of what is above the threshold, where the truth is known and this is a map. */
+  drawPanel({ name, title, at: of, node, canvas, label, ends }, grey) {
+    const picture = this.pictures[of ?? this.slice], step = this.shownStep(picture);
+    const { map, maximum: largest } = mapAt(picture, step);
+    const { width, height, truth } = picture;
+    const image = new ImageData(width, height);
+    const base = name === HEALTHY ? (step ? step.clean : picture.healthy) : picture.scan;
+    if (!base) image.data.set(picture.overlay);
+    else if (name === MAP) this.blend(image.data, base, map, largest, grey);
+    else {
+      const pixels = new Uint32Array(image.data.buffer);
+      for (let i = 0; i < pixels.length; i++) pixels[i] = 0xff000000 | (0x010101 * grey[base[i]]);
+    }
+    const scratch = document.createElement("canvas");
+    scratch.width = width;
+    scratch.height = height;
+    scratch.getContext("2d").putImageData(image, 0, 0);
+    const shownWidth = node.clientWidth || 240;
+    const enlarged = shownWidth * Math.min(2, window.devicePixelRatio || 1) * this.view.zoom;
+    const zoom = Math.max(1, Math.min(8, Math.ceil(enlarged / width)));
+    canvas.width = width * zoom;
+    canvas.height = height * zoom;
+    const context = canvas.getContext("2d");
+    context.imageSmoothingEnabled = state.smooth;
+    context.drawImage(scratch, 0, 0, canvas.width, canvas.height);
+    const thin = (1.4 * canvas.width) / (shownWidth * this.view.zoom);
+    let mask = null;
+    if (name === MAP) {
+      const above = Uint8Array.from({ length: 256 }, (_, level) => (valueOf(level, largest) > state.threshold ? 1 : 0));
+      // The run's own mask where its threshold is set: exact, while the map here has 8 bits.
+      const exact = !step?.map && picture.mask && state.threshold === index.threshold;
+      mask = exact ? picture.mask : map.map((level) => above[level]);
+      if (state.outline && state.threshold > 0) {
+        stroke(context, outlinePath(mask, width, height, zoom), thin, "#ffffff", [0.55 * zoom, 0.45 * zoom]);
+      }
+      ends[0].textContent = number(state.maximum, 2);
+      ends[1].textContent = number(state.threshold, 2);
+    }
+    if (truth && state.truth && name !== HEALTHY) {
+      if (picture.truthZoom !== zoom) Object.assign(picture, { truthZoom: zoom, truthPath: outlinePath(truth, width, height, zoom) });
+      stroke(context, picture.truthPath, thin, "#00e5ff", []);
+    }
+    const at = step && (name === HEALTHY || step.map) ? ` at step t = ${step.t}` : "";
+    label.textContent = {
+      [SCAN]: picture.label && of === null && this.sided ? `scan, ${picture.label}` : SCAN,
+      [HEALTHY]: step ? `clean estimate, t = ${step.t}` : HEALTHY,
+      [MAP]: of !== null ? title : base ? `map${at} over the scan` : "map, as the run drew it",
+    }[name];
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", this.altText(name, title, picture, at, mask, map, largest));
+    return mask && truth && state.threshold > 0 ? overlap(mask, truth) : null;
+  }
+
   /** Whether the patient's right is on the left: pictures are stored with x to the right, which is the patient's right. */
   get mirrored() {
     return this.sided && state.radiological;
   }
 
-  /** The map over the scan: the higher its value, the more it hides. */
-  blend(data, base, map, largest, above, grey) {
+  /** The map over the scan. */
+  blend(data, base, map, largest, grey) {
     const colours = tables[state.colours];
     const tint = new Float32Array(256 * 3), shows = new Float32Array(256);
     for (let level = 0; level < 256; level++) {
-      const strength = Math.min(1, valueOf(level, largest) / state.maximum);
-      const hides = state.threshold > 0 && !above[level] ? 0 : state.opacity * strength;
+      const value = valueOf(level, largest), hides = cover(value), colour = Math.round(255 * colourShare(value));
       shows[level] = 1 - hides;
-      for (let channel = 0; channel < 3; channel++) {
-        tint[3 * level + channel] = hides * colours[3 * Math.round(255 * strength) + channel];
-      }
+      for (let channel = 0; channel < 3; channel++) tint[3 * level + channel] = hides * colours[3 * colour + channel];
     }
     for (let i = 0, at = 0; i < map.length; i++, at += 4) {
       const level = map[i], shade = shows[level] * grey[base[i]];
@@ -393,7 +452,7 @@ class Card {
     }
   }
 
-  altText(name, picture, at, mask, map, largest) {
+  altText(name, title, picture, at, mask, map, largest) {
     const where = `${this.about.name}${picture.label ? `, ${picture.label}` : ""}`;
     if (name === SCAN) return `Scan of ${where}`;
     if (name === HEALTHY) return `Pseudo-healthy image of ${where}${at}`;
@@ -406,50 +465,149 @@ class Card {
     return `Anomaly map of ${where}${at}: ${found}, highest value ${number(valueOf(map[peak], largest))} at row ${Math.floor(peak / picture.width)}, column ${peak % picture.width}`;
   }
 
-  /** The same place in every panel, and what is there. */
-  point(event, node) {
-    const picture = this.pictures?.[this.slice];
-    if (!event || !picture) {
-      for (const { cross } of this.panels) cross.style.display = "none";
-      this.reading.textContent = "";
-      return;
+  /** Row and column under a pointer. */
+  placeIn(node, { clientX, clientY }) {
+    const picture = this.pictures[this.slice], box = node.getBoundingClientRect(), { zoom, x, y } = this.view;
+    const across = ((clientX - box.left) / box.width - 0.5) / zoom + x, down = ((clientY - box.top) / box.height - 0.5) / zoom + y;
+    const within = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
+    return { row: within(down, picture.height), column: within(this.mirrored ? 1 - across : across, picture.width) };
+  }
+
+  /** The place of a pixel's middle, as shares of the picture as it is shown. */
+  shares({ row, column }) {
+    const { width, height } = this.pictures[this.slice];
+    const across = (column + 0.5) / width;
+    return { x: this.mirrored ? 1 - across : across, y: (row + 0.5) / height };
+  }
+
+  /** Bring the pictures where the view has them, with the mark and the rulers. */
+  place() {
+    if (!this.pictures) return;
+    const { zoom, x, y } = this.view, picture = this.pictures[this.slice];
+    const moved = `translate(${100 * (0.5 - x * zoom)}%, ${100 * (0.5 - y * zoom)}%) scale(${zoom})`;
+    const mirror = this.mirrored ? " translateX(100%) scaleX(-1)" : "";
+    for (const { canvas, ruler, node } of this.panels) {
+      canvas.style.transform = moved + mirror;
+      node.classList.toggle("zoomed", zoom > 1);
+      if (!ruler) continue;
+      const width = picture.width * picture.shrink * this.about.mm; // of the picture, mm
+      const length = [100, 50, 20, 10, 5, 2, 1].find((mm) => mm * zoom <= 0.3 * width) ?? 1;
+      ruler.style.width = `${(100 * length * zoom) / width}%`;
+      ruler.textContent = `${length} mm`;
     }
-    const box = node.getBoundingClientRect();
-    const across = (event.clientX - box.left) / box.width, down = (event.clientY - box.top) / box.height;
-    const x = Math.min(picture.width - 1, Math.max(0, Math.floor((this.mirrored ? 1 - across : across) * picture.width)));
-    const y = Math.min(picture.height - 1, Math.max(0, Math.floor(down * picture.height)));
+    this.showCross(this.mark);
+  }
+
+  /** The same place in every panel; nowhere where there is none. */
+  showCross(place) {
+    const at = place && this.shares(place), { zoom, x, y } = this.view;
     for (const { cross } of this.panels) {
-      cross.style.display = "block";
-      cross.style.left = `${100 * across}%`;
-      cross.style.top = `${100 * down}%`;
+      cross.style.display = at ? "block" : "none";
+      if (!at) continue;
+      cross.style.left = `${100 * ((at.x - x) * zoom + 0.5)}%`;
+      cross.style.top = `${100 * ((at.y - y) * zoom + 0.5)}%`;
     }
-    const step = this.step === null ? null : picture.steps[this.step] ?? null;
-    const at = y * picture.width + x;
-    const read = [`row ${Math.round(y * picture.shrink)}, column ${Math.round(x * picture.shrink)}`];
+    this.reading.textContent = place ? this.values(place) : "";
+  }
+
+  point(event, node) {
+    if (this.pictures) this.showCross(event ? this.placeIn(node, event) : this.mark);
+  }
+
+  /** What is at a place. */
+  values({ row, column }) {
+    const picture = this.pictures[this.slice], step = this.shownStep(picture), at = row * picture.width + column;
+    const read = [`row ${Math.round(row * picture.shrink)}, column ${Math.round(column * picture.shrink)}`];
     if (picture.scan) read.push(`scan ${(picture.scan[at] / 255).toFixed(2)}`);
     const healthy = step ? step.clean : picture.healthy;
     if (healthy) read.push(`${step ? "estimate" : "pseudo-healthy"} ${(healthy[at] / 255).toFixed(2)}`);
-    const shown = mapAt(picture, step);
-    read.push(`map ${number(valueOf(shown.map[at], shown.maximum))}`);
-    this.reading.textContent = read.join(" · ");
+    for (const { name, title, at: of } of this.panels) {
+      if (name !== MAP) continue;
+      const shown = of === null ? mapAt(picture, step) : this.pictures[of];
+      read.push(`${title} ${number(valueOf(shown.map[at], shown.maximum))}`);
+    }
+    return read.join(" · ");
+  }
+
+  /** As 3D Slicer has it: left button window and level, middle button or Shift pan, right button zoom; two fingers both. */
+  drag(event, node) {
+    if (!this.pictures) return;
+    const pointer = this.pointers.get(event.pointerId), box = node.getBoundingClientRect();
+    const across = event.clientX - pointer.x, down = event.clientY - pointer.y;
+    if (!pointer.moved && Math.hypot(across, down) < 3) return;
+    const others = [...this.pointers].filter(([id]) => id !== event.pointerId).map(([, other]) => other);
+    const touch = event.pointerType === "touch";
+    if (!pointer.moved) node.setPointerCapture(event.pointerId);
+    if (others.length) {
+      const apart = (x, y) => Math.max(10, Math.hypot(x - others[0].x, y - others[0].y));
+      this.zoom(apart(event.clientX, event.clientY) / apart(pointer.x, pointer.y));
+      this.pan(across / 2, down / 2, box);
+    } else if (touch || pointer.button === 1 || event.shiftKey) this.pan(across, down, box);
+    else if (pointer.button === 2) this.zoom(Math.exp(-down / 150));
+    else if (pointer.button === 0) {
+      const within = (value, low, high) => Math.min(high, Math.max(low, value));
+      change({ window: within(state.window + across / box.width, 0.02, 2), level: within(state.level + down / box.height, 0, 1) });
+    }
+    Object.assign(pointer, { x: event.clientX, y: event.clientY, moved: true });
+  }
+
+  /** Enlarge by a factor; `place` stays where it is. */
+  zoom(factor, place = null) {
+    const view = this.view, zoom = Math.min(16, Math.max(1, view.zoom * factor));
+    if (place) {
+      const at = this.shares(place);
+      view.x = at.x + ((view.x - at.x) * view.zoom) / zoom;
+      view.y = at.y + ((view.y - at.y) * view.zoom) / zoom;
+    }
+    view.zoom = zoom;
+    this.pan(0, 0);
+    clearTimeout(this.sharpen);
+    this.sharpen = setTimeout(() => this.draw(), 150);
+  }
+
+  /** Move the picture by px; never so far that its edge comes inside. */
+  pan(across, down, { width, height } = { width: 1, height: 1 }) {
+    const view = this.view, edge = 0.5 / view.zoom, within = (value) => Math.min(1 - edge, Math.max(edge, value));
+    view.x = within(view.x - across / (width * view.zoom));
+    view.y = within(view.y - down / (height * view.zoom));
+    this.place();
+  }
+
+  showSlice(at, mark = null) {
+    Object.assign(this, { slice: at, step: null, mark });
+    this.draw();
+  }
+
+  /** Show a finding: its slice, its place marked. */
+  async jump({ slice, row, column }) {
+    this.slice = slice ?? this.slice;
+    this.step = null;
+    select(this);
+    await this.load();
+    if (!this.pictures) return;
+    const { shrink } = this.pictures[this.slice];
+    this.showSlice(this.slice, row === null ? null : { row: Math.floor(row / shrink), column: Math.floor(column / shrink) });
+    if (this.view.zoom > 1 && this.mark) Object.assign(this.view, this.shares(this.mark));
+    this.pan(0, 0);
   }
 
   move(what, by) {
     const picture = this.pictures?.[this.slice];
     if (!picture) return;
     if (what === "slice") {
-      this.slice = Math.min(this.pictures.length - 1, Math.max(0, this.slice + by));
-      this.step = null;
-    } else {
-      const steps = picture.steps.length;
-      const at = Math.min(steps, Math.max(0, (this.step ?? steps) + by));
-      this.step = at === steps ? null : at;
+      if (this.sliceInput) this.showSlice(Math.min(this.pictures.length - 1, Math.max(0, this.slice + by)));
+      return;
     }
+    const steps = picture.steps.length;
+    const at = Math.min(steps, Math.max(0, (this.step ?? steps) + by));
+    this.step = at === steps ? null : at;
     this.draw();
   }
 
   enlarge() {
     this.node.classList.toggle("large");
+    // As large as fits below the controls, with the scrubbers.
+    this.node.style.setProperty("--wide", (Math.min(3, this.panels.length) * this.about.width) / this.about.height);
     this.draw();
     this.node.scrollIntoView({ block: "nearest" });
   }
@@ -591,22 +749,11 @@ function show(onlyMap = false) {
   element("truth").checked = state.truth;
   element("smooth").checked = state.smooth;
   element("radiological").checked = state.radiological;
-  element("legend-middle").textContent = number(state.maximum / 2);
-  element("legend-end").textContent = `${number(state.maximum)} +`;
-  const context = element("legend").getContext("2d");
-  const bar = context.createImageData(256, 10);
-  const grey = 128;
-  for (let x = 0; x < 256; x++) {
-    const hidden = state.threshold > 0 && (x / 255) * state.maximum <= state.threshold ? 0 : (state.opacity * x) / 255;
-    for (let y = 0; y < 10; y++) {
-      for (let channel = 0; channel < 3; channel++) {
-        bar.data[4 * (256 * y + x) + channel] = hidden * tables[state.colours][3 * x + channel] + (1 - hidden) * grey * 0.35;
-      }
-      bar.data[4 * (256 * y + x) + 3] = 255;
-    }
-  }
-  context.putImageData(bar, 0, 0);
-  element("legend").setAttribute("aria-label", `Colour scale of the maps, ${state.colours}: from 0 to ${number(state.maximum)}; below the threshold ${number(state.threshold)} nothing is coloured`);
+  element("legend-start").textContent = number(state.threshold, 2);
+  element("legend-end").textContent = `${number(state.maximum, 2)} +`;
+  const colours = tables[state.colours], stops = Array.from({ length: 17 }, (_, stop) => Math.round((255 * stop) / 16));
+  element("gallery").style.setProperty("--colours", stops.map((at) => `rgb(${colours.slice(3 * at, 3 * at + 3).join(" ")})`).join(", "));
+  element("legend").setAttribute("aria-label", `Colour scale of the maps, ${state.colours}: from the threshold ${number(state.threshold)}, below which nothing is coloured, to ${number(state.maximum)} and above`);
   for (const marker of document.querySelectorAll(".marker")) {
     const { left, right, maximum } = marker.dataset;
     const at = Number(left) + (Number(right) - Number(left)) * Math.sqrt(Math.min(1, state.threshold / Number(maximum)));
@@ -638,7 +785,49 @@ onInput("radiological", (input) => ({ radiological: input.checked }));
 element("reset").addEventListener("click", () => change(start()));
 for (const id of ["find", "filter", "sort"]) element(id).addEventListener("input", arrange);
 element("side-label").hidden = !any((case_) => case_.slices[0]);
-element("truth-label").hidden = !any((case_) => case_.truth > 0);
+element("truth-label").hidden = !index.truth;
+element("order").hidden = cards.length === 1;
+element("unit").textContent = index.unit;
+
+/** The findings of all cases, the highest first, as a list that leads to them. */
+function listFindings() {
+  const all = cards.flatMap((card) => card.about.places.map((place, order) => ({ card, place, order })));
+  all.sort((one, other) => rank(one.card) - rank(other.card) || other.place.peak - one.place.peak);
+  element("findings").hidden = all.length === 0;
+  element("findings-count").textContent = `${all.length}${all.length > MOST_FINDINGS ? `, the first ${MOST_FINDINGS} are listed` : ""}`;
+  element("findings-list").replaceChildren(...all.slice(0, MOST_FINDINGS).map(({ card, place, order }) => {
+    const line = document.createElement("li"), button = document.createElement("button");
+    const [name, facts] = [document.createElement("b"), document.createElement("span")];
+    const { name: title, slices, status, forced } = card.about;
+    name.textContent = cards.length > 1 ? title : `Finding ${order + 1}`;
+    facts.textContent = [
+      slices[place.slice]?.replace(/^.*, /, "") ?? "", `peak ${number(place.peak, 2)}`, place.size,
+      status === "ok" || cards.length === 1 ? "" : forced ? "forced" : status,
+    ].filter(Boolean).join(" · ");
+    button.type = "button";
+    button.append(name, facts);
+    button.addEventListener("click", () => {
+      if (!shown.includes(card)) {
+        element("find").value = "";
+        element("filter").value = "all";
+        arrange();
+      }
+      card.jump(place);
+    });
+    line.append(button);
+    return line;
+  }));
+}
+const MOST_FINDINGS = 200;
+
+// The counts of the statuses show those cases.
+for (const button of document.querySelectorAll("[data-status]")) {
+  button.addEventListener("click", () => {
+    element("filter").value = button.dataset.status;
+    arrange();
+    element("gallery").scrollIntoView();
+  });
+}
 
 function step(by) {
   const at = shown.indexOf(current);
@@ -663,6 +852,9 @@ const KEYS = {
   m: () => change({ outline: !state.outline }),
   t: () => change({ truth: !state.truth }),
   r: () => change({ radiological: !state.radiological }),
+  z: () => current?.zoom(1.5, current.mark),
+  x: () => current?.zoom(1 / 1.5),
+  0: () => current?.zoom(0),
   f: () => element("find").focus(),
 };
 document.addEventListener("keydown", (event) => {
@@ -687,5 +879,7 @@ window.printCases = async () => {
   arrange();
 };
 
+listFindings();
 arrange();
 show();
+if (cards.length === 1) cards[0].enlarge();

@@ -1,18 +1,5 @@
 "use strict";
-// What every page of the viewer has: light and dark, remembered for the session, and calls of the server.
-
-const element = (id) => document.getElementById(id);
-
-const root = document.documentElement;
-const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const setTheme = (theme) => { root.dataset.theme = theme ?? sessionStorage.theme ?? (dark.matches ? "dark" : "light"); };
-setTheme();
-dark.addEventListener("change", () => setTheme());
-element("theme").addEventListener("click", () => {
-  sessionStorage.theme = root.dataset.theme === "dark" ? "light" : "dark";
-  setTheme();
-});
-element("print")?.addEventListener("click", () => (window.printCases ? window.printCases() : window.print()));
+// What every page of the viewer has beside page.js: calls of the server, and words.
 
 // The token is a cookie now, and should not stay on the screen.
 if (location.search.includes("token=")) history.replaceState(null, "", location.pathname);

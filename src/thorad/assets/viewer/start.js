@@ -12,6 +12,7 @@ function choose(files) {
   chosen = [...files].filter((file) => !file.name.startsWith("."));
   const total = chosen.reduce((sum, file) => sum + file.size, 0);
   element("chosen").hidden = chosen.length === 0;
+  showSlices();
   element("chosen").querySelector("ul").replaceChildren(...chosen.slice(0, 200).map((file) => {
     const line = make("li");
     line.append(make("span", file.name), make("span", size(file.size)));
@@ -79,11 +80,16 @@ const chosenMethod = () => offer().methods[element("method").selectedIndex];
 
 function showModel() {
   element("about-model").textContent = offer().about;
-  element("slices-field").hidden = !offer().volumes;
+  showSlices();
   const before = element("method").value;
   element("method").replaceChildren(...offer().methods.map((method) => new Option(methodName(method), `${method.method} ${method.noise ?? ""}`)));
   if ([...element("method").options].some((option) => option.value === before)) element("method").value = before;
   showMethod();
+}
+
+/** Which slices is a question for volumes alone: what isn't certainly a picture may be one. */
+function showSlices() {
+  element("slices-field").hidden = !offers.length || !offer().volumes || !chosen.some(({ name }) => !/\.(png|jpe?g|tiff?|npy)$/i.test(name));
 }
 
 function showMethod() {
@@ -121,7 +127,7 @@ element("form").addEventListener("submit", async (event) => {
       model: offer().model,
       method,
       noise,
-      slices: offer().volumes ? element("slices").value.trim() : "",
+      slices: element("slices-field").hidden ? "" : element("slices").value.trim(),
     }));
     let sent = 0;
     for (const [index, file] of files.entries()) {
