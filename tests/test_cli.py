@@ -113,7 +113,12 @@ def test_detect_takes_every_option(tiny_model: Path, tmp_path: Path) -> None:
         *("--steps", "3", "--device", "cpu", "--seed", "5", "--batch-size", "2", "--draws", "3", "--finish", "--quiet"),
     )
     assert (result.exit_code, result.output) == (0, "")
-    options = json.loads((tmp_path / "out" / "run.json").read_text())["options"]
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    options = run["options"]
+    assert run["command"] == (
+        f"thorad detect {scan} --out {tmp_path / 'out'} --finish --noise gaussian --model {tiny_model} --steps 3 "
+        "--draws 3 --device cpu --seed 5 --batch-size 2 --quiet"
+    )
     assert {key: options[key] for key in ("method", "noise", "steps", "seed", "draws", "finish")} == {
         "method": "thor",
         "noise": "gaussian",

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from test_cli import thorad_command
 from thorad.cli import app
-from thorad.cli.options import DetectorOptions, RunOptions, verb
+from thorad.cli.options import DetectorOptions, Inputs, OutOption, Quiet, RunOptions, command_line, verb
 from thorad.diffusion import ENGINES, NOISES
 from thorad.errors import ThoradError
 from thorad.methods import METHODS
@@ -118,3 +119,15 @@ for words in sys.argv[1:]:
 assert not {"torch", "numpy", "monai", "scipy"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script, *VERBS, *SUB_VERBS], check=True)
+
+
+def test_the_command_line_is_told_without_what_may_name_patients() -> None:
+    group, told = typer.Typer(), []
+
+    @verb(group, example="thorad look")
+    def look(inputs: Inputs, out: Annotated[Path, OutOption(help="There.")], quiet: Quiet = False) -> None:
+        """Look."""
+        told.extend([command_line(), command_line(inputs=True)])
+
+    CliRunner().invoke(group, ["Jane Doe/1", "2", "-o", "there", "-q"])
+    assert told == ["thorad look 'Jane Doe/1' 2 --out there --quiet", "thorad look INPUTS --out there --quiet"]

@@ -222,7 +222,8 @@ def command_line(**hidden: bool) -> str:
         if value == parameter.default:
             continue
         info = get_args(parameter.annotation)[1]
-        flags = [flag for flag in info.param_decls or () if flag.startswith("--")]
+        # What `Option` is given first stands in its default.
+        flags = [flag for flag in (info.default, *(info.param_decls or ())) if str(flag).startswith("--")]
         flag = [] if isinstance(info, ArgumentInfo) else flags[:1] or [f"--{parameter.name.replace('_', '-')}"]
         values = value if isinstance(value, list) else [value]
         shown = [parameter.name.upper()] if hidden.get(parameter.name) else [str(each) for each in values]
