@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score
 
 from result_folders import disc, head, make_results
 from thorad.errors import ThoradError
+from thorad.evaluation.kept import KeptCase, keep_cases
 from thorad.results import charts
 from thorad.results.folder import OVERLAY
 from thorad.results.gallery import COLOUR_MAPS
@@ -274,6 +275,53 @@ def test_evaluation_shows_its_table_and_sizes(tmp_path: Path) -> None:
             write_report(tmp_path)
 
 
+def keep_evaluation(folder: Path) -> None:
+    """An evaluation of two methods on two cases of 40 x 40 px, one with a lesion; one method's units are ten times
+    the other's."""
+    maps, runs = folder / "maps", []
+    maps.mkdir(parents=True)
+    lesion = disc((40, 40), (15, 12), 5)
+    for times in (1.0, 10.0):
+        run = []
+        for name, truth in (("ill", lesion), ("well", np.zeros_like(lesion))):
+            file = f"{name}-{times:g}.npz"
+            np.savez(maps / file, map=np.float32(0.05 * times * np.where(truth, 2, 0.5)))
+            run.append(KeptCase(name, head((40, 40), np.random.default_rng(1)), truth, file))
+        runs.append(run)
+    keep_cases(runs, maps)
+    results = [
+        RESULT | {"thresholds": {"dice_at_fpr": {"0.01": 0.05}, "dice_at_fpr_source": "healthy scans"}},
+        RESULT | {"method": "ddpm", "thresholds": {"dice_at_fpr": {"0.01": None}, "best_dice": {"pooled": 0.5}}},
+    ]
+    (folder / "metrics.json").write_text(json.dumps(results))
+
+
+def test_evaluation_shows_its_cases_in_units_of_each_threshold(chromium: Any, tmp_path: Path) -> None:
+    keep_evaluation(tmp_path / "evaluation")
+    path = write_report(tmp_path / "evaluation").path
+    page = Page(path)
+    assert [case["name"] for case in page.index["cases"]] == ["ill", "well"]
+    assert page.index["cases"][0]["methods"] == ["thor (simplex)", "ddpm (simplex)"]
+    assert page.index["cases"][0]["truth"] == disc((40, 40), (15, 12), 5).sum()
+    assert [picture["maximum"] for picture in page.pictures(0)] == pytest.approx([2, 2]), "times the threshold"
+    assert [picture["maximum"] for picture in page.pictures(1)] == pytest.approx([0.5, 0.5])
+    assert "chosen on the test labels: an upper bound" in page.text
+    opened = Opened(chromium, path)
+    opened.show_cases()
+    assert opened.page.locator(".card.current .name").all_inner_texts() == [
+        "scan",
+        "thor (simplex), Dice 1",
+        "ddpm (simplex), Dice 1",
+    ]
+    scan, thor = opened.pixels(panel=0), opened.pixels(panel=1)
+    assert (np.abs(scan - thor).max(axis=2) > 20).any()
+    np.testing.assert_array_equal(thor, opened.pixels(panel=2))
+    opened.check_quiet()
+    (tmp_path / "evaluation" / "maps" / "ill-1.npz").unlink()
+    with pytest.raises(ThoradError, match=r"index\.json: damaged, or a file beside it"):
+        write_report(tmp_path / "evaluation")
+
+
 def test_preset_of_an_earlier_version_is_a_method_now(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps([RESULT | {"preset": "published"}]))
     assert "published-thor (simplex)" in Page(write_report(tmp_path).path).text
@@ -285,6 +333,8 @@ def test_tables_and_their_notes_become_html() -> None:
     empty: dict[str, Any] = {
         "date": "",
         "methods": MethodsText("", []),
+        "gallery": None,
+        "points": [],
         "titles": [],
         "run": {},
         "counts": [],

@@ -280,6 +280,13 @@ def _threshold(run: DetectorRun[BoxTruth]) -> float:
     return metrics.threshold_at_fpr(run.maps[~run.diseased][:, run.region], HEALTHY_SHARE)
 
 
+def _outline(truth: BoxTruth, side: int) -> Bools:
+    marked = np.zeros((side, side), np.bool_)
+    for box in truth.boxes:
+        marked |= pixels_inside(box, side)
+    return marked
+
+
 BOXES: Final = Protocol[BoxTruth, dict[str, Floats]](
     truth="boxes",
     read_truth=read_box_case,
@@ -287,6 +294,7 @@ BOXES: Final = Protocol[BoxTruth, dict[str, Floats]](
     pair=statistics.paired_means,
     headline=lambda result: percent(result["kinds"][ALL_KINDS]["f1"]),
     headline_name="F1",
+    outline=_outline,
 )
 
 

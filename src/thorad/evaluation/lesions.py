@@ -123,6 +123,7 @@ BRAIN_LESIONS: Final = Protocol[Bools, PooledCounts](
     pair=pair,
     headline=lambda result: result["best_dice"]["average"],
     headline_name="average best Dice",
+    outline=lambda lesions, side: lesions,
 )
 
 

@@ -9,7 +9,7 @@ import io
 import json
 import time
 import typing
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from thorad.datasets.cases import Case, Truth, read_cases
 from thorad.errors import ThoradError
+from thorad.evaluation.kept import KeptCase, keep_cases
 from thorad.evaluation.metrics import Bools, Floats, subject_resamples
 from thorad.evaluation.quality import Fidelity, fidelities, read_without_lesion, stored
 from thorad.evaluation.statistics import ABOUT, Figures, Sample, Swaps, subject_swaps, title, versus
@@ -83,6 +84,7 @@ class DetectorRun(Generic[TruthType]):
     detector: MapDetector
     region: Bools  # (S, S), not empty
     cases: list[Case]
+    images: list[torch.Tensor]  # of each case, (1, S, S) in [0, 1]
     truths: list[TruthType]  # of each case, on the model's grid
     maps: NDArray[np.float32]  # (N, S, S)
     scores: Floats  # (N,)
@@ -169,6 +171,7 @@ def _run_of(
         detector=detector,
         region=np.asarray(detector.region, dtype=np.bool_),
         cases=kept,
+        images=[inputs[case.name, detector.model_size][0] for case in kept],
         truths=[inputs[case.name, detector.model_size][1] for case in kept],
         maps=np.stack([maps[case.name].map for case in kept]),
         scores=np.stack([maps[case.name].score for case in kept]),
@@ -314,10 +317,8 @@ def _maps_of_batch(
     made: dict[str, _CachedMap] = {}
     files: dict[str, Path] = {}
     if keep is not None:
-        provenance = json.dumps(detector.provenance(), sort_keys=True).encode()
-        for name, image in zip(names, images, strict=True):
-            digest = hashlib.sha256(provenance + b"\0" + image.numpy().tobytes())
-            files[name] = keep / f"{digest.hexdigest()[:32]}.npz"
+        for name, file in zip(names, _map_files(detector, images), strict=True):
+            files[name] = keep / file
             if files[name].is_file():
                 with np.load(files[name], allow_pickle=False) as content:
                     if set(content) == set(_CachedMap._fields):  # an earlier version kept less
@@ -336,6 +337,13 @@ def _maps_of_batch(
                 np.savez(written, **one._asdict())
                 write_atomic(files[names[index]], written.getvalue())
     return made
+
+
+def _map_files(detector: MapDetector, images: Iterable[torch.Tensor]) -> list[str]:
+    """The name of the file that a detector's map of each image (1, S, S) is kept in."""
+    provenance = json.dumps(detector.provenance(), sort_keys=True).encode()
+    digests = [hashlib.sha256(provenance + b"\0" + image.numpy().tobytes()) for image in images]
+    return [f"{digest.hexdigest()[:32]}.npz" for digest in digests]
 
 
 def _not_finite(
@@ -417,6 +425,7 @@ class Protocol(Generic[TruthType, KeptType]):
     pair: Callable[[KeptType, KeptType], Figures]  # the compared figures of two detectors
     headline: Callable[[Mapping[str, Any]], float | None]  # the one by which a result is judged, in percent
     headline_name: str
+    outline: Callable[[TruthType, int], Bools]  # what a truth marks of a grid of that side, to look at: (S, S)
     lesions: bool = False  # whether truths are lesions, so that pseudo-healthy images are measured beside them
     check_validation: Callable[[Sequence[Case], Sequence[Case]], None] | None = None
     """Refuses (cases, validation cases) that don't go together; None: the protocol takes no validation cases."""
@@ -450,6 +459,8 @@ class Protocol(Generic[TruthType, KeptType]):
             keep=keep,
             lesions=self.lesions,
         )
+        if keep is not None:
+            keep_cases([self._kept(run) for run in runs], keep)
         measured = [self.measure(run, resampling) for run in runs]
 
         def pair(first: int, second: int) -> Figures:
@@ -458,6 +469,14 @@ class Protocol(Generic[TruthType, KeptType]):
         compared = versus([one.sample for one in measured], pair, resampling.swaps(measured[0].subjects))
         results = [one.result | {"versus": entries} for one, entries in zip(measured, compared, strict=True)]
         return results, [row for one in measured for row in one.rows]
+
+    def _kept(self, run: DetectorRun[TruthType]) -> list[KeptCase]:
+        """The cases as a detector saw them."""
+        files = _map_files(run.detector, run.images)
+        return [
+            KeptCase(case.name, image[0].double().numpy(), self.outline(truth, image.shape[-1]), file)
+            for case, image, truth, file in zip(run.cases, run.images, run.truths, files, strict=True)
+        ]
 
 
 def percent(fraction: float | None) -> float | None:

@@ -179,6 +179,7 @@ BRAIN_VOLUMES: Final = Protocol[Bools, dict[str, Floats]](
     pair=statistics.paired_means,
     headline=lambda result: percent(result["mean_dice"]),
     headline_name="mean Dice",
+    outline=lambda lesions, side: lesions,
     check_validation=check_validation,
 )
 

@@ -21,6 +21,7 @@ from thorad.evaluation.tables import table_of
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import counted
 from thorad.pictures import Side
+from thorad.results.evaluation_gallery import evaluation_gallery, operating_point
 from thorad.results.folder import (
     RUN,
     CaseRecord,
@@ -245,6 +246,8 @@ def _evaluation_page(folder: Path) -> str:
             run=run,
             date=date_of(run),
             methods=evaluation_text(results, run),
+            gallery=evaluation_gallery(folder, results, LARGEST_PAGE),
+            points=[operating_point(result) for result in results],
             table=table_of(results),
             counts=[(name.replace("_", " "), count) for name, count in results[0]["counts"].items()],
             sizes=[_best_dice(results, size) for size in SIZE_GROUPS] if "best_dice" in results[0] else [],

@@ -297,6 +297,8 @@ class Card {
       try {
         const coded = await this.read();
         const pictures = await Promise.all(coded.map(decodePicture));
+        // The methods of an evaluation saw one scan.
+        if (this.about.methods) for (const one of pictures) for (const name of ["scan", "truth"]) one[name] ??= pictures[0][name];
         this.showError("");
         if (!this.wanted) return;
         this.pictures = pictures;
@@ -419,14 +421,15 @@ class Card {
       stroke(context, picture.truthPath, thin, "#00e5ff", []);
     }
     const at = step && (name === HEALTHY || step.map) ? ` at step t = ${step.t}` : "";
+    const dice = mask && truth && state.threshold > 0 ? overlap(mask, truth) : null;
     label.textContent = {
       [SCAN]: picture.label && of === null && this.sided ? `scan, ${picture.label}` : SCAN,
       [HEALTHY]: step ? `clean estimate, t = ${step.t}` : HEALTHY,
-      [MAP]: of !== null ? title : base ? `map${at} over the scan` : "map, as the run drew it",
+      [MAP]: of !== null ? `${title}${dice === null ? "" : `, Dice ${number(dice, 2)}`}` : base ? `map${at} over the scan` : "map, as the run drew it",
     }[name];
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", this.altText(name, title, picture, at, mask, map, largest));
-    return mask && truth && state.threshold > 0 ? overlap(mask, truth) : null;
+    return dice;
   }
 
   /** Whether the patient's right is on the left: pictures are stored with x to the right, which is the patient's right. */
@@ -656,7 +659,9 @@ function fill(select, options, useful) {
 }
 const any = (test) => index.cases.some(test);
 fill(element("filter"), FILTERS, (key) => key === "all" || any(FILTERS[key][1]));
-fill(element("sort"), SORTS, (key) => (key.startsWith("dice") ? any((c) => c.dice !== null) : key === "truth" ? any((c) => c.truth > 0) : true));
+const SORTABLE = { score: (c) => c.score !== null, dice: (c) => c.dice !== null, truth: (c) => c.truth > 0, name: () => true };
+fill(element("sort"), SORTS, (key) => any(SORTABLE[key.split("-")[0]]) || key === "name");
+if (!any(SORTABLE.score) && any(SORTABLE.truth)) element("sort").value = "truth";
 for (const name of Object.keys(index.colours)) element("colours").add(new Option(name, name));
 
 const rank = (card) => STATUSES.indexOf(card.about.status);
