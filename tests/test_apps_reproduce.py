@@ -337,6 +337,37 @@ def test_without_matplotlib(tiny_model: Path, brain: Path, tmp_path: Path, monke
     assert not (tmp_path / "out").exists(), "told before the work"
 
 
+# ---- ablation
+
+
+def test_ablation(tiny_model: Path, brain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parts changed, with the network: each row is what `evaluate` says of a detector with that setting."""
+    chosen = ({}, {"harmonise": "renoised"}, {"harmonise_at": (200, 50)})
+    monkeypatch.setattr(reproduce, "ABLATIONS", chosen)
+    found = run("ablation", brain, [tiny_model], tmp_path / "out", QUICK)
+    assert [one.get("settings") for one in found.results] == [None, "harmonise renoised", "harmonise_at 200/50"]
+    assert [one["network_calls"] for one in found.results] == [8, 8, 4]
+    renoised = Detector(tiny_model, device="cpu", draws=1, settings={"harmonise": "renoised"})
+    healthy = sorted((brain / "healthy").iterdir())
+    (alone,) = evaluate(read_cases(brain / "cases.csv"), healthy, [renoised], tmp_path / "same", bootstrap=20)
+    assert found.results[1]["best_dice"] == alone["best_dice"]
+    assert found.results[1]["best_dice"] != found.results[0]["best_dice"]
+    (entry,) = (one for one in found.results[1]["versus"] if one["metric"] == "average")
+    low, high = entry["interval"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert f"| {entry['difference']:+.1f} [{low:+.1f}, {high:+.1f}] | {entry['p_value']:.4f} |" in report
+    assert "| as published | 8 |" in report
+    assert "| harmonise_at 200/50 | 4 |" in report
+
+
+def test_every_ablation_is_a_way_to_run_thor(tiny_model: Path) -> None:
+    made = [Detector(tiny_model, device="cpu", draws=1, settings=settings) for settings in reproduce.ABLATIONS]
+    assert len({str(one.settings) for one in made}) == len(reproduce.ABLATIONS), "no two are the same"
+    calls = {str(one.settings): one.network_calls for one in made}
+    assert calls["{}"] == calls["{'harmonise': 'renoised'}"] == 8
+    assert calls["{'harmonise': 'none'}"] == 5
+
+
 # ---- what holds for all
 
 

@@ -14,7 +14,7 @@ from thorad.errors import ThoradError
 from thorad.io.scans import find_scans, picture_files
 from thorad.io.tables import listing
 
-Target = Literal["table1", "table2", "fig4"]
+Target = Literal["table1", "table2", "fig4", "ablation"]
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what of)."""
 
@@ -194,5 +194,10 @@ def _named(on_progress: Progress | None, name: str) -> Callable[[int, int], None
 
 _ATLAS: Final = _Published("mask", _check_atlas, _load_atlas)
 _GRAZPEDWRI: Final = _Published("boxes", _check_wrists, _load_wrists)
-DATA_SETS: Final[Mapping[Target, _Published]] = {"table1": _ATLAS, "table2": _GRAZPEDWRI, "fig4": _ATLAS}
+DATA_SETS: Final[Mapping[Target, _Published]] = {
+    "table1": _ATLAS,
+    "table2": _GRAZPEDWRI,
+    "fig4": _ATLAS,
+    "ablation": _ATLAS,
+}
 """The paper's data for each target."""

@@ -210,12 +210,12 @@ def _measure(
 
 
 Target = Annotated[
-    Literal["table1", "table2", "fig4", "train"],
-    Argument(help="The table or figure of the THOR paper; train: its networks."),
+    Literal["table1", "table2", "fig4", "ablation", "train"],
+    Argument(help="The table or figure of the THOR paper; ablation: what its parts give; train: its networks."),
 ]
 PaperFolder = Annotated[
     Path,
-    Option(help="ATLAS v2.0 (table1, fig4, train) or GRAZPEDWRI-DX (table2) as published, or cases.csv, healthy/."),
+    Option(help="ATLAS v2.0, for table2 GRAZPEDWRI-DX, as published; or a folder of cases.csv and healthy/."),
 ]
 
 

@@ -39,7 +39,7 @@ Inputs = Annotated[
     list[Path], Argument(help="Pictures, volumes, DICOM files, folders of them, or CSV files with a column image.")
 ]
 Model = Annotated[str, MethodOption(help="Name of a bundled model, or a model folder.")]
-Steps = Annotated[str | None, MethodOption(help="Timesteps to visit, or all. Default: the fewest of full quality.")]
+Steps = Annotated[str | None, MethodOption(help="Timesteps to visit, or all. Default: the method's, few.")]
 Device = Annotated[str, ComputeOption(help="auto, cpu, cuda, cuda:1 or mps.")]
 Seed = Annotated[int, ComputeOption(help="Random seed for the noise.")]
 BatchSize = Annotated[int, ComputeOption(help="Images at once on an accelerator; a CPU takes one.", min=1)]

@@ -130,8 +130,8 @@ class Method:
     noise_levels: Mapping[str, int] = field(default_factory=dict)
     """{kind of noise: its own noise level T}, the default kind first; empty for a method without a network."""
     default_steps: Mapping[str, int] = field(default_factory=dict)
-    """{kind of noise: timesteps visited by default}, the fewest that cost at most 1 Dice point where that was measured
-    (docs/results.md); empty where there are no steps to choose."""
+    """{kind of noise: timesteps visited by default}, few; that so few cost no more than a Dice point was measured
+    for THOR with simplex noise alone (docs/results.md). Empty where there are no steps to choose."""
     compare: Literal["residual", "perceptual", "anomaly_map", "published_map"] = "residual"
     """What it compares two images with: |x - x_rec|, LPIPS, THOR's product of the two, or what the published code makes
     of that product."""

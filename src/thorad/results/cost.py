@@ -21,6 +21,7 @@ QUALITIES: Final[Mapping[str, Mapping[str, str]]] = {
 
 COSTS: Final = {"network_calls": "network calls an image", "cpu_seconds_per_case": "CPU-seconds an image"}
 
+TICKS: Final = [step * 10.0**power for power in range(-3, 6) for step in (1, 2, 5)]
 MARKS: Final = "osD^vPX*<>"
 
 
@@ -42,15 +43,19 @@ def plot_cost(results: Sequence[Result]) -> dict[str, bytes]:
     for result in results:
         lines.setdefault(title({**result, "draws": 1}), []).append(result)
     for row, (path, name) in zip(axes, qualities.items(), strict=True):
-        for axis, (cost, what) in zip(row, COSTS.items(), strict=True):
+        for axis, cost in zip(row, COSTS, strict=True):
             for number, (label, points) in enumerate(lines.items()):
                 _plot_line(axis, label, number, points, path, cost)
-            axis.set_xscale("log")
             axis.grid(alpha=0.3)
-            if row is axes[-1]:
-                axis.set_xlabel(what, fontsize=12)
         row[0].set_ylabel(name, fontsize=12)
         row[0].set_ylim(bottom=0)
+    for axis, (cost, what) in zip(axes[-1], COSTS.items(), strict=True):
+        known = [float(result[cost]) for result in results if result["network_calls"] > 0] or [1.0]
+        axis.set_xscale("log")
+        axis.minorticks_off()
+        axis.set_xticks([tick for tick in TICKS if min(known) / 1.5 <= tick <= 1.5 * max(known)])
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xlabel(what, fontsize=12)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=11, frameon=False)
     content = {}
