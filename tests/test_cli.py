@@ -728,7 +728,7 @@ def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = speed.Speed(
         "a machine", "cpu", 2, "float32", {"float32": 100.0},
         [speed.NetworkSpeed("compact", 4_640_000, 10.1, 0.1, 101, 0.9)],
-        [speed.DetectionSpeed("compact", "default", 9, 0.8, 1.4, None)], 6.0, 1.5,
+        [speed.DetectionSpeed("compact", "default", 9, 0.8, 1.404, None)], (1.0, 2.0), 6.0, 1.5,
     )  # fmt: skip
     monkeypatch.setattr(speed, "measure_speed", lambda model, device, on_progress: measured)
     result = thorad_command("bench", "--json", tmp_path / "b.json")

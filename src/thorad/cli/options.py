@@ -101,7 +101,8 @@ class RunOptions:
         """
         from thorad.detector import Detector
 
-        options = {field.name: getattr(self, field.name) for field in fields(RunOptions) if field.name != "preset"}
+        others = ("preset", "calls", "seeds")  # that no detector takes
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
         options |= {"model": model, "method": method, "noise": noise, "steps": parse_steps(self.steps)}
         options["settings"] = parse_settings(self.settings or (), method)
         return Detector(**{**options, **replaced})
