@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 from result_folders import make_results
 from test_fuzz import damaged
 from thorad.cli import app
+from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
-from thorad.results.folder import match_truth, method_title, read_folder, read_pictures, usual_side
+from thorad.results.folder import match_truth, method_title, read_folder, read_pictures, truth_of, usual_side
+from thorad.results.gallery import case_entry
 from thorad.results.report import write_report
 
 
@@ -132,3 +134,32 @@ def test_damaged_records_are_shown_or_named(tmp_path: Path, name: str) -> None:
             messages.append(str(error))
     assert len(messages) > len(contents) / 4
     assert all(str(tmp_path / "results") in message and "\n" not in message for message in messages)
+
+
+def test_truth_and_findings_of_a_volume_lie_where_its_slices_show_them(tmp_path: Path) -> None:
+    """The head is shifted by 10 mm, and its mask lies on another grid than its map."""
+    nibabel = pytest.importorskip("nibabel", reason="volumes need the extra `volumes`")
+    make_results(tmp_path / "results", 1, slices=3, shape=(233, 197))
+    folder = tmp_path / "results" / "cases" / "case-000"
+    to_template = np.eye(4)
+    to_template[0, 3] = 10.0
+    (folder / "registration.json").write_text(json.dumps({"to_template": to_template.tolist()}))
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = (-100, -120, -60)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((90, 100, 80), np.float32), affine), folder / "anomaly_map.nii.gz")
+    # Voxel (40, 60, 41) of the map: (-20, 0, 22) mm of the scan, (-10, 0, 22) mm of the template, in its slice 94.
+    finding = {"pixels": 8, "volume_mm3": 64.0, "peak": 0.1, "peak_position": [40, 60, 41]}
+    record = json.loads((folder / "case.json").read_text())
+    (folder / "case.json").write_text(json.dumps(record | {"findings": [finding]}))
+    x, y, z = np.mgrid[-60:60, -60:60, -30:60]
+    ball = (x + 20) ** 2 + y**2 + (z - 22) ** 2 < 36
+    grid = np.eye(4)
+    grid[:3, 3] = (-60, -60, -30)
+    nibabel.save(nibabel.Nifti1Image(ball.astype(np.uint8), grid), tmp_path / "mask.nii.gz")
+    (case,) = read_folder(tmp_path / "results").cases
+    (place,) = case_entry(0, case, 512)["places"]
+    row, column = 233 - 1 - 134, -10 + 98
+    assert place == {"slice": 1, "row": row, "column": column, "peak": 0.1, "size": "0.064 ml"}
+    truths = truth_of(Case(tmp_path / "a.nii.gz", tmp_path / "mask.nii.gz", "a", "a"), case, read_pictures(case))
+    assert [bool(truth.any()) for truth in truths] == [True, True, False]  # 4 mm below, 1 mm and 6 mm above its centre
+    assert np.mean(np.nonzero(truths[1]), axis=1) == pytest.approx([row, column], abs=0.51)
