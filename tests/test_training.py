@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 import types
+import xml.etree.ElementTree
 from pathlib import Path
+from typing import Any
 
 import lightning
 import monai
@@ -23,6 +25,7 @@ from thorad.detector import Detector
 from thorad.errors import Interrupted, ThoradError
 from thorad.model import load_model
 from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
+from thorad.training import progress
 from thorad.training.augmentation import augment
 from thorad.training.data import images_of_batch
 from thorad.training.fit import fit
@@ -91,6 +94,15 @@ def test_training_leaves_a_model_pictures_and_logs(healthy: tuple[Path, Path], t
         assert picture.size == (5 * 16, 5 * 16)  # five images; image, and noised and clean for two noises
     rows = list(csv.DictReader((tmp_path / "out" / "logs" / "from-step-0" / "metrics.csv").read_text().splitlines()))
     assert any(row.get("validation/loss") for row in rows)
+    page = (tmp_path / "out" / "training.html").read_text()
+    assert "step 6 of 6, done" in page
+    assert [f"<li>{label}</li>" in page for label in ("healthy image", "simplex noise, timestep 500")] == [True, True]
+    assert page.count("data:image/png;base64,") == 2
+    assert "5 to train on, 5 to validate on" in page
+    curve = xml.etree.ElementTree.parse(tmp_path / "out" / "curve.svg").getroot()
+    lines = curve.findall("{http://www.w3.org/2000/svg}polyline")
+    assert len(lines) == 4, "training, validation, and that of each kind of noise"
+    assert [len(line.attrib["points"].split()) for line in lines] == [6, 2, 2, 2]
     assert "Research use only" in (model / "MODEL_CARD.md").read_text()
     assert list((tmp_path / "out" / "logs" / "from-step-0").glob("events.out.tfevents.*"))
     with pytest.raises(ThoradError, match="16 px, but 'thor' needs LPIPS"):
@@ -599,6 +611,46 @@ def test_two_processes(healthy: tuple[Path, Path], tmp_path: Path) -> None:
         assert torch.equal(tensor, second[name]), name
     two = weights(tmp_path / "two" / "model")
     assert any(not torch.equal(tensor, two[name]) for name, tensor in weights(one).items())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best", "tried"),
+    [
+        ({4: 1.0, 2: 0.6, 1: 0.9}, 2, [4, 2, 1]),
+        ({4: 0.3, 2: 0.5, 1: 0.9}, 4, [4, 2]),
+        ({4: 0.5, 2: 0.4, 1: 0.3}, 1, [4, 2, 1]),
+    ],
+)
+def test_the_fastest_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], best: int, tried: list[int]
+) -> None:
+    """By a clock of its own; the first step with a number is as slow as ten."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before, clock = torch.get_num_threads(), 0.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock)
+    trainer: Any = types.SimpleNamespace(strategy=types.SimpleNamespace(root_device=torch.device("cpu")), world_size=1)
+    module: Any = None
+    choice = progress.ThreadChoice()
+    torch.set_num_threads(4)
+    try:
+        choice.on_train_start(trainer, module)
+        used: list[int] = []
+        for _ in range(20):
+            choice.on_train_batch_start(trainer, module)
+            threads = torch.get_num_threads()
+            clock += seconds[threads] * (1 if threads in used else 10)
+            used.append(threads)
+            choice.on_train_batch_end(trainer, module)
+        assert list(dict.fromkeys(used)) == tried
+        assert used[-1] == best == choice.threads
+        resumed = progress.ThreadChoice()
+        resumed.load_state_dict({"threads": 1})
+        resumed.on_train_start(trainer, module)
+        assert torch.get_num_threads() == 1
+        choice.on_train_end(trainer, module)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("missing", ["weights.safetensors", "calibration.json"])

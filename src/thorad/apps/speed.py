@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from thorad.detector import Detector
 from thorad.diffusion.engine import torch_engine
-from thorad.io.atomic import write_atomic
 from thorad.model import build_network, save_model
 from thorad.recipe import Recipe, load_recipe
 from thorad.table import Table
@@ -131,10 +130,10 @@ class Speed:
         notes = [f"{self.machine}, {self.threads} threads."]
         return [detecting, networks, Table(["what", "value"], figures, notes=notes, title="This machine")]
 
-    def write(self, path: Path) -> None:
-        """Write the figures as JSON."""
+    def figures(self) -> dict[str, Any]:
+        """All of it, and what it is compared with."""
         published = {"cpu_seconds": self.published_cpu_seconds, "network_calls": PUBLISHED_CALLS}
-        write_atomic(path, (json.dumps({**asdict(self), "published": published}, indent=2) + "\n").encode())
+        return {**asdict(self), "published": published}
 
 
 def measure_speed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from typer import Argument, Exit, Option, Typer
 from thorad.cli import options as opt
 from thorad.cli.render import (
     RESUMES,
+    case_figures,
     end_with_failures,
     print_left_out,
     print_line,
@@ -18,6 +20,7 @@ from thorad.cli.render import (
     print_table,
     print_warnings,
     progress_bar,
+    write_json,
 )
 from thorad.datasets import DATASETS
 from thorad.io.shards import Shard
@@ -48,6 +51,7 @@ def prepare(
     jobs: Annotated[int, Option(help="Parallel processes; each takes half a GB of memory for 1 mm voxels.", min=1)] = 1,
     keep_identity: opt.KeepIdentity = False,
     shard: opt.Shard = None,
+    json: opt.Json = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """Register T1w volumes to the model's template and cut its slices, for detect, train and calibrate."""
@@ -70,6 +74,8 @@ def prepare(
         print_left_out(scans.left_out)
         if summary.done:
             print_line(f"Look at {out / '*' / 'overlay.png'} first; slices: {out / 'slices.csv'}")
+    found = {name: {"similarity": each.similarity, "overlap": each.overlap} for name, each in summary.done.items()}
+    write_json(json, {"slices": out / "slices.csv", "left_out": scans.left_out, **case_figures(summary, found)})
     end_with_failures(summary.failed, summary.refused, "No table names the slices of what was refused.")
 
 
@@ -96,9 +102,7 @@ def check_data(folder: DataFolder, kind: KindOption = None, json: opt.Json = Non
     print_left_out(left_out)
     if not report.problems:
         print_line("No problem found in file names and headers.")
-    if json is not None:
-        report.write(json)
-        print_line(f"All of it: {json}")
+    write_json(json, asdict(report))
     if report.problems:
         raise Exit(1)
 
@@ -110,6 +114,7 @@ def split_data(
     fractions: Annotated[str, Option(help="Shares of train, val and test; 0: no such part.")] = "0.8,0.1,0.1",
     seed: Annotated[int, Option(help="Random seed for the assignment of subjects.")] = 0,
     kind: KindOption = None,
+    json: opt.Json = None,
 ) -> None:
     """Split a data set by subject: nobody is in two parts, and the same seed gives the same parts."""
     from thorad.datasets.layouts import find_data_set
@@ -117,14 +122,17 @@ def split_data(
 
     shares = parse_fractions(fractions)
     split = write_split(find_data_set(folder, kind), out, shares, seed)
-    rows = []
-    for part, cases in split.parts.items():
-        counts = len({case.subject for case in cases}), len(cases), sum(case.has_finding for case in cases)
-        rows.append((part, *map(str, counts)))
-    print_table(Table(("part", "subjects", "images", "with findings"), rows))
+    columns = ("part", "subjects", "images", "with findings")
+    counts = [
+        (part, len({case.subject for case in cases}), len(cases), sum(case.has_finding for case in cases))
+        for part, cases in split.parts.items()
+    ]
+    print_table(Table(columns, [[str(count) for count in row] for row in counts]))
     if split.left_out:
         print_line(f"Left out: {len(split.left_out)} images without a mask, which may or may not be healthy.")
     if any(case.has_finding for case in split.parts.get("train", ())):
         print_line("train.csv holds images with findings; thorad trains on healthy ones only.", style="yellow")
     for path in split.tables.values():
         print_line(f"{path}")
+    parts = [dict(zip(columns, row, strict=True)) for row in counts]
+    write_json(json, {"parts": parts, "tables": split.tables, "left_out": len(split.left_out)})

@@ -11,6 +11,7 @@ from typer import Argument, Option, Typer
 from thorad.cli import options as opt
 from thorad.cli.render import (
     RESUMES,
+    case_figures,
     end_with_failures,
     print_left_out,
     print_line,
@@ -19,6 +20,7 @@ from thorad.cli.render import (
     print_warning,
     print_warnings,
     progress_bar,
+    write_json,
 )
 from thorad.errors import ThoradError
 from thorad.io.shards import Shard
@@ -67,6 +69,7 @@ def detect(
     keep_identity: opt.KeepIdentity = False,
     shard: opt.Shard = None,
     make_report: opt.Report = False,
+    json: opt.Json = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """Find anomalies in images: an anomaly map, an overlay, a pseudo-healthy image and a score for each.
@@ -102,6 +105,8 @@ def detect(
         print_line(f"Results: {out}")
     if make_report and summary.tried:
         print_report(out, side=side, quiet=quiet)
+    found = {name: {"score": score, **summary.verdicts[name]._asdict()} for name, score in summary.done.items()}
+    write_json(json, {"results": out, "left_out": scans.left_out, **case_figures(summary, found)})
     end_with_failures(
         summary.failed,
         summary.refused,
@@ -150,7 +155,7 @@ def _print_scores(summary: RunSummary, detector: Detector, model: str) -> None:
 
 
 @opt.verb(app, example="thorad methods")
-def methods() -> None:
+def methods(json: opt.Json = None) -> None:
     """List the detection methods: the noise they use, the network calls an image costs by default, what they do."""
     from thorad.methods import METHODS
     from thorad.model import bundled_models
@@ -170,6 +175,7 @@ def methods() -> None:
     columns = ("method", "noise", "calls", "what it is")
     print_table(Table(columns, rows, text_columns=frozenset({"noise", "what it is"})))
     print_line("calls: of the network for one image, with the default options and a bundled model.")
+    write_json(json, {"methods": [dict(zip(columns, row, strict=True)) for row in rows]})
 
 
 def print_report(
@@ -281,6 +287,7 @@ def demo(
     out: Annotated[Path, opt.OutOption(help="Folder for the pictures and results.")],
     model: opt.Model = opt.DEFAULT_MODEL,
     device: opt.Device = "auto",
+    json: opt.Json = None,
 ) -> None:
     """Make anomaly maps of a real head, as it is and with implanted lesions."""
     from thorad.apps.demo import run_demo
@@ -297,3 +304,4 @@ def demo(
     print_line(f"Look at {out / 'montage.png'} first. The overlays:")
     for case in cases:
         print_line(f"  {case.overlay}")
+    write_json(json, {"cases": cases})

@@ -16,13 +16,13 @@ from thorad.cli.look import print_report
 from thorad.cli.render import (
     RESUMES,
     end_with_failures,
-    out_console,
     print_error,
     print_left_out,
     print_line,
     print_table,
     print_warning,
     progress_bar,
+    write_json,
 )
 from thorad.diffusion import NOISES
 from thorad.errors import ThoradError
@@ -127,6 +127,7 @@ def evaluate(
     measured: ProtocolOptions,
     compared: ComparisonOptions,
     make_report: opt.Report = False,
+    json: opt.Json = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """Measure methods on images with known lesions, by one of the field's protocols."""
@@ -154,6 +155,7 @@ def evaluate(
         print_left_out({} if scans is None else scans.left_out)
     if make_report:
         print_report(out if len(by_seed) == 1 else out / f"seed-{next(iter(by_seed))}", quiet=quiet)
+    write_json(json, {"results": results, "refused": refused})
     end_with_failures({failure["name"]: failure["reason"] for failure in results[0]["failures"]})
 
 
@@ -256,6 +258,7 @@ def reproduce(
         Option(help="Models. Default: hand-xray64 for table2, otherwise brain-t1-compact,brain-t1-patched."),
     ] = None,
     check: Annotated[bool, Option("--check", help="Only check the folder and print what it holds.")] = False,
+    json: opt.Json = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """Reproduce a table, the figure or the training of the THOR paper, next to the published numbers."""
@@ -280,6 +283,7 @@ def reproduce(
     if not quiet:
         print_table(measured.table)
         print_line(f"Results: {out} (report.md first)")
+    write_json(json, {"results": measured.results, "failures": measured.failures})
     end_with_failures(measured.failures)
 
 
@@ -315,7 +319,7 @@ def _reproduce_training(
         recipe=training.recipe,
         steps=training.training_steps,
         accelerator={"cuda": "gpu"}.get(options.device, options.device),
-        progress_bar=out_console.is_terminal and not quiet,
+        progress_bar=not quiet,
     )
     for noise, model in models.items():
         print_line(f"Model for {noise} noise: {model}")
@@ -331,9 +335,7 @@ def bench(model: opt.Model = opt.DEFAULT_MODEL, device: opt.Device = "auto", jso
     for table in speed.tables():
         print_table(table)
         print_line()
-    if json is not None:
-        speed.write(json)
-        print_line(f"Figures: {json}")
+    write_json(json, speed.figures())
 
 
 @opt.verb(app, example="thorad implant healthy/ -o test-set --findings dark,bright")
@@ -350,6 +352,7 @@ def implant(
     body_share: Annotated[
         float, Option(help="The largest fraction of an X-ray that the body may fill: 0.4 for a hand, 0.8 for a wrist.")
     ] = 0.4,
+    json: opt.Json = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """Make a labelled test set from healthy images: simulated findings, with boxes or masks."""
@@ -368,4 +371,6 @@ def implant(
         print_line("The findings are simulated: figures on them compare methods and say nothing about patients.")
         protocol = "brain-lesions" if lesions else "boxes"
         print_line(f"Measure: thorad evaluate {made.table} --protocol {protocol} --model MODEL -o DIR")
-    end_with_failures({path.name: reason for path, reason in made.left_out.items()}, what="left out")
+    left_out = {path.name: reason for path, reason in made.left_out.items()}
+    write_json(json, {"table": made.table, "counts": made.counts, "left_out": left_out})
+    end_with_failures(left_out, what="left out")

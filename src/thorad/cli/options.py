@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_t
 from typer import Argument, Option, Typer
 from typer.models import ArgumentInfo
 
-from thorad.cli.render import STARTS_OVER, one_line_errors, set_log_level
+from thorad.cli.render import STARTS_OVER, STDOUT, one_line_errors, set_log_level, words_on_stderr
 from thorad.diffusion import ENGINES, NOISES
 from thorad.errors import ThoradError
 from thorad.methods import METHODS
@@ -59,7 +59,9 @@ Side = Annotated[
     ),
 ]
 Report = Annotated[bool, Option("--report", help="Also write report.html, a page with every case to look at.")]
-Json = Annotated[Path | None, Option(help="Also write the results to this JSON file.")]
+Json = Annotated[
+    Path | None, Option(metavar="FILE", help="Also write the figures to this JSON file; -: only print them, on stdout.")
+]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"],
@@ -260,7 +262,7 @@ def verb(
                 if is_dataclass(parameter.annotation):
                     values = {option.name: given.pop(option.name) for option in spread[spread_out]}
                     given[spread_out] = cast(Any, parameter.annotation)(**values)
-            with one_line_errors(interrupted):
+            with one_line_errors(interrupted), words_on_stderr(given.get("json") == STDOUT):
                 function(**given)
 
         call.__signature__ = declared.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -19,7 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from thorad import __version__
 from thorad.errors import Interrupted, ThoradError
+from thorad.io.atomic import write_atomic
 from thorad.io.tables import counted
 from thorad.io.text import printable
 from thorad.table import Table
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
 
 RESUMES = "Run the same command again to resume."
 STARTS_OVER = "Nothing was written. Run the same command again to start over."
+
+STDOUT = Path("-")
+"""What `--json` calls stdout."""
 
 LINE_SECONDS = 30.0
 """Between two lines of progress where stderr is no terminal."""
@@ -131,13 +138,48 @@ def print_table(table: Table) -> None:
     if table.title:
         print_line(table.title, style="bold")
     needed = Measurement.get(out_console, out_console.options.update(width=1000), drawn).minimum
-    Console(width=max(needed, out_console.width)).print(drawn)
+    Console(width=max(needed, out_console.width), stderr=out_console.stderr).print(drawn)
     for note in table.notes:
         parts = (Text(part, "bold" if index % 2 else "") for index, part in enumerate(note.split("**")))
         out_console.print(Text.assemble(*parts), soft_wrap=not out_console.is_terminal)
     for below in table.more:
         print_line()
         print_table(below)
+
+
+def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
+    """Write a verb's figures as JSON to a file or `STDOUT`, if a path is given; what isn't finite is null."""
+    if path is None:
+        return
+    from pydantic_core import to_json
+
+    content = {"thorad": __version__, **figures}
+    text = to_json(content, indent=2, inf_nan_mode="null", fallback=lambda number: number.item()) + b"\n"
+    if path == STDOUT:
+        sys.stdout.write(text.decode())
+    else:
+        write_atomic(path, text)
+        print_line(f"Figures: {path}")
+
+
+def case_figures(summary: RunSummary | PrepareSummary, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What became of each case, for `write_json`: its status, what is to be said of it, and its results."""
+    cases = {name: {"status": "ok", "message": "", **result} for name, result in results.items()}
+    apart = {"warned": summary.warned, "refused": summary.refused, "failed": summary.failed}
+    for status, messages in apart.items():
+        for name, message in messages.items():
+            cases[name] = {**cases.get(name, {}), "status": status, "message": message}
+    return {"cases": cases, "already_done": summary.already_done, "seconds": summary.seconds}
+
+
+@contextmanager
+def words_on_stderr(asked: bool) -> Iterator[None]:
+    """Let stderr have what is printed for people, if asked: a program reads stdout."""
+    before, out_console.stderr = out_console.stderr, asked
+    try:
+        yield
+    finally:
+        out_console.stderr = before
 
 
 @contextmanager

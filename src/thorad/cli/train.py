@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,12 +18,26 @@ from thorad.cli.render import (
     print_table,
     print_warning,
     progress_bar,
+    write_json,
 )
 from thorad.table import Table
 
 PANEL = "Train and calibrate"
 
 app = Typer(rich_help_panel=PANEL)
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """What a training runs on; the fields are arguments of `thorad.fit`."""
+
+    devices: Annotated[str, opt.ComputeOption(help="Number of devices per node, or auto.")] = "auto"
+    nodes: Annotated[int, opt.ComputeOption(help="Number of machines.", min=1)] = 1
+    accelerator: Annotated[str, opt.ComputeOption(help="auto, cpu, gpu or mps.")] = "auto"
+    threads: Annotated[
+        int | None,
+        opt.ComputeOption(help="Of a CPU. Default: the fastest in the first steps.", min=1),
+    ] = None
 
 
 @opt.verb(
@@ -34,16 +49,11 @@ def train(
     recipe: Annotated[str, Option(help="Name of a bundled recipe, or a TOML file. `thorad models` lists them.")],
     train: Annotated[Path, Option(help="Healthy pictures, volumes or DICOM: a folder, or a CSV with a column image.")],
     out: Annotated[Path, opt.OutOption(help="Folder for logs, checkpoints and the model; an interrupted run resumes.")],
+    machine: MachineOptions,
     validation: Annotated[Path | None, Option(help="Pictures, volumes or DICOM of other subjects, likewise.")] = None,
-    devices: Annotated[str, opt.ComputeOption(help="Number of devices per node, or auto.")] = "auto",
-    nodes: Annotated[int, opt.ComputeOption(help="Number of machines.", min=1)] = 1,
-    accelerator: Annotated[str, opt.ComputeOption(help="auto, cpu, gpu or mps.")] = "auto",
-    threads: Annotated[
-        int | None,
-        opt.ComputeOption(help="Of a CPU. Default: the fastest in the first steps.", min=1),
-    ] = None,
     steps: Annotated[int | None, Option(help="Training steps, instead of the recipe's number.", min=1)] = None,
     start_from: Annotated[str | None, Option(help="A model whose weights to start from.")] = None,
+    json: opt.Json = None,
 ) -> None:
     """Train a model on healthy images."""
     from thorad.recipe import load_recipe
@@ -61,15 +71,13 @@ def train(
         train,
         out,
         validation=validation,
-        accelerator=accelerator,
-        devices=devices,
-        nodes=nodes,
-        threads=threads,
+        **vars(machine),
         start_from=start_from,
     )
     # Every process of a distributed training comes by here.
     for line in (f"Model: {folder}", f"Use it: thorad detect INPUT --model {folder} -o DIR"):
         rank_zero_only(print_line)(line)
+    rank_zero_only(write_json)(json, {"model": folder, "page": out / "training.html", "recipe": chosen.model_dump()})
 
 
 @opt.verb(app, example="thorad calibrate healthy/ --model brain-t1-compact -o my-model")
@@ -78,6 +86,7 @@ def calibrate(
     options: opt.DetectorOptions,
     out: Annotated[Path | None, opt.OutOption(help="Folder for a copy of the model; needed for a bundled one.")] = None,
     level: Annotated[float, Option(help="The smallest p-value that must be possible.")] = 0.05,
+    json: opt.Json = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """Derive thresholds and p-values for `thorad detect` from healthy scans that the model was not trained on.
@@ -101,8 +110,9 @@ def calibrate(
     if summary.warning:
         print_warning(f"Warning: {summary.warning}")
     if not quiet:
-        used = format_options(calibration.options)
-        print_line(f"Calibrated with {used} on {count} scans, in {summary.seconds:.1f} s.")
+        print_line(
+            f"Calibrated with {format_options(calibration.options)} on {count} scans, in {summary.seconds:.1f} s."
+        )
         rows = [(f"{100 * rate:g} %", f"{threshold:.5g}") for rate, threshold in calibration.thresholds.items()]
         print_table(Table(("healthy pixels above", "the threshold"), rows))
         print_line(f"The smallest p-value is 1 / {count + 1} = {1 / (count + 1):.3g}.")
@@ -110,6 +120,7 @@ def calibrate(
             print_line("The model didn't say what its pictures look like: it was learned from these scans.")
         print_line(f"Calibrated model: {folder}")
         print_left_out(scans.left_out)
+    write_json(json, {"model": folder, "calibration": calibration, "failed": summary.failed})
     end_with_failures(summary.failed, what="left out")
 
 
@@ -130,10 +141,11 @@ app.add_typer(models_app, name="models", rich_help_panel=PANEL)
 @opt.verb(models_app, "show", example="thorad models brain-t1-compact")
 def show_models(
     model: Annotated[str | None, Argument(help="A bundled model or a model folder. Default: list them.")] = None,
+    json: opt.Json = None,
 ) -> None:
     """List the bundled models and recipes, or describe one model. `thorad models NAME` does the same."""
     if model is not None:
-        return _print_model(model)
+        return _print_model(model, json)
 
     from thorad.model import bundled_models, load_model, weight_megabytes
     from thorad.recipe import bundled_recipes, load_recipe
@@ -151,9 +163,11 @@ def show_models(
     print_table(Table(("recipe", "noise", "description"), described, text_columns=text))
     print_line()
     print_line("`thorad models NAME` describes a model; `thorad train --recipe NAME` trains one.")
+    said = {name: recipe.model_dump() for name, recipe in recipes.items()}
+    write_json(json, {"models": bundled_models(), "recipes": said})
 
 
-def _print_model(model: str) -> None:
+def _print_model(model: str, json: Path | None) -> None:
     from thorad.model import load_model, model_card, model_folder, weight_megabytes
 
     loaded = load_model(model)
@@ -177,6 +191,8 @@ def _print_model(model: str) -> None:
     for title, text in parts.items():
         for line in ("", f"--- {title} ---", *text.strip().splitlines()):
             print_line(line)
+    facts = {"folder": model_folder(model), "parameters": loaded.parameters, "weights_sha256": loaded.sha256}
+    write_json(json, {**facts, "recipe": loaded.recipe.model_dump(), "calibration": measured})
 
 
 @opt.verb(models_app, "import", example="thorad models import best_model.pt my-model --noise simplex")

@@ -6,14 +6,13 @@ may be the same.
 
 import gzip
 import hashlib
-import json
 import os
 import struct
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +20,6 @@ from thorad.datasets.cases import Case, cases_on_disk
 from thorad.datasets.layouts import find_data_set, shown
 from thorad.datasets.plain import PARTS, part_of, split_tables
 from thorad.errors import ThoradError
-from thorad.io.atomic import write_atomic
 from thorad.io.shapes import shape_of
 from thorad.io.volumes import import_nibabel, times
 
@@ -57,10 +55,6 @@ class Report:
         groups = {"missing": self.missing, "unusable": self.unusable, "twice": self.duplicates}
         groups |= {"leaks between splits": self.leaks, "odd": self.odd}
         return {heading: entries for heading, entries in groups.items() if entries}
-
-    def write(self, path: Path) -> None:
-        """Write all of it as JSON; a ThoradError where the disk doesn't allow it."""
-        write_atomic(path, (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 class Contents(ExitStack):

@@ -23,7 +23,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
 from thorad.errors import Interrupted
@@ -218,15 +218,8 @@ class TrainingProgress(Callback):
         self._console = Console(stderr=True, soft_wrap=True)
         self._bar: Progress | None = None
         if bar and self._console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-            self._bar = Progress(
-                TextColumn("step"),
-                *columns,
-                TextColumn("remaining"),
-                TimeRemainingColumn(),
-                console=self._console,
-                speed_estimate_period=600,
-            )
+            columns = (BarColumn(None), MofNCompleteColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=self._console, expand=True)
         self._loss: Tensor | None = None
         """Averaged over the last hundred steps or so."""
 
@@ -253,7 +246,8 @@ class TrainingProgress(Callback):
         done, now = trainer.global_step - self._first, time.monotonic()
         if not self._said_when and (done >= 100 or now - self._began > 10):
             self._said_when = True
-            self._say(f"{'expected':<12}{self._left(trainer, now)}")
+            rate = self._rate(trainer, now)
+            self._say(f"{'expected':<12}{self._left(trainer, rate)}, at {1 / rate:.3g} s a step")
         if self._bar is not None and now - self._line > 0.5:
             self._line = now
             self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, description=self._figures(trainer))
@@ -282,25 +276,25 @@ class TrainingProgress(Callback):
         self._line = time.monotonic()
         share = 100 * trainer.global_step / trainer.max_steps
         place = f"step {trainer.global_step} of {trainer.max_steps} ({share:.0f} %)"
-        log.info("%s  %s  %s left", place, self._figures(trainer), self._left(trainer, self._line))
+        log.info("%s  %s", place, self._figures(trainer))
 
     def _figures(self, trainer: Trainer) -> str:
-        """Losses and speed."""
+        """Losses, speed and what remains; a bar has no room for single kinds of noise."""
         losses = {} if self._loss is None else {"loss": float(self._loss)}
-        validated = ["validation/loss"] if self._bar is not None else sorted(trainer.callback_metrics)
-        for name in validated:
-            if name.startswith("validation/") and name in trainer.callback_metrics:
-                losses[name] = float(trainer.callback_metrics[name])
+        measured = {name: float(value) for name, value in trainer.callback_metrics.items() if "validation/" in name}
+        losses |= {"validation": measured.pop("validation/loss")} if "validation/loss" in measured else {}
+        losses |= {} if self._bar is not None else measured
         rate = self._rate(trainer, time.monotonic())
-        speed = f"{rate:.2f} steps/s" if rate >= 0.1 else f"{1 / rate:.1f} s a step" if rate else ""
-        return "  ".join([*(f"{name} {value:.4g}" for name, value in losses.items()), speed])
+        speed = f"{rate:.2f} steps/s" if rate >= 0.1 else f"{1 / rate:.1f} s a step" if rate else "?"
+        return "  ".join([*(f"{name} {value:.4g}" for name, value in losses.items()), speed, self._left(trainer, rate)])
 
     def _rate(self, trainer: Trainer, now: float) -> float:
         return (trainer.global_step - self._first) / max(now - self._began, 1e-9)
 
-    def _left(self, trainer: Trainer, now: float) -> str:
-        rate = self._rate(trainer, now)
-        return str(timedelta(seconds=round((int(trainer.max_steps) - trainer.global_step) / rate))) if rate else "?"
+    @staticmethod
+    def _left(trainer: Trainer, rate: float) -> str:
+        seconds = (int(trainer.max_steps) - trainer.global_step) / rate if rate else None
+        return "? left" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
 
     def _say(self, text: str) -> None:
         if self._bar is None:
