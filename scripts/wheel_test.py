@@ -62,7 +62,7 @@ def detect(folder: Path) -> None:
     assert Path(head).is_relative_to(folder), f"{head} is not the wheel's"
     command = [folder / "venv" / "bin" / "thorad", "detect", head, "--out", folder / "results", "--device", "cpu"]
     subprocess.run(command, check=True, cwd=folder)
-    case = json.loads((folder / "results" / "head" / "case.json").read_text())
+    case = json.loads((folder / "results" / "cases" / "head" / "case.json").read_text())
     assert case["status"] == "ok", case
     assert 0 < case["score"] < 2, case
     print(f"detected in {Path(head).name}: score {case['score']:.4g}")

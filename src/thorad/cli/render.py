@@ -203,7 +203,7 @@ def progress_bar(title: str, quiet: bool = False) -> Iterator[Callable[..., None
             if not bar.tasks:
                 bar.add_task(printable(now), total=total, completed=done)
             bar.update(bar.tasks[0].id, completed=done, description=printable(now))
-            if shown and bar.disable and time.monotonic() - line >= LINE_SECONDS:
+            if shown and bar.disable and done < total and time.monotonic() - line >= LINE_SECONDS:
                 line = time.monotonic()
                 left = timedelta(seconds=round((line - began) / done * (total - done))) if done else "?"
                 log.info("%s: %d of %d, %s left", now, done, total, left)
