@@ -98,9 +98,10 @@ def test_the_log_level(tmp_path: Path) -> None:
     told = thorad_command("detect", tmp_path / "gone", "--out", tmp_path, "--log-level", "debug").stderr
     assert "Traceback" in told
     assert "in find_scans" in told
-    render.set_log_level("error")
     with pytest.MonkeyPatch.context() as patch:
+        render.set_log_level("error")
         patch.setattr(render.error_console, "print", lambda *_, **__: pytest.fail("printed"))
         render.print_warning("a warning")
         logging.getLogger("thorad.training").warning("another")
+    render.set_log_level("info")
     assert thorad_command("methods", "--log-level", "loud").exit_code == 2

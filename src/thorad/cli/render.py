@@ -63,6 +63,9 @@ def set_log_level(level: str) -> None:
     log.handlers = [_Lines()]
 
 
+set_log_level("info")
+
+
 def print_line(text: str = "", style: str | None = None) -> None:
     """Print a line on stdout, as it is but for what acts on a terminal."""
     out_console.print(printable(text), style=style, markup=False, highlight=False)
