@@ -59,7 +59,7 @@ def test_calibrate_and_evaluate(tiny_model: Path, healthy: Path, bench: Path, tm
     assert figures["calibration"]["thresholds"].keys() == {"0.01", "0.02", "0.05"}
     options = (*options, "--bootstrap", "0", "--permutations", "0")
     figures = json_on_stdout("evaluate", bench, "--out", tmp_path / "evaluation", *options)
-    assert figures["results"] == json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert figures["results_of_seed"]["0"] == json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
 
 
 def test_what_there_is(tiny_model: Path, tmp_path: Path) -> None:

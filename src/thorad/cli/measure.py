@@ -150,13 +150,14 @@ def evaluate(
             f"{len(of_model)} of {len(images)} images are not what model {model!r} can judge, and are measured all the "
             f"same (run.json lists them): {listing([f'{Path(path).name}: {why}' for path, why in of_model.items()])}"
         )
-    results = _measure(read, healthy, validation, by_seed, out, measured, compared, refused, quiet=quiet)
+    found = _measure(read, healthy, validation, by_seed, out, measured, compared, refused, quiet=quiet)
     if not quiet:
         print_left_out({} if scans is None else scans.left_out)
     if make_report:
         print_report(out if len(by_seed) == 1 else out / f"seed-{next(iter(by_seed))}", quiet=quiet)
-    write_json(json, {"results": results, "refused": refused})
-    end_with_failures({failure["name"]: failure["reason"] for failure in results[0]["failures"]})
+    write_json(json, {"results_of_seed": found, "refused": refused})
+    first = next(iter(found.values()))[0]
+    end_with_failures({failure["name"]: failure["reason"] for failure in first["failures"]})
 
 
 def _measure(
@@ -170,8 +171,8 @@ def _measure(
     refused: Mapping[str, Mapping[str, str]],
     *,
     quiet: bool,
-) -> list[dict[str, Any]]:
-    """Evaluate with each seed, and write and print what was found; gives the results of the first."""
+) -> dict[int, list[dict[str, Any]]]:
+    """Evaluate with each seed, and write, print and give what was found."""
     from thorad.apps.compare import write_cost_figure, write_seeds
     from thorad.apps.run import write_evaluation_run
     from thorad.evaluation.evaluate import baseline_warning, evaluate
@@ -208,7 +209,7 @@ def _measure(
             print_line(warning, style="yellow")
         explained = "table.md explains the columns" if len(found) == 1 else "seeds.md, and a folder for each seed"
         print_line(f"Results: {out} ({explained}{', cost.png' if compared.several_costs else ''})")
-    return first
+    return found
 
 
 Target = Annotated[
