@@ -110,9 +110,8 @@ def calibrate(
     if summary.warning:
         print_warning(f"Warning: {summary.warning}")
     if not quiet:
-        print_line(
-            f"Calibrated with {format_options(calibration.options)} on {count} scans, in {summary.seconds:.1f} s."
-        )
+        used = format_options(calibration.options)
+        print_line(f"Calibrated with {used} on {count} scans, in {summary.seconds:.1f} s.")
         rows = [(f"{100 * rate:g} %", f"{threshold:.5g}") for rate, threshold in calibration.thresholds.items()]
         print_table(Table(("healthy pixels above", "the threshold"), rows))
         print_line(f"The smallest p-value is 1 / {count + 1} = {1 / (count + 1):.3g}.")
