@@ -154,10 +154,11 @@ def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
     """Write a verb's figures as JSON to a file or `STDOUT`, if a path is given; what isn't finite is null."""
     if path is None:
         return
-    from pydantic_core import to_json
+    from pydantic import ConfigDict, TypeAdapter
 
     content = {"thorad": __version__, **figures}
-    text = to_json(content, indent=2, inf_nan_mode="null", fallback=lambda number: number.item()) + b"\n"
+    writer = TypeAdapter(dict[str, Any], config=ConfigDict(ser_json_inf_nan="null"))
+    text = writer.dump_json(content, indent=2, fallback=lambda number: number.item()) + b"\n"
     if path == STDOUT:
         sys.stdout.write(text.decode())
     else:
