@@ -157,10 +157,7 @@ class DetectorOptions(RunOptions):
         """The detector that was asked for; see `run`."""
         (method,) = self.methods([self.method]) or [self.method]
         self.check_settings([method])
-        # Also those of a verb's own, such as a threshold.
-        further = {field.name for field in fields(self)} - {field.name for field in fields(RunOptions)}
-        options = {name: getattr(self, name) for name in further - {"model", "method", "noise"}}
-        return self.run(self.model, method, self.noise, **options)
+        return self.run(self.model, method, self.noise)
 
 
 def parse_steps(text: str | None) -> int | Literal["all"] | None:
