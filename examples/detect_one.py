@@ -16,7 +16,7 @@ parser.add_argument("--out", type=Path, default=Path("anomaly_map.npy"))
 parser.add_argument("--model", default="brain-t1-compact", help="a bundled model's name or a model folder")
 arguments = parser.parse_args()
 
-detector = Detector(arguments.model)  # THOR with simplex noise, with the fewest network calls that keep its quality
+detector = Detector(arguments.model)  # by the model's own method: its critic, or THOR where it has none
 detection = detector.detect(arguments.scan)  # or an array, a tensor, a PIL image
 
 row, column = np.unravel_index(detection.anomaly_map.argmax(), detection.anomaly_map.shape)

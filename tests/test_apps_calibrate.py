@@ -15,7 +15,7 @@ from scipy.stats import betabinom, binom
 import thorad.model
 from test_io_dicom import DX, base, blob, save
 from test_io_scans import scans_of
-from thorad.apps.calibrate import calibrate_command, calibrate_files, calibration_folder, save_calibration
+from thorad.apps.calibrate import calibrate_command, calibrate_files, own_folder, save_calibration
 from thorad.apps.run import detect_files, open_results
 from thorad.calibration import conformal_p_value, read_calibrations
 from thorad.detector import Detector
@@ -251,12 +251,12 @@ def test_a_bundled_model_is_not_written_to(
     detector: Detector, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ThoradError, match=r"'brain-t1-compact' comes with thorad and is not written to\. Give --out"):
-        calibration_folder("brain-t1-compact", None)
+        own_folder("brain-t1-compact", None)
     bundled = model_folder("brain-t1-compact")
     with pytest.raises(ThoradError, match="comes with thorad"):
-        calibration_folder(bundled, None)
-    assert calibration_folder("brain-t1-compact", bundled) == bundled, "by those who mean it"
-    assert calibration_folder("brain-t1-compact", tmp_path / "copy") == tmp_path / "copy"
+        own_folder(bundled, None)
+    assert own_folder("brain-t1-compact", bundled) == bundled, "by those who mean it"
+    assert own_folder("brain-t1-compact", tmp_path / "copy") == tmp_path / "copy"
 
     found = calibrate_files(detector, scans_of(scans(tmp_path / "in", 19))).calibration
     monkeypatch.setattr(thorad.model, "_bundled", lambda: tmp_path)
@@ -271,16 +271,16 @@ def test_a_folder_of_something_else_is_refused(
 ) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ThoradError, match="a file stands where a model folder is needed"):
-        calibration_folder(model, tmp_path / "file")
+        own_folder(model, tmp_path / "file")
     write_scan(tmp_path / "pictures" / "a.png", 0)
     with pytest.raises(ThoradError, match="holds something else than model"):
-        calibration_folder(model, tmp_path / "pictures")
+        own_folder(model, tmp_path / "pictures")
     (tmp_path / "empty").mkdir()
-    assert calibration_folder(model, tmp_path / "empty") == tmp_path / "empty"
+    assert own_folder(model, tmp_path / "empty") == tmp_path / "empty"
     other = Path(shutil.copytree(model, tmp_path / "other"))
     (other / RECIPE).write_text((other / RECIPE).read_text() + "\n")
     with pytest.raises(ThoradError, match="holds something else than model"):
-        calibration_folder(model, other)
+        own_folder(model, other)
     found = calibrate_files(detector, scans_of(scans(tmp_path / "in", 19))).calibration
     (model / CALIBRATION).write_text(json.dumps({"weights_sha256": "0" * 64}))
     with pytest.raises(ThoradError, match="is of another model"):

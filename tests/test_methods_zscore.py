@@ -1,53 +1,92 @@
 from __future__ import annotations
 
-import pytest
+from typing import Any
+
 import torch
 
-from thorad.maps.anomaly_map import residual
-from thorad.methods.zscore import SMALLEST_DEVIATION, ZScoreOptions, zscore
+from thorad.maps.zscore import match_quantiles, tolerant_zscores
+from thorad.methods.zscore import ZScoreOptions, zscore
 
-MEAN = torch.tensor([[[0.5, 0.5, 0.0, -1.0]]])  # (1, H=1, W=4)
-DEVIATION = torch.tensor([[[0.1, 0.4, 0.3, 0.0]]])
-IMAGES = torch.tensor([[[[0.1, 1.0, 0.0, -1.0]]], [[[0.9, -0.5, -0.8, -0.9]]]])  # (B=2, 1, 1, 4)
-
-
-@pytest.mark.parametrize(
-    ("two_sided", "expected"),
-    [
-        (False, [[0.4 / 0.2, 0.0, 0.0, 0.0], [0.0, 1.0 / 0.5, 0.8 / 0.4, 0.0]]),
-        (True, [[0.4 / 0.2, 0.5 / 0.5, 0.0, 0.0], [0.4 / 0.2, 1.0 / 0.5, 0.8 / 0.4, 0.1 / 0.1]]),
-    ],
-)
-def test_by_hand(two_sided: bool, expected: list[list[float]]) -> None:
-    """Darker than the mean counts; brighter only if two-sided; each deviation has 0.1 added."""
-    options = ZScoreOptions(MEAN, DEVIATION, two_sided)
-    restoration = zscore(None, IMAGES, None, None, None, options=options)
-    assert restoration.anomaly_map.shape == IMAGES.shape
-    torch.testing.assert_close(restoration.anomaly_map.squeeze(), torch.tensor(expected))
+SIDE = 24
+USUAL: dict[str, Any] = {"tolerance": 1, "blur_sigma": 1.0}
+EVERYWHERE = torch.ones(SIDE, SIDE, dtype=torch.bool)
 
 
-def test_the_pseudo_healthy_image_is_the_mean() -> None:
-    restoration = zscore(None, IMAGES, None, None, None, options=ZScoreOptions(MEAN, DEVIATION))
-    assert torch.equal(restoration.pseudo_healthy, torch.stack([MEAN, MEAN]))
+def smooth_mean() -> torch.Tensor:
+    """(1, S, S) in [0, 1], of many values."""
+    row, column = torch.meshgrid(torch.linspace(0, 1, SIDE), torch.linspace(0, 1, SIDE), indexing="ij")
+    return (0.2 + 0.3 * row + 0.4 * column)[None]
 
 
-def test_where_all_training_images_agree_the_floor_keeps_the_map_finite() -> None:
-    options = ZScoreOptions(mean=torch.full((1, 2, 2), -1.0), standard_deviation=torch.zeros(1, 2, 2), two_sided=True)
-    restoration = zscore(None, torch.full((1, 1, 2, 2), -0.95), None, None, None, options=options)
-    torch.testing.assert_close(restoration.anomaly_map, torch.full((1, 1, 2, 2), 0.05 / SMALLEST_DEVIATION))
+def options(mean: torch.Tensor, deviation: torch.Tensor, *, two_sided: bool = False) -> ZScoreOptions:
+    """Of a mean and deviation in [0, 1]."""
+    return ZScoreOptions(2 * mean - 1, 2 * deviation, EVERYWHERE, two_sided)
 
 
-def test_the_network_the_noise_and_the_map_are_never_asked() -> None:
+def test_zscores_by_hand() -> None:
+    """0.3 darker than the mean with a deviation of 0.1, to which 0.05 are added, is 2 deviations; likewise brighter."""
+    mean, deviation = torch.full((1, SIDE, SIDE), 0.5), torch.full((1, SIDE, SIDE), 0.1)
+    darker, brighter = tolerant_zscores(torch.full((1, 1, SIDE, SIDE), 0.2), mean, deviation, **USUAL)
+    torch.testing.assert_close(darker, torch.full_like(darker, 2.0))
+    assert not brighter.any()
+    darker, brighter = tolerant_zscores(torch.full((1, 1, SIDE, SIDE), 0.65), mean, deviation, **USUAL)
+    torch.testing.assert_close(brighter, torch.full_like(brighter, 1.0))
+    assert not darker.any()
+
+
+def test_a_pixel_that_lies_beside_its_place_is_no_finding_and_two_pixels_are_one() -> None:
+    mean = torch.zeros(1, SIDE, SIDE)
+    mean[:, :, SIDE // 2 :] = 1.0
+    deviation = torch.full_like(mean, 0.05)
+    beside, far = (mean.roll(shift, 2)[None] for shift in (1, 3))
+    inner = (..., slice(None), slice(6, -6))  # rolling wraps around
+    assert not any(side[inner].any() for side in tolerant_zscores(beside, mean, deviation, **USUAL))
+    assert tolerant_zscores(far, mean, deviation, **USUAL)[0][inner].max() > 5  # 3 px, less 1 on either side, are dark
+
+
+def test_another_scanners_contrast_is_matched_to_the_mean() -> None:
+    mean = smooth_mean()
+    other = 0.1 + 0.6 * mean[None]
+    torch.testing.assert_close(match_quantiles(other, mean, EVERYWHERE), mean[None], atol=2e-3, rtol=0)
+    bent = mean[None] ** 1.5
+    assert (match_quantiles(bent, mean, EVERYWHERE) - mean).abs().max() < 0.1 * (bent - mean).abs().max()
+
+
+def test_a_flat_image_is_not_stretched_without_end() -> None:
+    matched = match_quantiles(torch.full((1, 1, SIDE, SIDE), 0.4), smooth_mean(), EVERYWHERE)
+    assert matched.isfinite().all()
+    assert -0.5 <= float(matched.min()) <= float(matched.max()) <= 1.5
+
+
+def test_a_dark_spot_is_found_by_both_and_a_bright_one_by_the_two_sided() -> None:
+    mean, deviation = smooth_mean(), torch.full((1, SIDE, SIDE), 0.05)
+    dark, bright = mean[None].clone(), mean[None].clone()
+    dark[..., 8:14, 8:14] -= 0.2
+    bright[..., 8:14, 8:14] += 0.2
+    inside = (..., slice(9, 13), slice(9, 13))
+    for image, two_sided, found in (
+        (dark, False, True),
+        (dark, True, True),
+        (bright, False, False),
+        (bright, True, True),
+    ):
+        made = zscore(None, 2 * image - 1, None, None, None, options=options(mean, deviation, two_sided=two_sided))
+        assert bool((made.anomaly_map[inside] > 1).all()) == found
+        assert made.anomaly_map.min() >= 0
+
+
+def test_the_pseudo_healthy_image_is_the_mean_and_no_network_is_asked() -> None:
     def never(*_: object) -> torch.Tensor:
         raise AssertionError("the z-score needs none of these")
 
-    options = ZScoreOptions(MEAN, DEVIATION)
-    assert options.network_calls() == 0
-    asked = zscore(never, IMAGES, None, never, never, options=options)
-    not_asked = zscore(None, IMAGES, None, None, residual, options=options)
-    assert torch.equal(asked.anomaly_map, not_asked.anomaly_map)
+    mean = smooth_mean()
+    chosen = options(mean, torch.full_like(mean, 0.1))
+    assert chosen.network_calls() == 0
+    made = zscore(never, torch.rand(2, 1, SIDE, SIDE), None, never, never, options=chosen)
+    torch.testing.assert_close(made.pseudo_healthy, (2 * mean - 1).expand(2, 1, SIDE, SIDE))
 
 
-def test_statistics_follow_the_images_type() -> None:
-    restoration = zscore(None, IMAGES.double(), None, None, None, options=ZScoreOptions(MEAN, DEVIATION))
-    assert restoration.anomaly_map.dtype == torch.float64
+def test_where_all_training_images_agree_the_map_stays_finite() -> None:
+    mean = smooth_mean()
+    made = zscore(None, -torch.ones(1, 1, SIDE, SIDE), None, None, None, options=options(mean, torch.zeros_like(mean)))
+    assert made.anomaly_map.isfinite().all()

@@ -82,7 +82,7 @@ def test_drop_watch_look_and_save(session: Session, tmp_path: Path) -> None:
     assert "token" not in page.url
     session.choose(SAMPLE)
     page.wait_for_url(re.compile(r"/jobs/\d+$"))
-    page.wait_for_selector("#strip li")  # the restoration, while it happens
+    page.wait_for_selector("#strip li", timeout=60_000)  # the restoration, while it happens
     assert page.locator("#live-clean").get_attribute("src").startswith("data:image/png")
     page.wait_for_url(re.compile(r"/results/job-\d+$"), timeout=60_000)
     page.wait_for_selector(".card[data-drawn]")

@@ -38,7 +38,7 @@ from thorad.methods.settings import settable, with_settings
 from thorad.model import Model, load_model
 from thorad.recipe import Recipe
 from thorad.records import Detection, StepPictures
-from thorad.selection import possible_noises
+from thorad.selection import default_method, possible_noises
 
 Group = TypeVar("Group")
 Made = TypeVar("Made")
@@ -61,7 +61,8 @@ class Detector:
 
     Args:
         model: name of a bundled model, or a model folder.
-        method: one of `thorad.methods.METHODS`.
+        method: one of `thorad.methods.METHODS`; None is the model's own: its critic, or THOR where it has none
+            or where an option is given that only a diffusion method has.
         noise: one of `thorad.diffusion.NOISES`; None is the method's default.
         steps: timesteps visited between noise and image, "all", or None for the method's default.
         noise_level: timestep T that the image is noised to, instead of the method's own; THOR then harmonises at those
@@ -80,8 +81,9 @@ class Detector:
         perceptual_weights: a torchvision SqueezeNet 1.1 file for LPIPS instead of the model's own weights (an imported
             model's), or of the bundled ones.
         false_positives: share of healthy pixels that a detection's mask may hold, one of the model's calibration for
-            these options; None is the smallest of them, or no mask where there is no such calibration.
-        threshold: the mask is what is above this value of the map, whatever the calibration says.
+            these options; None is the smallest of them; where there is no such calibration, see threshold.
+        threshold: the mask is what is above this value of the map, whatever the calibration says. Without either, a
+            method whose map is a probability has a threshold of its own (`Method.own_threshold`).
         force: detect also in what the model can't judge (`check`); the detection says so.
         settings: values of the method's own options (the dataclass in its file), such as `{"threshold": 0.13}` for
             AutoDDPM or `{"window": 7}` for THOR.
@@ -96,7 +98,7 @@ class Detector:
         self,
         model: str | Path = "brain-t1-compact",
         *,
-        method: str = "thor",
+        method: str | None = None,
         noise: str | None = None,
         steps: int | Literal["all"] | None = None,
         noise_level: int | None = None,
@@ -116,6 +118,9 @@ class Detector:
             raise ThoradError(f"the batch size is {batch_size}, expected 1 or more.")
         if threshold is not None and false_positives is not None:
             raise ThoradError("a threshold and a share of false positives were given: choose one of them.")
+        if method is None:
+            for_diffusion = noise, steps, noise_level, draws, perceptual_weights, finish or None, settings or None
+            method = default_method(model) if for_diffusion == (None,) * len(for_diffusion) else "thor"
         self._method: Method = METHODS[method]
         self.method, self.seed, self.finish, self.noise_level = method, seed, finish, noise_level
         self.perceptual_weights, self.force = perceptual_weights, force
@@ -193,6 +198,7 @@ class Detector:
             "model": self.model.recipe.name,
             "model_sha256": self.model.sha256,
             "settings": self.settings or None,
+            "critic_sha256": self.model.own_critic.sha256 if self._method.critic else None,
             "perceptual_weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
             "settings_sha256": self._settings_sha256(),
             "device": self.device.type,
@@ -497,6 +503,8 @@ class Detector:
             size=self.model_size,
             patch_noise=recipe.noise.patch_noise,
             statistics=self.model.statistics if self._method.statistics else None,
+            region=torch.from_numpy(self.model.region) if self._method.statistics else None,
+            judge=self.model.own_critic.to(self.device) if self._method.critic else None,
         )
         return self._method.options(request)
 
@@ -553,7 +561,8 @@ class Detector:
         values = {
             field.name: getattr(self.options, field.name)
             for field in fields(self.options)  # type: ignore[arg-type]  # Options are dataclasses
-            if not (field.metadata.get("ablation") and getattr(self.options, field.name) == field.default)
+            if field.name != "judge"  # the provenance has its sha256
+            and not (field.metadata.get("ablation") and getattr(self.options, field.name) == field.default)
         }
         decided = [recipe.image.model_dump_json(), network, noise]
         decided += [
@@ -564,10 +573,10 @@ class Detector:
         return hashlib.sha256("\n".join(decided).encode()).hexdigest()
 
     def _checked_threshold(self, threshold: float | None) -> float | None:
-        """Where masks begin: the given value, or the calibration's; None where there is neither."""
+        """Where masks begin: the given value, the calibration's, or the method's own; None where there is none."""
         if threshold is None:
             if self.calibration is None or self.false_positives is None:
-                return None
+                return self._method.own_threshold
             return self.calibration.thresholds[self.false_positives]
         if not (threshold >= 0 and np.isfinite(threshold)):
             raise ThoradError(f"the threshold is {threshold:g}, expected a value of the map, 0 or above.")

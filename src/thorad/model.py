@@ -2,7 +2,8 @@
 
 ``weights.safetensors`` holds the denoiser's averaged weights (``network.*``, bfloat16; float32 in imported models) and
 the training images' mean and standard deviation (``statistics.*``, float32, (1, S, S) on the [-1, 1] scale).
-``domain.safetensors``, where there is one, holds what healthy pictures look like (`thorad.domain.pictures`).
+``domain.safetensors``, where there is one, holds what healthy pictures look like (`thorad.domain.pictures`), and
+``critic.safetensors`` the model's critic (`thorad.critic`).
 Imported models have no statistics, and may have LPIPS weights of their own: ``perceptual.safetensors``.
 ``calibration.json`` holds the sha256 of the weights and what was measured with them.
 """
@@ -25,6 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from thorad import __version__
+from thorad.critic.critic import Critic, critic_from_bytes
 from thorad.diffusion.schedule import Schedule
 from thorad.domain.pictures import PictureDomain
 from thorad.errors import ThoradError
@@ -34,7 +36,9 @@ from thorad.io.preprocess import mask_to_model_grid
 from thorad.recipe import Recipe, parse_recipe
 
 WEIGHTS, RECIPE, CALIBRATION, CARD = "weights.safetensors", "recipe.toml", "calibration.json", "MODEL_CARD.md"
-PERCEPTUAL, DOMAIN = "perceptual.safetensors", "domain.safetensors"
+PERCEPTUAL, DOMAIN, CRITIC = "perceptual.safetensors", "domain.safetensors", "critic.safetensors"
+FILES = (RECIPE, CARD, PERCEPTUAL, DOMAIN, CRITIC, WEIGHTS, CALIBRATION)
+"""Of a model's folder, all of them; the calibration last, without which a folder doesn't load."""
 
 MOST_PARAMETERS = 10**9
 """Of a network: 4 GB; the published one has 2 * 10^7."""
@@ -60,6 +64,8 @@ class Model:
     """An imported model's own LPIPS weights, for `load_perceptual_distance`."""
     picture_domain: PictureDomain | None = None
     """What its pictures look like; None in models of earlier versions and imported ones, which take any picture."""
+    critic: Critic | None = None
+    """What `thorad train-critic` made for it, if it did."""
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -74,6 +80,20 @@ class Model:
                 "z-score and THOR+ need. Use another method, or a model that `thorad train` made."
             )
         return self.mean, self.standard_deviation
+
+    @property
+    def own_critic(self) -> Critic:
+        """The model's critic.
+
+        Raises:
+            ThoradError: it has none.
+        """
+        if self.critic is None:
+            raise ThoradError(
+                f"model {self.recipe.name!r} has no critic. Make one from healthy scans: "
+                "thorad train-critic MODEL --train HEALTHY --validation OTHER_HEALTHY -o FOLDER."
+            )
+        return self.critic
 
     @property
     def parameters(self) -> int:
@@ -150,6 +170,31 @@ def load_model(name_or_path: str | Path) -> Model:
     recipe = load_recipe_of(name_or_path)
     weights = _read(folder / WEIGHTS)
     sha256 = hashlib.sha256(weights).hexdigest()
+    calibration = _calibration_of(folder, sha256)
+    try:
+        tensors = load(weights)
+    except SafetensorError as error:
+        raise ThoradError(f"{folder / WEIGHTS}: not a safetensors file ({error}).") from error
+    state = _network_state(tensors, _weights_wanted(recipe), folder / WEIGHTS)
+    network = build_network(recipe)
+    network.load_state_dict(state)
+    statistics = _statistics(tensors, recipe.image.size, folder / WEIGHTS)
+    region = load_region(recipe.image.region, recipe.image.size)
+    return Model(
+        recipe,
+        network.eval(),
+        **statistics,
+        region=region,
+        sha256=sha256,
+        calibration=calibration,
+        perceptual_weights=_perceptual_weights(folder, calibration),
+        picture_domain=_picture_domain(folder / DOMAIN),
+        critic=_critic(folder / CRITIC, **statistics, region=region),
+    )
+
+
+def _calibration_of(folder: Path, sha256: str) -> Mapping[str, Any]:
+    """A folder's calibration, whose weights must have that sha256."""
     try:
         calibration = json.loads(_read(folder / CALIBRATION))
         expected = calibration["weights_sha256"]
@@ -163,23 +208,7 @@ def load_model(name_or_path: str | Path) -> Model:
             f"{folder / WEIGHTS}: the weights changed since the model was saved (sha256 {sha256[:12]}..., expected "
             f"{str(expected)[:12]}...). Take the folder from its source again."
         )
-    try:
-        tensors = load(weights)
-    except SafetensorError as error:
-        raise ThoradError(f"{folder / WEIGHTS}: not a safetensors file ({error}).") from error
-    state = _network_state(tensors, _weights_wanted(recipe), folder / WEIGHTS)
-    network = build_network(recipe)
-    network.load_state_dict(state)
-    return Model(
-        recipe,
-        network.eval(),
-        **_statistics(tensors, recipe.image.size, folder / WEIGHTS),
-        region=load_region(recipe.image.region, recipe.image.size),
-        sha256=sha256,
-        calibration=calibration,
-        perceptual_weights=_perceptual_weights(folder, calibration),
-        picture_domain=_picture_domain(folder / DOMAIN),
-    )
+    return dict(calibration)
 
 
 def load_recipe_of(name_or_path: str | Path) -> Recipe:
@@ -190,6 +219,15 @@ def load_recipe_of(name_or_path: str | Path) -> Recipe:
     """
     path = model_folder(name_or_path) / RECIPE
     return parse_recipe(_read(path).decode("utf-8", errors="replace"), source=str(path))
+
+
+def has_critic(name_or_path: str | Path) -> bool:
+    """Whether a model has a critic, told without loading it.
+
+    Raises:
+        ThoradError: unknown model.
+    """
+    return (model_folder(name_or_path) / CRITIC).is_file()
 
 
 def has_statistics(name_or_path: str | Path) -> bool:
@@ -260,10 +298,42 @@ def save_model(
         content = save({name: tensor.contiguous() for name, tensor in perceptual.items()})
         calibration["perceptual_sha256"] = hashlib.sha256(content).hexdigest()
         write_atomic(folder / PERCEPTUAL, content)
-    (folder / DOMAIN).unlink(missing_ok=True)  # of other pictures
+    for file in (DOMAIN, CRITIC):
+        (folder / file).unlink(missing_ok=True)  # of other pictures
     if picture_domain is not None:
         write_atomic(folder / DOMAIN, picture_domain.to_bytes())
     write_atomic(folder / CALIBRATION, (json.dumps(calibration, indent=2) + "\n").encode())
+
+
+def own_folder(model: str | Path, out: Path | None) -> Path:
+    """Where what is made for a model goes: its own folder, or a copy of it at `out`.
+
+    Raises:
+        ThoradError: the model comes with thorad and no `out` is given, or `out` is there and holds something else than
+            this model. (The bundled folder itself may be given as `out`, by those who mean it.)
+    """
+    source = model_folder(model)
+    if out is None:
+        if is_bundled(source):
+            raise ThoradError(
+                f"model {str(model)!r} comes with thorad and is not written to. Give --out FOLDER for a copy of it, "
+                "and use that: --model FOLDER."
+            )
+        return source
+    if out.exists() and out.resolve() != source.resolve():
+        if not out.is_dir():
+            raise ThoradError(f"{out}: a file stands where a model folder is needed. Choose another --out.")
+        same = all((out / file).is_file() and _read(out / file) == _read(source / file) for file in (WEIGHTS, RECIPE))
+        if any(out.iterdir()) and not same:
+            raise ThoradError(f"{out}: holds something else than model {str(model)!r}. Choose another --out.")
+    return out
+
+
+def copy_model(source: Path, folder: Path) -> None:
+    """Copy what a model's folder holds and the other does not yet, the calibration last."""
+    for file in FILES:
+        if (source / file).is_file() and not (folder / file).is_file():
+            write_atomic(folder / file, _read(source / file))
 
 
 def load_region(name: str, size: int) -> NDArray[np.bool_]:
@@ -310,6 +380,22 @@ def _perceptual_weights(folder: Path, calibration: Mapping[str, Any]) -> Path | 
 
 def _picture_domain(path: Path) -> PictureDomain | None:
     return PictureDomain.from_bytes(_read(path), str(path)) if path.is_file() else None
+
+
+def _critic(
+    path: Path, mean: Tensor | None, standard_deviation: Tensor | None, region: NDArray[np.bool_]
+) -> Critic | None:
+    if mean is None or standard_deviation is None or not path.is_file():
+        return None
+    made_for = read_by_critics(mean, standard_deviation, region)
+    unit = (mean + 1) / 2, standard_deviation / 2
+    return critic_from_bytes(_read(path), str(path), *unit, torch.from_numpy(region), made_for)
+
+
+def read_by_critics(mean: Tensor, standard_deviation: Tensor, region: NDArray[np.bool_]) -> str:
+    """sha256 of what a critic reads of its model."""
+    parts = (mean.float().cpu().numpy(), standard_deviation.float().cpu().numpy(), region)
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
 def _statistics(tensors: Mapping[str, Tensor], size: int, source: Path) -> dict[str, Tensor | None]:

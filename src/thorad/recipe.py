@@ -307,6 +307,30 @@ class TrainingSection(_Section):
     seed: int = 0
 
 
+class CriticSection(TrainingSection):
+    """How the model's critic is fitted, by `thorad train-critic` (`thorad.critic`)."""
+
+    channels: Annotated[tuple[Width, ...], Field(min_length=2, max_length=8)] = (16, 32, 64, 96, 128)
+    """Width of each level of its networks."""
+    networks: UpTo16 = 1
+    """Networks that are fitted alike from other random numbers, and judge together."""
+    augmentation: AugmentationSection = AugmentationSection(
+        **{"rotation": 4, "shift": 0.03, "scale": 0.05, "warp": 0.02},
+        **{"intensity": 0.85, "gamma": 0.45, "bias_field": 0.3, "contrast": 0.2, "noise": 0.03},
+    )
+    steps: Positive = 1400
+    learning_rate: Above0 = 2e-3
+    warm_up: From0Integer = 100
+    schedule: Literal["constant", "cosine"] = "cosine"
+    weight_decay: From0 = 1e-4
+    validate_every: Positive = 250
+
+    @property
+    def multiple(self) -> int:
+        """Number of px that the image's side must be a multiple of."""
+        return int(2 ** (len(self.channels) - 1))
+
+
 class Recipe(_Section):
     """Everything that makes a model."""
 
@@ -319,6 +343,7 @@ class Recipe(_Section):
     noise: NoiseSection = NoiseSection()
     augmentation: AugmentationSection = AugmentationSection()
     training: TrainingSection = TrainingSection()
+    critic: CriticSection = CriticSection()
 
     @model_validator(mode="after")
     def _size_fits(self) -> Recipe:

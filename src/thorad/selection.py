@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from thorad.diffusion import NOISES
 from thorad.errors import ThoradError
 from thorad.methods import METHODS
 from thorad.methods.contract import Method, Request
-from thorad.model import has_statistics, load_model, load_recipe_of
+from thorad.model import has_critic, has_statistics, load_model, load_recipe_of
 from thorad.recipe import Recipe
 
 
@@ -105,22 +107,33 @@ def comparison(
     return found
 
 
+def default_method(model: str | Path) -> str:
+    """The method of a model where nobody asks for one: its critic, or THOR where it has none.
+
+    Raises:
+        ThoradError: unknown model.
+    """
+    return "critic-only" if has_critic(model) else "thor"
+
+
 def default_network_calls(model: str | Path, method: Method, noise: str | None) -> int:
     """Network calls for one image of a method with its default options, of all draws.
 
     Raises:
         ThoradError: as the method's options.
     """
-    recipe = load_recipe_of(model)
+    loaded = load_model(model)
     request = Request(
         method=method.name,
         noise=noise,
         noise_level=None,
         steps=method.default_steps.get(noise) if noise else None,
         finish=False,
-        size=recipe.image.size,
-        patch_noise=recipe.noise.patch_noise,
-        statistics=load_model(model).statistics if method.statistics else None,
+        size=loaded.recipe.image.size,
+        patch_noise=loaded.recipe.noise.patch_noise,
+        statistics=loaded.statistics if method.statistics else None,
+        region=torch.from_numpy(loaded.region) if method.statistics else None,
+        judge=loaded.own_critic if method.critic else None,
     )
     return method.default_draws * method.options(request).network_calls()
 
@@ -131,4 +144,6 @@ def _noises_with(
     noises = possible_noises(method, recipe, asked)
     if METHODS[method].statistics and not has_statistics(model):
         raise ThoradError(f"model {recipe.name!r} has no statistics, which method {method!r} needs.")
+    if METHODS[method].critic and not has_critic(model):
+        raise ThoradError(f"model {recipe.name!r} has no critic, which method {method!r} needs (thorad train-critic).")
     return noises

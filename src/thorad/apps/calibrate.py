@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import time
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from thorad.io.scans import Scan
 from thorad.io.slices import images_of
 from thorad.io.tables import listing
 from thorad.methods import METHODS
-from thorad.model import CALIBRATION, CARD, DOMAIN, PERCEPTUAL, RECIPE, WEIGHTS, is_bundled, model_folder
+from thorad.model import CALIBRATION, DOMAIN, copy_model, is_bundled, model_folder, own_folder
 from thorad.training.domain import learn_domain
 
 
@@ -132,31 +131,6 @@ def _maps(
     return torch.cat(maps)
 
 
-def calibration_folder(model: str | Path, out: Path | None) -> Path:
-    """Where the calibration of a model goes: its own folder, or a copy of it at `out`.
-
-    Raises:
-        ThoradError: the model comes with thorad and no `out` is given, or `out` is there and holds something else than
-            this model. (The bundled folder itself may be given as `out`, by those who mean it.)
-    """
-    source = model_folder(model)
-    if out is None:
-        if is_bundled(source):
-            raise ThoradError(
-                f"model {str(model)!r} comes with thorad and is not written to. Give --out FOLDER for a copy of it "
-                "with the calibration, and use that: --model FOLDER."
-            )
-        return source
-    if out.exists() and out.resolve() != source.resolve():
-        if not out.is_dir():
-            raise ThoradError(f"{out}: a file stands where a model folder is needed. Choose another --out.")
-        files = (WEIGHTS, RECIPE)
-        same = all((out / file).is_file() and filecmp.cmp(out / file, source / file, shallow=False) for file in files)
-        if any(out.iterdir()) and not same:
-            raise ThoradError(f"{out}: holds something else than model {str(model)!r}. Choose another --out.")
-    return out
-
-
 def save_calibration(
     calibration: Calibration,
     model: str | Path,
@@ -169,9 +143,9 @@ def save_calibration(
     An older calibration of the same options is replaced. So is what the model's pictures look like, where it is given.
 
     Raises:
-        ThoradError: as `calibration_folder`; the calibration is another model's; a file can't be read or written.
+        ThoradError: as `own_folder`; the calibration is another model's; a file can't be read or written.
     """
-    source, folder = model_folder(model), calibration_folder(model, out)
+    source, folder = model_folder(model), own_folder(model, out)
     content = _content((folder if (folder / CALIBRATION).is_file() else source) / CALIBRATION)
     if content.get("weights_sha256") != calibration.model_sha256:
         raise ThoradError(
@@ -179,9 +153,7 @@ def save_calibration(
             f"here {str(content.get('weights_sha256'))[:12]}...). Calibrate this one."
         )
     text = json.dumps(with_calibration(content, calibration, str(folder)), indent=2) + "\n"
-    for file in (RECIPE, CARD, PERCEPTUAL, DOMAIN, WEIGHTS):
-        if (source / file).is_file() and not (folder / file).is_file():
-            write_atomic(folder / file, (source / file).read_bytes())
+    copy_model(source, folder)
     if picture_domain is not None:
         write_atomic(folder / DOMAIN, picture_domain.to_bytes())
     write_atomic(folder / CALIBRATION, text.encode())
@@ -192,7 +164,7 @@ def calibrate_command(detector: Detector, model: str | Path) -> str:
     """The command that calibrates a model for a detector's options."""
     words = ["thorad calibrate HEALTHY", f"--model {model}"]
     for name, value in map_options(detector.provenance()).items():
-        if value is None or value is False or name == "settings_sha256":
+        if value is None or value is False or name in ("settings_sha256", "critic_sha256"):
             continue
         if name == "draws" and value == METHODS[detector.method].default_draws:
             continue

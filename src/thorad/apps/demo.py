@@ -30,12 +30,12 @@ from thorad.detector import Detector
 from thorad.implant.lesions import implant_lesion
 from thorad.io.images import Image, read_image, write_png8
 from thorad.io.preprocess import place, to_input_grid
+from thorad.methods import METHODS
 from thorad.pictures import overlay
 from thorad.records import Detection
 from thorad.results.folder import OVERLAY
+from thorad.selection import default_method
 
-METHODS = ("thor", "zscore")
-COLUMNS = ("scan", "pseudo-healthy", "THOR", "z-score", "truth")
 TITLES = {"healthy": "as it is", "dark-lesion": "dark\nlesion", "bright-lesion": "bright\nlesion"}
 LESIONS: tuple[tuple[str, Literal["dark", "bright"], float, float, int], ...] = (
     ("dark-lesion", "dark", 12.0, 0.5, 1),
@@ -69,28 +69,33 @@ def run_demo(
     Raises:
         ThoradError: the model (bundled name or folder) can't be used, or the folder can't be written.
     """
-    detectors = [Detector(model, method=method, device=device) for method in METHODS]
+    detectors = [Detector(model, method=method, device=device) for method in demo_methods(model)]
     truths = _make_inputs(out, detectors[0])
     images = [read_image(out / "input" / f"{name}.png", name) for name in truths]
     cases: list[DemoCase] = []
-    restored: dict[str, Detection] = {}  # by THOR
+    restored: dict[str, Detection] = {}  # by the model's own method
     for detector in detectors:
         for detection, folder in _detect(detector, images, out / "results" / detector.method):
-            if detector.method == "thor":
-                restored[detection.name] = detection
+            restored.setdefault(detection.name, detection)
             truth = truths[detection.name]
             peak_in_lesion = bool(truth.flat[detection.anomaly_map.argmax()]) if truth.any() else None
             found = (detection.name, detector.method, detection.score, peak_in_lesion)
             cases.append(DemoCase(*found, overlay=folder / OVERLAY, seconds=detection.seconds))
             if on_progress:
-                on_progress(len(cases), len(METHODS) * len(images))
+                on_progress(len(cases), len(detectors) * len(images))
     rows = []
     for name, truth in truths.items():
         overlays = [np.asarray(PIL.Image.open(case.overlay)) for case in cases if case.name == name]
         scan = restored[name].image
         rows.append([grey(scan), grey(restored[name].pseudo_healthy), *overlays, outlined(scan, truth)])
-    write_png8(out / "montage.png", titled_grid(rows, [TITLES[name] for name in truths], COLUMNS))
+    columns = ("scan", "pseudo-healthy", *(METHODS[detector.method].title for detector in detectors), "truth")
+    write_png8(out / "montage.png", titled_grid(rows, [TITLES[name] for name in truths], columns))
     return cases
+
+
+def demo_methods(model: str | Path) -> list[str]:
+    """The methods that the demonstration compares: the model's own, THOR, and the z-score."""
+    return list(dict.fromkeys((default_method(model), "thor", "zscore")))
 
 
 def _detect(detector: Detector, images: Sequence[Image], out: Path) -> Iterator[tuple[Detection, Path]]:
@@ -111,11 +116,12 @@ def _make_inputs(out: Path, detector: Detector) -> dict[str, NDArray[np.bool_]]:
     healthy = head.scaled  # (H, W) in [0, 1]
     placement = place(healthy.shape[0], healthy.shape[1], detector.model_size)
     region = to_input_grid(detector.region.astype(np.float32), placement) > 0.5
-    scans = {"healthy": (healthy, np.zeros(healthy.shape, dtype=np.bool_))}
+    scans: dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
     for name, kind, radius, strength, seed in LESIONS:
         scans[name] = implant_lesion(
             healthy, np.random.default_rng(seed), region=region, kind=kind, radius_px=radius, strength=strength
         )
+    scans["healthy"] = healthy, np.zeros(healthy.shape, dtype=np.bool_)
     for name, (pixels, truth) in scans.items():
         write_png8(out / "input" / f"{name}.png", pixels)
         write_png8(out / "truth" / f"{name}.png", truth.astype(np.float32))

@@ -95,7 +95,7 @@ class RunOptions:
         ),
     ] = "torch"
 
-    def run(self, model: str | Path, method: str, noise: Any, **replaced: Any) -> Detector:
+    def run(self, model: str | Path, method: str | None, noise: Any, **replaced: Any) -> Detector:
         """A detector run like this, but for the options that are replaced.
 
         Raises:
@@ -106,7 +106,7 @@ class RunOptions:
         others = ("preset", "calls", "seeds")  # that no detector takes
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
         options |= {"model": model, "method": method, "noise": noise, "steps": parse_steps(self.steps)}
-        options["settings"] = parse_settings(self.settings or (), method)
+        options["settings"] = parse_settings(self.settings or (), method or "thor")
         return Detector(**{**options, **replaced})
 
     def check_settings(self, methods: Iterable[str]) -> None:
@@ -139,11 +139,13 @@ class DetectorOptions(RunOptions):
     """One method with one model."""
 
     method: Annotated[
-        str,
+        str | None,
         MethodOption(
-            help=f"{', '.join(METHODS)}. `thorad methods` describes them.", autocompletion=completion(METHODS)
+            help=f"{', '.join(METHODS)}. `thorad methods` describes them. "
+            "Default: critic-only, or thor where the model has no critic.",
+            autocompletion=completion(METHODS),
         ),
-    ] = "thor"
+    ] = None
     noise: Annotated[
         str | None,
         MethodOption(help=f"{' or '.join(NOISES)}. Default: the method's own.", autocompletion=completion(NOISES)),
@@ -155,8 +157,10 @@ class DetectorOptions(RunOptions):
 
     def detector(self) -> Detector:
         """The detector that was asked for; see `run`."""
-        (method,) = self.methods([self.method]) or [self.method]
-        self.check_settings([method])
+        method = self.method
+        if self.preset is not None:
+            (method,) = self.methods([method or "thor"]) or ["thor"]
+        self.check_settings([method or "thor"])
         return self.run(self.model, method, self.noise)
 
 

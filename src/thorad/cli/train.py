@@ -80,6 +80,44 @@ def train(
     rank_zero_only(write_json)(json, {"model": folder, "page": out / "training.html", "recipe": chosen.model_dump()})
 
 
+@opt.verb(
+    app,
+    "train-critic",
+    example="thorad train-critic brain-t1-compact --train healthy/ --validation other/ -o my-model",
+    interrupted="Run the same command again to resume from the last checkpoint.",
+)
+def train_critic(
+    model: Annotated[str, Argument(help="A bundled model or a model folder.")],
+    machine: MachineOptions,
+    train: Annotated[Path, Option(help="Healthy pictures, volumes or DICOM, such as the model was trained on.")],
+    validation: Annotated[Path, Option(help="Healthy ones of other subjects: they make its answers probabilities.")],
+    out: Annotated[Path | None, opt.OutOption(help="Folder for a copy of the model; needed for a bundled one.")] = None,
+    recipe: Annotated[
+        str | None, Option(help="A recipe whose section [critic] says how to train. Default: the model's own.")
+    ] = None,
+    steps: Annotated[int | None, Option(help="Training steps of each network, instead of the recipe's.", min=1)] = None,
+    json: opt.Json = None,
+) -> None:
+    """Teach a model's critic, from healthy images alone, to tell what is not healthy.
+
+    It learns from anomalies that are made up in healthy images. Afterwards `thorad detect` uses it by default: its map
+    is a probability, so that masks and findings come without a calibration.
+    """
+    from thorad.apps.train_critic import train_critic_of
+    from thorad.model import load_recipe_of
+    from thorad.recipe import load_recipe
+
+    section = (load_recipe_of(model) if recipe is None else load_recipe(recipe)).critic
+    if steps is not None:
+        section = section.model_copy(update={"steps": steps})
+    folder, facts = train_critic_of(model, section, train, validation, out, **vars(machine))
+    write_json(json, {"model": folder, "critic": facts})
+    for name, value in facts.items():
+        print_line(f"{name}: {value}")
+    print_line(f"Model: {folder}")
+    print_line(f"Use it: thorad detect INPUT --model {folder} -o DIR")
+
+
 @opt.verb(app, example="thorad calibrate healthy/ --model brain-t1-compact -o my-model")
 def calibrate(
     healthy: opt.Inputs,
@@ -98,10 +136,11 @@ def calibrate(
 
     scans = find_scans(healthy, leave_out=out)
 
-    from thorad.apps.calibrate import calibrate_files, calibration_folder, save_calibration
+    from thorad.apps.calibrate import calibrate_files, save_calibration
     from thorad.calibration import format_options
+    from thorad.model import own_folder
 
-    calibration_folder(options.model, out)  # a refusal should come before the work
+    own_folder(options.model, out)  # a refusal should come before the work
     detector = options.detector()
     with progress_bar("calibrate", quiet) as report:
         summary = calibrate_files(detector, scans, level=level, on_progress=report)
@@ -110,8 +149,7 @@ def calibrate(
     if summary.warning:
         print_warning(f"Warning: {summary.warning}")
     if not quiet:
-        used = format_options(calibration.options)
-        print_line(f"Calibrated with {used} on {count} scans, in {summary.seconds:.1f} s.")
+        print_line(f"Calibrated with {format_options(calibration.options)} on {count} scans, {summary.seconds:.1f} s.")
         rows = [(f"{100 * rate:g} %", f"{threshold:.5g}") for rate, threshold in calibration.thresholds.items()]
         print_table(Table(("healthy pixels above", "the threshold"), rows))
         print_line(f"The smallest p-value is 1 / {count + 1} = {1 / (count + 1):.3g}.")
@@ -177,6 +215,8 @@ def _print_model(model: str, json: Path | None) -> None:
     print_line(f"sha256      {loaded.sha256} (checked: the weights are as they were saved)")
     known = "judged" if loaded.picture_domain else "not judged: no domain.safetensors, which `thorad calibrate` adds"
     print_line(f"pictures    {known}")
+    made = "none: thorad train-critic makes one" if loaded.critic is None else "the default method; figures below"
+    print_line(f"critic      {made}")
     measured = {key: value for key, value in loaded.calibration.items() if key != "weights_sha256"}
     if "calibrations" in measured:
         measured["calibrations"] = [
@@ -185,6 +225,7 @@ def _print_model(model: str, json: Path | None) -> None:
     parts = {
         "recipe": loaded.recipe.to_toml(),
         "calibration": dumps(measured, indent=2),
+        **({} if loaded.critic is None else {"critic": "\n".join(f"{k}: {v}" for k, v in loaded.critic.facts.items())}),
         "model card": model_card(model),
     }
     for title, text in parts.items():

@@ -15,8 +15,10 @@ METHODS: Final = Registry(
     "method",
     Method,
     {
+        "critic-only": "thorad.methods.critic:CRITIC_ONLY",
         "thor": "thorad.methods.thor:THOR",
         "thor+": "thorad.methods.thor_plus:THOR_PLUS",
+        "restorer": "thorad.methods.critic:RESTORER",
         "anoddpm": "thorad.methods.ddpm:ANODDPM",
         "pddpm": "thorad.methods.pddpm:PDDPM",
         "autoddpm": "thorad.methods.autoddpm:AUTODDPM",

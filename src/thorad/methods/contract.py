@@ -31,6 +31,22 @@ Noise = Callable[[], "Tensor"]
 Compare = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
+class Judgement(Protocol):
+    """What a critic says of images, (B, 1, H, W) each."""
+
+    @property
+    def probability(self) -> Tensor:
+        """That a pixel is not healthy, in [0, 1]."""
+
+    @property
+    def healthy(self) -> Tensor:
+        """In [0, 1]: the image without what is not healthy."""
+
+
+Judge = Callable[["Tensor"], Judgement]
+"""A model's critic: of (B, 1, H, W) in [0, 1]."""
+
+
 @dataclass(frozen=True)
 class Restoration:
     """What a method makes of a batch of images."""
@@ -86,6 +102,10 @@ class Request:
     statistics: tuple[Tensor, Tensor] | None = None
     """Mean and standard deviation of the training images, (1, S, S) each on the [-1, 1] scale; None where the method
     does not need them."""
+    region: Tensor | None = None
+    """(S, S) bool: where the model looks for anomalies; None where statistics is."""
+    judge: Judge | None = None
+    """The model's critic; None where the method does not need it."""
 
     def level_and_harmonise_at(self, level: int, harmonise_at: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         """The noise level, and those of a method's harmonised timesteps that are not above it.
@@ -143,6 +163,11 @@ class Method:
     """Whether its network learned to restore a box of an image that is clean elsewhere (`patch_noise`)."""
     statistics: bool = False
     """Whether it needs the training images' mean and standard deviation, which imported models lack."""
+    critic: bool = False
+    """Whether it needs the model's critic, which `thorad train-critic` makes."""
+    own_threshold: float | None = None
+    """Map value above which a mask begins where there is no calibration; None where the map's values mean nothing by
+    themselves."""
     draws_itself: bool = False
     """Whether it draws the noise several times within one map, and hands out the maps of its parts
     (`Restoration.draw_maps`)."""

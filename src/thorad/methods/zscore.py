@@ -1,6 +1,8 @@
 """The honest floor: the distance of each pixel from the training set's mean, in its standard deviations.
 
-It needs no network. A diffusion model that doesn't beat it has not earned its cost.
+It needs no network. A diffusion model that doesn't beat it has not earned its cost; so it is tuned as the rest is: the
+image's quantiles are brought to the mean's, a pixel beside its place is no finding, and single pixels are smoothed
+(docs/results.md has what each gives).
 """
 
 from __future__ import annotations
@@ -11,11 +13,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from thorad.diffusion.schedule import Schedule
+from thorad.maps.zscore import match_quantiles, tolerant_zscores
 from thorad.methods.contract import Compare, Denoise, Method, Noise, OnStep, Request, Restoration
-
-SMALLEST_DEVIATION = 0.1
-"""Added to every standard deviation, on the [-1, 1] scale: where all training images are black, any noise would be
-infinitely unlikely otherwise."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,14 @@ class ZScoreOptions:
     """(1, H, W) in [-1, 1]."""
     standard_deviation: Tensor
     """(1, H, W) on the same scale."""
+    region: Tensor
+    """(H, W) bool: where quantiles are matched."""
     two_sided: bool = False
     """Whether brighter than the mean counts as well. One-sided finds what is too dark (a stroke in T1w)."""
+    tolerance: int = 1
+    """px that the image may lie beside the mean."""
+    blur_sigma: float = 1.0
+    """px: standard deviation of the Gaussian that smooths the map."""
 
     def network_calls(self) -> int:
         """None: this method needs no network."""
@@ -45,16 +50,20 @@ def zscore(
     on_step: OnStep | None = None,
 ) -> Restoration:
     """How many standard deviations each pixel is darker than the mean, or with `two_sided` away from it."""
-    difference = options.mean.to(image) - image
-    difference = difference.abs() if options.two_sided else difference.clamp(min=0)
-    deviation = options.standard_deviation.to(image) + SMALLEST_DEVIATION
-    return Restoration(difference / deviation, pseudo_healthy=options.mean.to(image).expand_as(image))
+    mean, deviation = (options.mean.to(image) + 1) / 2, options.standard_deviation.to(image) / 2
+    matched = match_quantiles((image + 1) / 2, mean, options.region.to(image.device))
+    darker, brighter = tolerant_zscores(
+        matched, mean, deviation, tolerance=options.tolerance, blur_sigma=options.blur_sigma
+    )
+    difference = darker + brighter if options.two_sided else darker
+    return Restoration(difference, pseudo_healthy=options.mean.to(image).expand_as(image))
 
 
 def _options(two_sided: bool) -> Callable[[Request], ZScoreOptions]:
     def of(request: Request) -> ZScoreOptions:
         assert request.statistics is not None, "a method with statistics=True always gets them"
-        return ZScoreOptions(*request.statistics, two_sided=two_sided)
+        assert request.region is not None, "a method with statistics=True always gets the region, too"
+        return ZScoreOptions(*request.statistics, region=request.region, two_sided=two_sided)
 
     return of
 

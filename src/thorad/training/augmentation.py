@@ -1,7 +1,7 @@
 """How training images are varied: shape as in the paper, intensity for other scanners.
 
-Shapes: (B, 1, S, S) in [0, 1], on any device. Every random number comes from the generator given, on the host, so that
-they are the same on every device.
+Shapes: (B, C, S, S) in [0, 1], on any device; all channels of an image are varied alike. Every random number comes from
+the generator given, on the host, so that they are the same on every device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from thorad.recipe import AugmentationSection
 
 def augment(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
     """Vary each image of a batch on its own."""
-    return _vary_intensity(_vary_shape(x, options, generator), options, generator)
+    return vary_intensity(vary_shape(x, options, generator), options, generator)
 
 
 def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -31,7 +31,8 @@ def _smooth_field(channels: int, like: Tensor, knots: int, generator: torch.Gene
     return functional.interpolate(at_knots, size=like.shape[-2:], mode="bicubic", align_corners=True)
 
 
-def _vary_shape(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
+def vary_shape(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
+    """Rotate, resize, shift, mirror and warp each image; what comes in from outside is 0."""
     angle = _uniform(x, -options.rotation, options.rotation, generator) * math.pi / 180
     size = _uniform(x, 1 - options.scale, 1 + options.scale, generator)
     # affine_grid's unit is half the image's side.
@@ -46,13 +47,15 @@ def _vary_shape(x: Tensor, options: AugmentationSection, generator: torch.Genera
     return functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _vary_intensity(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
+def vary_intensity(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
+    """Give some of the images another gamma, bias field, contrast and noise."""
     if options.intensity == 0:
         return x
     chosen = _uniform(x, 0, 1, generator) < options.intensity
     gamma = _uniform(x, -options.gamma, options.gamma, generator).exp()
     bias_field = (options.bias_field * _smooth_field(1, x, 3, generator)).exp()
     contrast = _uniform(x, 1 - options.contrast, 1 + options.contrast, generator)
-    grain = torch.randn(x.shape, generator=generator).to(x.device) * _uniform(x, 0, options.noise, generator)
+    grain = torch.randn(len(x), 1, *x.shape[2:], generator=generator).to(x.device)
+    grain = grain * _uniform(x, 0, options.noise, generator)
     varied = x.clamp(min=0).pow(gamma) * bias_field * contrast + grain
     return torch.where(chosen, varied, x).clamp(0, 1)

@@ -166,5 +166,7 @@ def _precision(loop: Loop) -> Any:
 
 def average_weights(averaged: Tensor, current: Tensor, count: Tensor | int, decay: float) -> Tensor:
     """Exponential moving average, whose decay rises to its value as (1 + n) / (10 + n): it soon forgets step 0."""
+    if not averaged.is_floating_point():  # what batch normalisation counts
+        return current
     now = min(decay, (1 + int(count)) / (10 + int(count)))
     return averaged.lerp(current, 1 - now)

@@ -1,0 +1,143 @@
+"""Fit a model's critic to healthy images, and say with which numbers its logits are probabilities."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import tomli_w
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from thorad.critic.critic import THRESHOLD, Critic
+from thorad.critic.network import CriticNetwork
+from thorad.errors import ThoradError
+from thorad.model import Model
+from thorad.recipe import CriticSection
+from thorad.training.critic import CriticTraining, make_examples
+from thorad.training.data import Images, TrainingData, generator_at
+from thorad.training.history import History
+from thorad.training.loop import Loop, run_training
+
+COPIES: Final = 2
+"""Examples that are made of each validation image, to tell probabilities by."""
+
+
+def fit_critic(
+    model: Model,
+    train: Images,
+    validation: Images,
+    out: Path,
+    **where: Any,
+) -> tuple[Critic, dict[str, str]]:
+    """Fit the networks of `recipe.critic` one after the other, or resume in `out`.
+
+    Args:
+        model: whose mean, standard deviation and region the critic reads; `model.recipe.critic` says how it is fitted.
+        train: healthy images, those of the model's training or others.
+        validation: of other subjects: on anomalies made up in them the logits become probabilities.
+        out: folder for checkpoints and logs, a folder for each network.
+        where: accelerator, devices and progress_bar, as for `thorad.training.fit.fit`.
+
+    Returns:
+        The critic, and what made it, in words.
+
+    Raises:
+        ThoradError: an image side that the networks can't halve so often, no validation images, a model without
+            statistics, a training that diverged.
+    """
+    section = model.recipe.critic
+    _refuse_unfit(model, validation)
+    networks = [
+        _fit_network(model, number, train, validation, out / f"network-{number}", where)
+        for number in range(section.networks)
+    ]
+    critic = Critic(networks).eval()
+    critic.scale, critic.offset = _line_of_probabilities(critic, validation, section)
+    facts = {
+        "trained on": f"{len(train)} healthy images, {section.steps} steps of {section.batch_size}",
+        "validated on": f"{len(validation)} healthy images of other subjects",
+        "healthy pixels found": f"{100 * _share_found(critic, validation):.2f} % of the region in the validation "
+        "images as they are",
+        "made on": f"torch {torch.__version__}, {platform.machine()}",
+    }
+    return critic, facts
+
+
+def _refuse_unfit(model: Model, validation: Images) -> None:
+    section, size = model.recipe.critic, model.recipe.image.size
+    if size % section.multiple:
+        raise ThoradError(
+            f"model {model.recipe.name!r}: a critic of {len(section.channels)} levels needs an image side that is a "
+            f"multiple of {section.multiple}, found {size}. Give critic.channels fewer levels."
+        )
+    if not len(validation):
+        raise ThoradError("a critic needs validation images of other subjects, found none: give --validation.")
+
+
+def _fit_network(
+    model: Model, number: int, train: Images, validation: Images, out: Path, where: Mapping[str, Any]
+) -> CriticNetwork:
+    section = model.recipe.critic
+    torch.manual_seed(section.seed + number)  # the one place where fresh weights are drawn
+    network = _fresh_network(model)
+    loop = Loop(
+        section.steps,
+        section.checkpoint_minutes,
+        validate_every=section.validate_every,
+        gradient_norm=section.gradient_norm,
+        averaging=section.ema,
+        precision=section.precision,
+        **where,
+    )
+    as_trained = model.recipe.model_copy(update={"training": section})
+    facts = {
+        "training": f"critic of {model.recipe.name}, network {number + 1} of {section.networks}, in {out}",
+        "images": f"{len(train)} to train on, {len(validation)} to validate on",
+        "a step": f"{section.batch_size} images of {model.recipe.image.size} px",
+    }
+    data = TrainingData(as_trained, train, validation)
+    settings = tomli_w.dumps({"critic": section.model_dump(mode="json")})
+    run_training(CriticTraining(model.recipe, network, number), data, loop, History(out, facts, settings))
+    if not all(bool(weights.isfinite().all()) for weights in network.state_dict().values()):
+        raise ThoradError(f"{out}: the training diverged, weights are not finite. Lower critic.learning_rate.")
+    return network.eval()
+
+
+def _fresh_network(model: Model) -> CriticNetwork:
+    """A critic's network with fresh weights (from torch's global generator: seed it before).
+
+    Raises:
+        ThoradError: the model has no statistics.
+    """
+    mean, deviation = model.statistics
+    region = torch.from_numpy(model.region)
+    channels = model.recipe.critic.channels
+    return CriticNetwork((mean + 1) / 2, deviation / 2, region, channels=channels)
+
+
+def _line_of_probabilities(critic: Critic, validation: Images, section: CriticSection) -> tuple[float, float]:
+    """Scale and offset with which sigmoid(scale * logit + offset) is the share of pixels that are not healthy.
+
+    Platt's scaling (Platt 1999) on anomalies made up in `COPIES` of each healthy image: the loss weighs small anomalies
+    up, which moves the logits.
+    """
+    logits, masks = [], []
+    for index in range(len(validation)):
+        generator = generator_at(section.seed, -1 - index, 1)
+        copies = validation[index][None].expand(COPIES, -1, -1, -1)
+        examples = make_examples(copies, critic.region, section.augmentation, generator)
+        logit, _ = critic.logits(examples.image)
+        logits.append(logit[..., critic.region].flatten())
+        masks.append(examples.mask[..., critic.region].flatten())
+    x, y = torch.cat(logits).double().numpy(), torch.cat(masks).numpy()
+    line = LogisticRegression(C=1e6).fit(x[:, None], y)
+    return float(line.coef_[0, 0]), float(line.intercept_[0])
+
+
+def _share_found(critic: Critic, healthy: Images) -> float:
+    """Of the region's pixels in healthy images, those above `THRESHOLD`."""
+    probabilities = [critic(healthy[index][None]).probability[0, 0] for index in range(len(healthy))]
+    return float((torch.stack(probabilities)[:, critic.region] > THRESHOLD).float().mean())

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from test_cli import thorad_command
+from thorad.apps.train_critic import train_critic_of
+from thorad.detector import Detector
+from thorad.errors import ThoradError
+from thorad.evaluation.metrics import average_precision
+from thorad.io.images import write_png8
+from thorad.model import load_model, save_model
+from thorad.recipe import AugmentationSection, CriticSection, Recipe
+from thorad.training.critic import WEIGHTS, make_examples
+
+SIDE = 32
+SECTION = CriticSection(channels=(4, 8), networks=1, steps=4, batch_size=4, validate_every=4, warm_up=0)
+
+
+def heads(count: int, seed: int = 0) -> Tensor:
+    """(B, 1, S, S): a bright disc with some inner life."""
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.arange(SIDE) - SIDE / 2
+    disc = (place[:, None] ** 2 + place**2 < (SIDE / 2.5) ** 2).float()
+    life = torch.nn.functional.interpolate(torch.rand(count, 1, 6, 6, generator=generator), size=SIDE, mode="bilinear")
+    return disc * (0.5 + 0.3 * life)
+
+
+def write_heads(folder: Path, count: int, seed: int) -> Path:
+    folder.mkdir()
+    for number, image in enumerate(heads(count, seed)):
+        write_png8(folder / f"{seed}-{number}.png", image[0].numpy())
+    return folder
+
+
+def test_examples_keep_the_healthy_image_beside_the_anomalous_one() -> None:
+    """As they are varied alike, they differ where an anomaly is marked, and hardly anywhere else."""
+    region = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    options = AugmentationSection(rotation=5, shift=0.05, scale=0.05, warp=0.02, intensity=0.8)
+    examples = make_examples(heads(64), region, options, torch.Generator().manual_seed(0))
+    again = make_examples(heads(64), region, options, torch.Generator().manual_seed(0))
+    assert all(torch.equal(one, other) for one, other in zip(examples, again, strict=True))
+    difference = (examples.image - examples.healthy).abs()
+    assert difference[examples.mask].mean() > 10 * difference[~examples.mask].mean()
+    assert 0 <= examples.image.min() <= examples.image.max() <= 1
+
+
+def test_a_pixel_of_a_small_anomaly_weighs_more() -> None:
+    region = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    still = AugmentationSection(rotation=0, shift=0, scale=0, warp=0, flip=0, intensity=0)
+    examples = make_examples(heads(256), region, still, torch.Generator().manual_seed(0))
+    assert (examples.weight[~examples.mask] == 1).all()
+    weights = [
+        float(weight[mask].mean()) for weight, mask in zip(examples.weight, examples.mask, strict=True) if mask.any()
+    ]
+    sizes = [int(mask.sum()) for mask in examples.mask if mask.any()]
+    assert np.corrcoef(np.log(sizes), np.log(weights))[0, 1] < -0.8
+    assert WEIGHTS[0] <= examples.weight.min()
+    assert examples.weight.max() <= WEIGHTS[1]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Healthy pictures to train on, and others."""
+    root = tmp_path_factory.mktemp("heads")
+    return write_heads(root / "train", 8, seed=1), write_heads(root / "validation", 4, seed=2)
+
+
+def test_a_critic_becomes_part_of_a_copy_of_the_model(
+    tiny_model: Path, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Twice the same, and then the method that nobody has to ask for."""
+    made = [train_critic_of(tiny_model, SECTION, *folders, tmp_path / name, accelerator="cpu")[0] for name in "ab"]
+    first, second = (load_model(folder).own_critic for folder in made)
+    images = heads(2, seed=3)
+    assert torch.equal(first(images).probability, second(images).probability)
+    assert load_model(tiny_model).critic is None
+    detector = Detector(made[0], device="cpu")
+    assert (detector.method, detector.threshold, detector.network_calls) == ("critic-only", 0.5, 0)
+    assert detector.provenance()["critic_sha256"] == first.sha256
+    detection = detector.detect(images[0, 0].numpy())
+    assert detection.mask is not None
+    assert 0 <= detection.anomaly_map.min() <= detection.anomaly_map.max() <= 1
+    restored = Detector(made[0], method="restorer", device="cpu").detect(images[0, 0].numpy())
+    np.testing.assert_array_equal(restored.pseudo_healthy, detection.pseudo_healthy)
+    assert Detector(made[0], noise="simplex", device="cpu").method == "thor"
+    assert Detector(tiny_model, device="cpu").method == "thor"
+
+
+def test_a_critic_learns_to_tell_what_is_not_healthy(
+    tiny_model: Path, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    loaded, known = load_model(tiny_model), 2 * heads(64, seed=4) - 1
+    model, weights = tmp_path / "of-heads", loaded.network.state_dict()
+    save_model(model, loaded.recipe, weights, known.mean(0), known.std(0), "# heads\n")
+    still = AugmentationSection(rotation=0, shift=0, scale=0, warp=0)
+    longer = SECTION.model_copy(
+        update={"channels": (8, 16), "steps": 100, "batch_size": 16, "learning_rate": 1e-2, "augmentation": still}
+    )
+    folder, facts = train_critic_of(model, longer, *folders, accelerator="cpu")
+    assert facts["trained on"] == "8 healthy images, 100 steps of 16"
+    region = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    examples = make_examples(heads(32, seed=2), region, longer.augmentation, torch.Generator().manual_seed(9))
+    probability = load_model(folder).own_critic(examples.image).probability
+    found = average_precision(probability.flatten().numpy(), examples.mask.flatten().numpy())
+    assert found > 3 * float(examples.mask.float().mean())
+
+
+def test_what_a_critic_can_not_be_made_of(tiny_model: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    deep = SECTION.model_copy(update={"channels": (2,) * 7})
+    with pytest.raises(ThoradError, match=r"7 levels needs an image side that is a multiple of 64, found 32"):
+        train_critic_of(tiny_model, deep, *folders, tmp_path / "deep")
+    with pytest.raises(ThoradError, match=r"appear in both"):
+        train_critic_of(tiny_model, SECTION, folders[0], folders[0], tmp_path / "same")
+    with pytest.raises(ThoradError, match=r"comes with thorad.*--out"):
+        train_critic_of("brain-t1-compact", SECTION, *folders)
+    with pytest.raises(ThoradError, match=r"'tiny' has no critic.*thorad train-critic"):
+        Detector(tiny_model, method="critic-only", device="cpu")
+
+
+def test_from_the_command_line(tiny_model: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(Recipe(name="small", critic=SECTION).to_toml())
+    train, validation = map(str, folders)
+    given = ["--recipe", str(recipe), "--accelerator", "cpu", "-o", str(tmp_path / "model")]
+    result = thorad_command("train-critic", str(tiny_model), "--train", train, "--validation", validation, *given)
+    assert "trained on: 8 healthy images, 4 steps of 4" in result.stdout
+    assert (tmp_path / "model" / "critic.safetensors").is_file()
