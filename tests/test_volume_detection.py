@@ -162,13 +162,13 @@ def test_the_p_value_of_several_slices_is_bonferronis(volume_model: Path) -> Non
     plain = detect_volume(detector, volume, registration=in_place(volume))
     scores = sorted(one.score for one in plain.slices)
     healthy = (*np.linspace(0, scores[-1] * 0.999, 95), *[scores[-1] * 2] * 4)  # 5 / 100 for the highest
-    detector.calibration = Calibration({}, detector.model.sha256, {0.01: 0.5}, healthy, "0")
-    detector.threshold = 0.5
+    detector.calibration = Calibration({}, detector.model.sha256, {0.01: 0.05}, healthy, "0")
+    detector.threshold = 0.05
     found = detect_volume(detector, volume, registration=in_place(volume))
     assert min(one.p_value or 1 for one in found.slices) == pytest.approx(0.05)
     assert found.p_value == pytest.approx(0.15)
     assert found.mask is not None
-    np.testing.assert_array_equal(found.mask, np.nan_to_num(found.anomaly_map) > 0.5)
+    np.testing.assert_array_equal(found.mask, np.nan_to_num(found.anomaly_map) > 0.05)
     assert found.findings is not None
     assert sum(finding.pixels for finding in found.findings) == found.mask.sum() > 0
     assert found.findings[0].volume_mm3 == found.findings[0].pixels * 64
@@ -219,6 +219,8 @@ def test_a_lesion_in_an_oblique_head_is_found_where_it_lies(shared_data: Path, t
             tmp_path / "out",
             "--device",
             "cpu",
+            "--method",
+            "thor",
             "--threshold",
             "0.06",
             "--keep-steps",
