@@ -53,9 +53,7 @@ def test_what_is_no_option_is_refused(given: dict[str, Any], message: str) -> No
 
 def test_what_the_model_decides_can_not_be_set() -> None:
     options = ZScoreOptions(torch.zeros(1, 2, 2), torch.ones(1, 2, 2), torch.ones(2, 2, dtype=torch.bool))
-    with pytest.raises(
-        ThoradError, match=r"'zscore' has no option 'mean' to set\. It has two_sided, tolerance"
-    ):
+    with pytest.raises(ThoradError, match=r"'zscore' has no option 'mean' to set\. It has two_sided, tolerance"):
         with_settings("zscore", options, {"mean": 1})
 
 
