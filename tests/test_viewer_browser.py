@@ -32,7 +32,7 @@ class Session:
     def __init__(self, chromium: Any, viewer: Viewer, **context: Any) -> None:
         self.viewer = viewer
         self.context = chromium.new_context(viewport={"width": 1440, "height": 900}, **context)
-        self.context.set_default_timeout(15_000)
+        self.context.set_default_timeout(60_000)
         self.page = self.context.new_page()
         self.said: list[str] = []
         self.asked: list[str] = []

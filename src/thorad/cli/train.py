@@ -93,7 +93,7 @@ def train_critic(
     validation: Annotated[Path, Option(help="Healthy ones of other subjects: they make its answers probabilities.")],
     out: Annotated[Path | None, opt.OutOption(help="Folder for a copy of the model; needed for a bundled one.")] = None,
     recipe: Annotated[
-        str | None, Option(help="A recipe whose section [critic] says how to train. Default: the model's own.")
+        str | None, Option(help="A recipe whose critic section says how to train. Default: the model's own.")
     ] = None,
     steps: Annotated[int | None, Option(help="Training steps of each network, instead of the recipe's.", min=1)] = None,
     json: opt.Json = None,
