@@ -295,6 +295,11 @@ class Card {
     if (this.pictures || this.loading) return this.loading;
     this.loading = (async () => {
       try {
+        // Blocks of later cases may still be on their way from the disk, or there in part; and the viewer's way to read
+        // them is a script that comes after this one.
+        if (document.readyState === "loading" && !element(`case-${this.about.id}`)?.nextSibling) {
+          await new Promise((ready) => document.addEventListener("DOMContentLoaded", ready, { once: true }));
+        }
         const coded = await this.read();
         const pictures = await Promise.all(coded.map(decodePicture));
         // The methods of an evaluation saw one scan.
@@ -314,12 +319,8 @@ class Card {
     return this.loading;
   }
 
-  /** The case's pictures as PNG text. Blocks of later cases may still be on their way from the disk, or there in part. */
+  /** The case's pictures as PNG text. */
   async read() {
-    const block = element(`case-${this.about.id}`);
-    if (document.readyState === "loading" && !block?.nextSibling) {
-      await new Promise((ready) => document.addEventListener("DOMContentLoaded", ready, { once: true }));
-    }
     return JSON.parse(element(`case-${this.about.id}`).textContent);
   }
 
