@@ -175,6 +175,7 @@ def test_folders_are_looked_at_lazily(session: Session) -> None:
     assert page.locator(".card h3").all_text_contents() == ["<img src=x onerror=alert(1)>"]
     assert page.is_visible("#findings")
     page.go_back()
+    page.locator("#folders .title").nth(2).wait_for()
     titles = page.locator("#folders .title").all_text_contents()
     assert titles == [f"{root}/volumes", "many", "other/volumes"], "two folders of one name are told apart"
     page.click(f"#folders >> text={root}/volumes")
