@@ -122,18 +122,19 @@ def default_network_calls(model: str | Path, method: Method, noise: str | None) 
     Raises:
         ThoradError: as the method's options.
     """
-    loaded = load_model(model)
+    recipe = load_recipe_of(model)
+    loaded = load_model(model) if method.statistics or method.critic else None  # the others need no weights
     request = Request(
         method=method.name,
         noise=noise,
         noise_level=None,
         steps=method.default_steps.get(noise) if noise else None,
         finish=False,
-        size=loaded.recipe.image.size,
-        patch_noise=loaded.recipe.noise.patch_noise,
-        statistics=loaded.statistics if method.statistics else None,
-        region=torch.from_numpy(loaded.region) if method.statistics else None,
-        judge=loaded.own_critic if method.critic else None,
+        size=recipe.image.size,
+        patch_noise=recipe.noise.patch_noise,
+        statistics=loaded.statistics if loaded and method.statistics else None,
+        region=torch.from_numpy(loaded.region) if loaded and method.statistics else None,
+        judge=loaded.own_critic if loaded and method.critic else None,
     )
     return method.default_draws * method.options(request).network_calls()
 

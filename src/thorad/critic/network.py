@@ -62,8 +62,7 @@ class CriticNetwork(nn.Module):
         self.down = nn.ModuleList(_block(before, after) for before, after in itertools.pairwise(widths))
         self.up = nn.ModuleList(_block(low + high, high) for high, low in reversed([*itertools.pairwise(channels)]))
         self.out = nn.Conv2d(channels[0], 2, 1)
-        with torch.no_grad():
-            self.out.bias = nn.Parameter(torch.tensor([-3.0, 0.0]))  # most pixels are healthy
+        self.out.bias = nn.Parameter(torch.tensor([-3.0, 0.0]))  # most pixels are healthy
 
     def forward(self, image: Tensor) -> Verdict:
         """Judge images, (B, 1, S, S)."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from thorad.evaluation.statistics import title
 from thorad.evaluation.tables import figure_of
-from thorad.results.figure import import_matplotlib
+from thorad.results.figure import import_matplotlib, png_and_svg
 
 Result = Mapping[str, Any]
 
@@ -58,12 +57,7 @@ def plot_cost(results: Sequence[Result]) -> dict[str, bytes]:
         axis.set_xlabel(what, fontsize=12)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=11, frameon=False)
-    content = {}
-    for kind in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-        content[kind] = buffer.getvalue()
-    return content
+    return png_and_svg(figure)
 
 
 def _plot_line(axis: Any, label: str, number: int, points: Sequence[Result], path: str, cost: str) -> None:

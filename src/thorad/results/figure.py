@@ -178,3 +178,13 @@ def import_matplotlib() -> Any:
     except ImportError as error:
         raise ThoradError("A figure needs matplotlib, which is not installed. pip install 'thorad[plots]'.") from error
     return Figure
+
+
+def png_and_svg(figure: Any) -> dict[str, bytes]:
+    """A figure of 200 dots an inch as the content of a file of each kind, {"png": ..., "svg": ...}, the SVG undated."""
+    content = {}
+    for kind in ("png", "svg"):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+        content[kind] = buffer.getvalue()
+    return content

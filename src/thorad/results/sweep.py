@@ -5,13 +5,12 @@ A sweep is a list of results of the protocol `brain-lesions`, each with its `noi
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from thorad.io.tables import write_table
-from thorad.results.figure import import_matplotlib
+from thorad.results.figure import import_matplotlib, png_and_svg
 
 Result = Mapping[str, Any]
 
@@ -48,12 +47,7 @@ def plot_sweep(results: Sequence[Result]) -> dict[str, bytes]:
     axes[0].set_ylabel("best Dice (%)", fontsize=12)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=11, frameon=False)
-    content = {}
-    for kind in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-        content[kind] = buffer.getvalue()
-    return content
+    return png_and_svg(figure)
 
 
 def write_sweep_table(path: Path, results: Sequence[Result]) -> None:

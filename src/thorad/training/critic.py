@@ -19,7 +19,7 @@ from thorad.maps.anomaly_map import gaussian_blur
 from thorad.recipe import AugmentationSection, Recipe
 from thorad.training.augmentation import vary_intensity, vary_shape
 from thorad.training.data import generator_at
-from thorad.training.module import learning_rate_factor
+from thorad.training.module import optimisation
 from thorad.training.synthetic_anomalies import corrupt
 
 SOFTENED: Final = (0.3, 0.9)
@@ -149,13 +149,7 @@ class CriticTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""
-        section = self.recipe.critic
-        optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay
-        )
-        as_trained = self.recipe.model_copy(update={"training": section})
-        rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, as_trained))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+        return optimisation(self.network, self.recipe.model_copy(update={"training": self.recipe.critic}))
 
 
 VALIDATED: Final = 2

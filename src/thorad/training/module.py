@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thorad.diffusion import NOISES
 from thorad.diffusion.schedule import Schedule
@@ -72,11 +72,7 @@ class DiffusionTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW (Adam where the weight decay is 0) with warm-up and, where asked, a cosine."""
-        training = self.recipe.training
-        weights = self.network.parameters()
-        optimiser = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=training.weight_decay)
-        rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, self.recipe))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+        return optimisation(self.network, self.recipe)
 
     @torch.no_grad()
     def reconstructions(self, images: Tensor) -> Tensor:
@@ -154,6 +150,15 @@ class DiffusionTraining(lightning.LightningModule):
             make = NOISES[self.recipe.noise.kinds[k]]
             eps[of_kind] = make([generator] * len(of_kind), x.shape[-2], x.shape[-1], x.device)
         return eps
+
+
+def optimisation(network: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """What `configure_optimizers` gives Lightning for a network that is trained as `recipe.training` says."""
+    training = recipe.training
+    weights = network.parameters()
+    optimiser = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=training.weight_decay)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, recipe))
+    return {"optimizer": optimiser, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
 
 def learning_rate_factor(step: int, recipe: Recipe) -> float:
