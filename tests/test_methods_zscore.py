@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 
-from thorad.maps.zscore import match_quantiles, tolerant_zscores
+from thorad.detector import Detector
+from thorad.maps.zscore import detail_share, match_quantiles, tolerant_zscores
 from thorad.methods.zscore import ZScoreOptions, zscore
 
 SIDE = 24
@@ -90,3 +93,33 @@ def test_where_all_training_images_agree_the_map_stays_finite() -> None:
     mean = smooth_mean()
     made = zscore(None, -torch.ones(1, 1, SIDE, SIDE), None, None, None, options=options(mean, torch.zeros_like(mean)))
     assert made.anomaly_map.isfinite().all()
+
+
+@pytest.mark.parametrize(("detail", "varies", "share"), [(0.3, 0.0, 1.0), (0.3, 0.3, 0.5), (0.1, 0.3, 0.1)])
+def test_the_share_of_detail_that_training_images_have_in_common(detail: float, varies: float, share: float) -> None:
+    checkerboard = detail * (2.0 * (torch.arange(64)[:, None] + torch.arange(64)[None]).remainder(2) - 1)
+    found = detail_share(0.5 + checkerboard[None], torch.full((1, 64, 64), varies))
+    assert found == pytest.approx(share, abs=1e-3)  # a blur of 4 px leaves nothing of a checkerboard
+
+
+def test_a_smooth_mean_has_no_detail() -> None:
+    slope = torch.linspace(0, 1, 64).expand(1, 64, 64)
+    assert detail_share(slope, torch.full((1, 64, 64), 0.2)) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "warned"),
+    [
+        ("hand-xray64", "thor+", True),
+        ("hand-xray64", "zscore", True),
+        ("hand-xray64", "thor", False),
+        ("brain-t1-compact", "thor+", False),
+        ("brain-t1-compact", "critic-only", False),
+    ],
+)
+def test_what_goes_by_places_warns_where_training_images_are_not_aligned(model: str, method: str, warned: bool) -> None:
+    detector = Detector(model, method=method, device="cpu", force=True)
+    picture = np.random.default_rng(0).random((detector.model_size, detector.model_size), dtype=np.float32)
+    told = [text for text in detector.check(picture).warnings if "don't lie on one another" in text]
+    assert bool(told) == warned
+    assert all(repr(model) in text and "take thor" in text for text in told)

@@ -30,6 +30,7 @@ from thorad.io.inputs import ImageLike, as_image
 from thorad.io.preprocess import Placement, mask_to_model_grid, to_input_grid, to_model_grid
 from thorad.maps.anomaly_map import AnomalyMap, residual
 from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
+from thorad.maps.zscore import ALIGNED, detail_share
 from thorad.methods import METHODS, Method, Request, Restoration, Step
 from thorad.methods.contract import Compare, Options
 from thorad.methods.contract import OnStep as OnBatchStep
@@ -138,6 +139,7 @@ class Detector:
         self.engine, self._engine = self._made_engine(engine)
         self._lpips_weights, self._compare = self._comparison(perceptual_weights)
         self._region = torch.from_numpy(self.model.region).to(self.device)
+        self._alignment = self._check_alignment()
         self.calibrations = read_calibrations(self.model.calibration, f"model {self.model_name!r}")
         self._take_calibrated_threshold()
         self.calibration = matching_calibration(self.calibrations, self.provenance(), false_positives)
@@ -211,8 +213,10 @@ class Detector:
     def check(self, image: ImageLike) -> Check:
         """Whether an image is what the model can judge: by its DICOM tags, and by the picture itself.
 
-        It takes milliseconds. Where the model's folder doesn't say what its pictures look like (models of earlier
-        versions, imported ones: `Model.picture_domain` is None), the tags alone are judged.
+        It warns of every image where the method goes by what is usual at a place (z-score, THOR+, critic) and the
+        model's training images don't lie on one another. It takes milliseconds. Where the model's folder doesn't say
+        what its pictures look like (models of earlier versions, imported ones: `Model.picture_domain` is None), the
+        tags alone are judged.
 
         Args:
             image: as for `detect`.
@@ -224,11 +228,27 @@ class Detector:
         return check_tags(image.tags, self.model.recipe.domain, self.model_name) + self.check_picture(image)
 
     def check_picture(self, image: Image) -> Check:
-        """`check` by the picture alone."""
+        """`check` by the picture alone, and by whether the method's spread means anything."""
         if self.model.picture_domain is None:
-            return NOTHING_FOUND
+            return self._alignment
         picture = to_model_grid(image.scaled, self.model_size)[0][0].numpy()
-        return self.model.picture_domain.check(picture, self.model.recipe.domain, self.model_name)
+        found = self.model.picture_domain.check(picture, self.model.recipe.domain, self.model_name)
+        return found + self._alignment
+
+    def _check_alignment(self) -> Check:
+        """A method that asks what is usual at a place needs a model whose training images lie on one another."""
+        if not (self._method.statistics or self._method.critic):
+            return NOTHING_FOUND
+        share = detail_share(*self.model.statistics)
+        if share >= ALIGNED:
+            return NOTHING_FOUND
+        return Check(
+            warnings=(
+                f"the training images of model {self.model_name!r} don't lie on one another ({100 * share:.0f} % of "
+                f"what differs in detail is common to them, expected {100 * ALIGNED:.0f} % or more), so what is usual "
+                f"at a place means little, and method {self.method!r} goes by it: take thor",
+            )
+        )
 
     def detect(self, image: ImageLike, on_step: OnStep | None = None) -> Detection:
         """Find what is not healthy in one image.
