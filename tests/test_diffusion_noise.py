@@ -15,6 +15,7 @@ from torch import Tensor
 
 from thorad.diffusion import NOISES, noise
 from thorad.diffusion.noise import case_generator, gaussian_noise, simplex_noise
+from thorad.recipe import ImageSection, Recipe, parse_recipe
 
 CPU = torch.device("cpu")
 SIZE = 128
@@ -128,6 +129,32 @@ def test_every_place_of_a_map_is_alike(maps: Array) -> None:
         np.testing.assert_allclose(jumps, jumps.mean(), rtol=0.12)
 
 
+@pytest.mark.parametrize("size", [64, 256])
+def test_waves_scale_with_the_image(size: int) -> None:
+    """A recipe's noise is one picture at any size; at 128 px it is the published one."""
+
+    def drawn(side: int) -> Tensor:
+        recipe = Recipe(name="any", image=ImageSection(size=side))
+        return recipe.draw_noise("simplex")(generators(2), side, side, CPU)
+
+    small, large = sorted((drawn(128), drawn(size)), key=lambda maps: maps.shape[-1])
+    torch.testing.assert_close(large[..., ::2, ::2], small, rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn(128), simplex_noise(generators(2), 128, 128, CPU), rtol=0, atol=0)
+
+
+def test_an_earlier_models_waves_stay_as_it_was_trained() -> None:
+    """Its recipe says nothing of waves, which were 64 px at any size; a recipe that a user writes means the default."""
+    text = Recipe(name="earlier", image=ImageSection(size=64)).to_toml().replace("simplex_wavelength = 0.5\n", "")
+    earlier = parse_recipe(text, "model", written_out=True)
+    torch.testing.assert_close(
+        earlier.draw_noise("simplex")(generators(2), 64, 64, CPU),
+        simplex_noise(generators(2), 64, 64, CPU),
+        rtol=0,
+        atol=0,
+    )
+    assert parse_recipe(text, "recipe").noise.simplex_wavelength == 0.5
+
+
 def test_nothing_repeats() -> None:
     """Of one large map without its long waves, no shifted copy is like the map itself."""
     size = 512
@@ -144,8 +171,7 @@ def test_nothing_repeats() -> None:
 def test_the_noise_is_continuous(monkeypatch: pytest.MonkeyPatch) -> None:
     """One octave of 200 px waves over some six cells of the lattice: no jump where two of its simplices meet."""
     monkeypatch.setattr(noise, "OCTAVES", 1)
-    monkeypatch.setattr(noise, "FIRST_WAVELENGTH", 200.0)
-    wave = simplex_noise(generators(2), 600, 600, CPU)
+    wave = simplex_noise(generators(2), 600, 600, CPU, wavelength=200.0)
     assert wave.std() > 0.2
     for axis in (2, 3):
         assert wave.diff(dim=axis).abs().max() < 0.02  # the steepest slope is 0.015 a px; a wrong corner jumps by 0.1
@@ -196,7 +222,7 @@ def test_an_accelerators_way_to_draw_a_batch_gives_the_same_maps(monkeypatch: py
     maps = simplex_noise(generators(3), 40, 56, CPU)
     seeds, depths = ([value for call in calls for value in call[i]] for i in (0, 1))
     assert len(seeds) == len(depths) == 3
-    assert torch.equal(fractal_slices(seeds, depths, 40, 56, CPU)[:, None], maps)
+    assert torch.equal(fractal_slices(seeds, depths, 40, 56, CPU, 64.0)[:, None], maps)
 
 
 def test_simplex_waves_are_measured_in_pixels() -> None:

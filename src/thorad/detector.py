@@ -19,7 +19,7 @@ from torch import Tensor
 from thorad import __version__
 from thorad.calibration import matching_calibration, read_calibrations
 from thorad.check import NOTHING_FOUND, Check, RefusedError
-from thorad.diffusion import ENGINES, NOISES
+from thorad.diffusion import ENGINES, FIRST_WAVELENGTH
 from thorad.diffusion.engine import Engine
 from thorad.diffusion.noise import case_generator
 from thorad.domain.tags import check_tags
@@ -423,7 +423,7 @@ class Detector:
         generators = [case_generator(self.seed, picture, draw) for picture in x]
         x = x.to(self.device) * 2 - 1  # the one place where [0, 1] becomes [-1, 1]
         kinds = self.model.recipe.noise.kinds
-        draw_noise = NOISES[self.noise or kinds[0]]
+        draw_noise = self.model.recipe.draw_noise(self.noise or kinds[0])
         kind = torch.full((len(x),), kinds.index(self.noise) if self.noise in kinds else 0, device=self.device)
 
         def noise() -> Tensor:
@@ -577,7 +577,10 @@ class Detector:
         recipe = self.model.recipe
         # Left out is what decides no map, given the weights, and came after the first calibrations were made.
         network = recipe.network.model_dump_json(exclude={"kind"} if recipe.network.kind == "unet" else None)
-        noise = recipe.noise.model_dump_json(exclude={"train_from", "min_snr"})
+        left_out = {"train_from", "min_snr"}
+        if recipe.noise.simplex_wavelength * recipe.image.size == FIRST_WAVELENGTH:  # as it was before it was said
+            left_out.add("simplex_wavelength")
+        noise = recipe.noise.model_dump_json(exclude=left_out)
         values = {
             field.name: getattr(self.options, field.name)
             for field in fields(self.options)  # type: ignore[arg-type]  # Options are dataclasses

@@ -218,7 +218,7 @@ def load_recipe_of(name_or_path: str | Path) -> Recipe:
         ThoradError: unknown model, or its recipe can't be read.
     """
     path = model_folder(name_or_path) / RECIPE
-    return parse_recipe(_read(path).decode("utf-8", errors="replace"), source=str(path))
+    return parse_recipe(_read(path).decode("utf-8", errors="replace"), source=str(path), written_out=True)
 
 
 def has_critic(name_or_path: str | Path) -> bool:

@@ -6,7 +6,8 @@ The bundled recipes are in ``assets/recipes``; a trained model's folder carries 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeGuard
@@ -23,12 +24,12 @@ from pydantic import (
     model_validator,
 )
 
-from thorad.diffusion import NOISES
+from thorad.diffusion import FIRST_WAVELENGTH, NOISES
 from thorad.errors import ThoradError
 from thorad.registry import Registry
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def _known_noise(kind: str) -> str:
@@ -234,6 +235,9 @@ class NoiseSection(_Section):
     """Gamma of min-SNR weighting (Hang et al. 2023, arXiv:2303.09556): the squared error of the noise is weighted by
     min(SNR, gamma) / SNR, so that timesteps with little left to restore count less. 0 weights all alike, as the paper.
     """
+    simplex_wavelength: Above0 = 0.5
+    """Longest wavelength of simplex noise, share of the image's side: 0.5 is the published 64 px of 128. In models that
+    don't say it, it is 64 px (see `parse_recipe`)."""
     prediction: Literal["noise", "clean"] = "noise"
     """What the network predicts: the noise in its input, or the clean image. Squared error either way."""
     patch_noise: From0Integer = 0
@@ -363,6 +367,13 @@ class Recipe(_Section):
             raise ValueError('noise.patch_noise goes with noise.prediction = "clean", as in the paper (pDDPM)')
         return self
 
+    def draw_noise(self, kind: str) -> Callable[..., Tensor]:
+        """The function of `NOISES` that draws this kind of noise, as large as this recipe's images want it."""
+        draw = NOISES[kind]
+        if kind == "simplex":
+            draw = partial(draw, wavelength=self.noise.simplex_wavelength * self.image.size)
+        return draw
+
     def to_toml(self) -> str:
         """The recipe as TOML text, every value written out."""
         return tomli_w.dumps(self.model_dump(mode="json"))
@@ -396,8 +407,11 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     return parse_recipe(text, source=str(name_or_path))
 
 
-def parse_recipe(text: str, source: str) -> Recipe:
+def parse_recipe(text: str, source: str, *, written_out: bool = False) -> Recipe:
     """Read a recipe from TOML text; `source` names it in errors.
+
+    `written_out` says that `Recipe.to_toml` wrote it, into a model or training: what such a recipe doesn't say, an
+    earlier version couldn't say, and it keeps what it meant then.
 
     Raises:
         ThoradError: not TOML, an unknown key or a value out of range.
@@ -405,11 +419,15 @@ def parse_recipe(text: str, source: str) -> Recipe:
     if len(text) > LARGEST_RECIPE:
         raise ThoradError(f"{source}: not a recipe: more than {LARGEST_RECIPE} characters, expected some hundred.")
     try:
-        return Recipe.model_validate(tomllib.loads(text))
+        recipe = Recipe.model_validate(tomllib.loads(text))
     except ValidationError as error:
         raise ThoradError(f"{source}: not a valid recipe. {_problems(error)}.") from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in brackets
         raise ThoradError(f"{source}: not a TOML file ({error}).") from error
+    if written_out and "simplex_wavelength" not in recipe.noise.model_fields_set:
+        noise = recipe.noise.model_copy(update={"simplex_wavelength": FIRST_WAVELENGTH / recipe.image.size})
+        recipe = recipe.model_copy(update={"noise": noise})
+    return recipe
 
 
 def _problems(error: ValidationError) -> str:

@@ -18,6 +18,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from thorad.diffusion import FIRST_WAVELENGTH
 from thorad.errors import ThoradError
 from thorad.maps.perceptual import PerceptualDistance
 from thorad.model import build_network, load_region, save_model
@@ -161,7 +162,8 @@ def _recipe(
         network = UNetSection(
             channels=channels, attention=attention, residual_blocks=residual_blocks, head_channels=head_channels
         )
-        content = {"name": name, "description": description, "image": image, "noise": {"kinds": (noise,)}}
+        section = {"kinds": (noise,), "simplex_wavelength": FIRST_WAVELENGTH / image["size"]}
+        content = {"name": name, "description": description, "image": image, "noise": section}
         return Recipe.model_validate({**content, "network": network}), network
     except ValidationError as error:
         problems = "; ".join(str(problem["msg"]) for problem in error.errors())

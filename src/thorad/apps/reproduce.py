@@ -105,6 +105,7 @@ class Settings:
     device: str = "auto"
     seed: int = 0
     batch_size: int = 16
+    engine: str = "torch"
     bootstrap: int = 1000
     every: int = 1  # takes every N-th case, in the order of their subjects
     skip_artefacts: bool = False  # leaves out the slices of ATLAS that the published evaluation leaves out
@@ -195,6 +196,7 @@ class _Task(NamedTuple):
             device=self.settings.device,
             seed=self.settings.seed,
             batch_size=self.settings.batch_size,
+            engine=self.settings.engine,
             settings=settings,
         )
 

@@ -235,6 +235,7 @@ class ReproduceOptions:
     device: opt.Device = "auto"
     seed: opt.Seed = 0
     batch_size: opt.BatchSize = 16
+    engine: opt.Engine = "torch"
 
 
 @dataclass(frozen=True)

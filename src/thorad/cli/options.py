@@ -43,6 +43,14 @@ Steps = Annotated[str | None, MethodOption(help="Timesteps to visit, or all. Def
 Device = Annotated[str, ComputeOption(help="auto, cpu, cuda, cuda:1 or mps.")]
 Seed = Annotated[int, ComputeOption(help="Random seed for the noise.")]
 BatchSize = Annotated[int, ComputeOption(help="Images at once on an accelerator; a CPU takes one.", min=1)]
+Engine = Annotated[
+    str,
+    ComputeOption(
+        help=f"What runs the network: {', '.join(ENGINES)}. openvino is faster on x86 processors and needs the extra "
+        "`openvino`.",
+        autocompletion=completion(ENGINES),
+    ),
+]
 Shard = Annotated[
     str | None, ComputeOption(help="I/N: process only part I of N. Others can do the rest into the same --out.")
 ]
@@ -86,14 +94,7 @@ class RunOptions:
     device: Device = "auto"
     seed: Seed = 0
     batch_size: BatchSize = 16
-    engine: Annotated[
-        str,
-        ComputeOption(
-            help=f"What runs the network: {', '.join(ENGINES)}. openvino is faster on x86 processors and needs the "
-            "extra `openvino`.",
-            autocompletion=completion(ENGINES),
-        ),
-    ] = "torch"
+    engine: Engine = "torch"
 
     def run(self, model: str | Path, method: str | None, noise: Any, **replaced: Any) -> Detector:
         """A detector run like this, but for the options that are replaced.

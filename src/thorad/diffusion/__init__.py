@@ -10,6 +10,9 @@ from typing import Any, Final
 
 from thorad.registry import Registry
 
+FIRST_WAVELENGTH: Final = 64.0
+"""px of the published 128, of simplex noise; a recipe's `simplex_wavelength` scales it with the image."""
+
 NOISES: Final[Registry[Callable[..., Any]]] = Registry(
     "thorad.noises",
     "noise",

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from thorad.diffusion import FIRST_WAVELENGTH
+
 OCTAVES = 6
 PERSISTENCE = 0.8
-FIRST_WAVELENGTH = 64.0
-"""px; each octave halves it (AnoDDPM: frequency 64, 6 octaves, persistence 0.8)."""
+"""Each octave halves the wavelength (AnoDDPM: frequency 64, 6 octaves, persistence 0.8)."""
 
 # The published noise is OpenSimplex (a face-centred lattice), this one is Perlin's simplex noise on the
 # body-centred lattice: a quarter of the lattice points. Scaling place and amplitude by these two numbers gives the
@@ -56,25 +57,32 @@ def gaussian_noise(generators: Sequence[torch.Generator], height: int, width: in
     return torch.stack([torch.randn(1, height, width, generator=generator) for generator in generators]).to(device)
 
 
-def simplex_noise(generators: Sequence[torch.Generator], height: int, width: int, device: torch.device) -> Tensor:
+def simplex_noise(
+    generators: Sequence[torch.Generator],
+    height: int,
+    width: int,
+    device: torch.device,
+    wavelength: float = FIRST_WAVELENGTH,
+) -> Tensor:
     """Slices of fractal 3-D simplex noise, (B, 1, height, width) for B generators: a map of its own for each image.
 
     The lattice's seed and the slice's third coordinate come from the image's generator. Root mean square 0.51
-    (design of the published noise), not 1.
+    (design of the published noise), not 1. `wavelength`: of the first octave, px (`Recipe.draw_noise`).
     """
     seeds = [int(torch.randint(-(2**31), 2**31, (), generator=generator)) for generator in generators]
-    depths = [float(torch.rand((), generator=generator)) * 1000 for generator in generators]  # px
+    deepest = 1000 * wavelength / FIRST_WAVELENGTH  # px
+    depths = [float(torch.rand((), generator=generator)) * deepest for generator in generators]
     # One by one on a CPU, so that the arrays stay in its cache; all at once on an accelerator.
     together = 1 if device.type == "cpu" else len(seeds)
     maps = [
-        _fractal_slices(seeds[i : i + together], depths[i : i + together], height, width, device)
+        _fractal_slices(seeds[i : i + together], depths[i : i + together], height, width, device, wavelength)
         for i in range(0, len(seeds), together)
     ]
     return torch.cat(maps)[:, None]
 
 
 def _fractal_slices(
-    seeds: Sequence[int], depths: Sequence[float], height: int, width: int, device: torch.device
+    seeds: Sequence[int], depths: Sequence[float], height: int, width: int, device: torch.device, wavelength: float
 ) -> Tensor:
     seed = torch.tensor(seeds, dtype=torch.int32, device=device).view(-1, 1, 1)
     depth = torch.tensor(depths, dtype=torch.float32, device=device).view(-1, 1, 1)
@@ -84,7 +92,7 @@ def _fractal_slices(
     x, y, z = column.expand(shape), row.expand(shape), depth.expand(shape)  # px
     total = torch.zeros(shape, device=device)
     for octave in range(OCTAVES):
-        per_px = _LATTICE_SCALE * 2**octave / FIRST_WAVELENGTH
+        per_px = _LATTICE_SCALE * 2**octave / wavelength
         total.add_(_simplex(x * per_px, y * per_px, z * per_px, seed), alpha=_AMPLITUDE * PERSISTENCE**octave)
     return total
 

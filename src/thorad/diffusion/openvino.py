@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import threading
 import warnings
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -25,23 +26,8 @@ class OpenVinoEngine:
     """
 
     def __init__(self, network: nn.Module, size: int, dtype: torch.dtype) -> None:
-        openvino = _import_openvino()
         self.precision = str(dtype).removeprefix("torch.")
-        example = (torch.zeros(1, 1, size, size), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
-        with torch.inference_mode(), warnings.catch_warnings():
-            # Of the tracer: that it is deprecated (export takes three times as long), and that checks of shapes inside
-            # the network hold for the traced shape only, the one that this engine is for.
-            warnings.simplefilter("ignore")
-            model = openvino.convert_model(network.eval(), example_input=example, input=[x.shape for x in example])
-        self._compiled = openvino.Core().compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
-                "INFERENCE_NUM_THREADS": 1,  # images run side by side, each on a thread of its own
-                "NUM_STREAMS": 1,
-            },
-        )
+        self._compiled = _compiled(network, size, dtype)
         # How many of its inputs the network uses: one that knows a single kind of noise is not told the kind.
         self._inputs = len(self._compiled.inputs)
         self._of_thread = threading.local()
@@ -54,6 +40,35 @@ class OpenVinoEngine:
         inputs = (x_t.numpy(), t.numpy(), kind.numpy())[: self._inputs]
         predicted = [np.array(request.infer([values[i : i + 1] for values in inputs])[0]) for i in range(len(x_t))]
         return torch.from_numpy(np.concatenate(predicted)).float()
+
+
+_LAST: Final[dict[str, Any]] = {}
+"""The networks that were compiled last, as compiling takes seconds and a comparison has many detectors of a model."""
+
+
+def _compiled(network: nn.Module, size: int, dtype: torch.dtype) -> Any:
+    """The network as OpenVINO runs it, compiled once as long as it has the same weights."""
+    openvino = _import_openvino()
+    weights = hashlib.sha256(f"{network} {size} {dtype}".encode())
+    for name, tensor in network.state_dict().items():
+        weights.update(name.encode() + tensor.numpy().tobytes())
+    key = weights.hexdigest()
+    if key not in _LAST:
+        example = (torch.zeros(1, 1, size, size), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+        with torch.inference_mode(), warnings.catch_warnings():
+            # Of the tracer: that it is deprecated (export takes three times as long), and that checks of shapes inside
+            # the network hold for the traced shape only, the one that this engine is for.
+            warnings.simplefilter("ignore")
+            model = openvino.convert_model(network.eval(), example_input=example, input=[x.shape for x in example])
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+            "INFERENCE_NUM_THREADS": 1,  # images run side by side, each on a thread of its own
+            "NUM_STREAMS": 1,
+        }
+        while len(_LAST) > 2:
+            del _LAST[next(iter(_LAST))]
+        _LAST[key] = openvino.Core().compile_model(model, "CPU", settings)
+    return _LAST[key]
 
 
 def openvino_engine(network: nn.Module, *, size: int, device: torch.device, full_precision: bool) -> OpenVinoEngine:

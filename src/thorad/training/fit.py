@@ -159,7 +159,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
             f"{out}: can't be written ({error.strerror}). Give a folder that you may write to."
         ) from error
     # What the model is for changes no weight, and older recipes don't say it.
-    if parse_recipe(earlier, source=str(path)).model_copy(update={"domain": recipe.domain}) != recipe:
+    if parse_recipe(earlier, source=str(path), written_out=True).model_copy(update={"domain": recipe.domain}) != recipe:
         raise ThoradError(f"{out}: holds a training with another recipe. Use another folder or its recipe.")
 
 

@@ -17,7 +17,6 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from thorad.diffusion import NOISES
 from thorad.diffusion.schedule import Schedule
 from thorad.errors import ThoradError
 from thorad.model import build_network
@@ -147,7 +146,7 @@ class DiffusionTraining(lightning.LightningModule):
         eps = torch.empty_like(x)
         for k in sorted(set(kinds)):
             of_kind = [i for i, kind in enumerate(kinds) if kind == k]
-            make = NOISES[self.recipe.noise.kinds[k]]
+            make = self.recipe.draw_noise(self.recipe.noise.kinds[k])
             eps[of_kind] = make([generator] * len(of_kind), x.shape[-2], x.shape[-1], x.device)
         return eps
 
