@@ -377,11 +377,15 @@ def _about(detector: MapDetector) -> dict[str, Any]:
     values = (detector.method, detector.noise, detector.steps, detector.model_name)
     noise_level, settings = getattr(detector, "noise_level", None), dict(getattr(detector, "settings", {}))
     draws = settings.pop("draws", getattr(detector, "draws", 1))  # its own, or of the detector
-    words = [
-        f"{name} {'/'.join(map(str, value)) if isinstance(value, list) else value}" for name, value in settings.items()
-    ]
+    words = [f"{name} {_in_words(value)}" for name, value in settings.items()]
     asked = {"noise_level": noise_level, "draws": draws if draws > 1 else None, "settings": ", ".join(words) or None}
     return dict(zip(ABOUT, values, strict=True)) | {name: value for name, value in asked.items() if value is not None}
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, list):
+        return "/".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _failure(case: Case, reason: str) -> Failure:
