@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint bench wheel-test matrix docker clean help
+.PHONY: demo test lint docs bench wheel-test matrix docker clean help
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "thorad needs Python 3.11 or newer, \
@@ -32,6 +32,16 @@ lint: $(INSTALLED)  ## style (ruff) and types (mypy)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The tutorials run, two at once; every warning is an error, and so is a link that leads nowhere.
+docs: $(INSTALLED)  ## the documentation, in build/site
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	mkdir -p build/docs
+	$(BIN)/python -m typer thorad.cli utils docs --name thorad --output build/docs/commands.md
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --jobs 2 \
+	  --fresh-env -d build/docs/doctrees docs build/site
+	$(BIN)/python scripts/check_site.py build/site
+	@echo "The documentation is in build/site/index.html"
 
 bench: $(INSTALLED)  ## speed of detection and training on this machine
 	$(BIN)/thorad bench

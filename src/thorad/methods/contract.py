@@ -153,8 +153,8 @@ class Method:
     """{kind of noise: timesteps visited by default}, few; that so few cost no more than a Dice point was measured
     for THOR with simplex noise alone (docs/results.md). Empty where there are no steps to choose."""
     compare: Literal["residual", "perceptual", "anomaly_map", "published_map"] = "residual"
-    """What it compares two images with: |x - x_rec|, LPIPS, THOR's product of the two, or what the published code makes
-    of that product."""
+    """What it compares two images with: their absolute difference, LPIPS, THOR's product of the two, or what the
+    published code makes of that product."""
     overlay_maximum: float = 0.5
     """Map value at which an overlay's colours end; one value for all cases, so that pictures compare."""
     own_step_maximum: float | None = None
