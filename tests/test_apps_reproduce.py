@@ -209,8 +209,9 @@ def test_table_2_on_a_bench(tiny_model: Path, wrist_bench: Path, tmp_path: Path)
     for result in found.results:
         for kind, boxes in {"all": 3, "fracture": 1, "metal": 2}.items():
             figures = result["kinds"][kind]
-            line = f"| {title(result)} | {kind} | {boxes} | {figures['recall']:.3f} "
-            assert f"{line}| {figures['f1']:.3f} |" in report
+            (lowest, highest), shown = figures["intervals"]["f1"], f"{figures['recall']:.3f} ["
+            assert f"| {title(result)} | {kind} | {boxes} | {shown}" in report
+            assert f"| {figures['f1']:.3f} [{lowest:.3f}, {highest:.3f}] |" in report
 
 
 @pytest.mark.usefixtures("no_network")

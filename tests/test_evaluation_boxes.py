@@ -229,6 +229,8 @@ def test_boxes_are_measured_by_kind(table: Path, tmp_path: Path) -> None:
         assert figures["froc"]["sensitivity_at"]["0.125"] == share
     assert results[0]["intervals"]["recall"] == [1, 1]
     assert results[1]["intervals"]["f1"] == [0.5, 0.5]  # one box of two for each of the two subjects
+    assert results[1]["kinds"]["fracture"]["intervals"] == {"recall": [1, 1], "f1": [1, 1]}
+    assert results[1]["kinds"]["metal"]["intervals"] == {"recall": [0, 0], "f1": [0, 0]}
     assert results[0]["image_auroc"] == 1
     assert results[0]["thresholds"] == {
         "boxes": 0,
@@ -246,7 +248,7 @@ def test_boxes_are_measured_by_kind(table: Path, tmp_path: Path) -> None:
     assert rows["zscore", "h0"]["recall"] == ""
     lines = [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| zscore")]
     assert len(lines) == 3
-    assert "| zscore | - | - | 0 | fracture | 2 | 1.000 | 1.000 |" in lines[1]
+    assert "| zscore | - | - | 0 | fracture | 2 | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] |" in lines[1]
     assert baseline_warning(results) is None
     assert "100.0 % F1" in str(baseline_warning([results[0] | {"method": "zscore"}, results[0]]))
 

@@ -57,8 +57,8 @@ TABLE_1: Final = (
 TABLE_2: Final = (
     Figure("Kind", "kind"),
     Figure("Boxes", "boxes"),
-    Figure("Recall", "recall", ".3f"),
-    Figure("F1", "f1", ".3f"),
+    Figure("Recall [95 %]", "recall", ".3f", interval=True),
+    Figure("F1 [95 %]", "f1", ".3f", interval=True),
 )
 ABLATIONS: Final[tuple[Mapping[str, Any], ...]] = (
     {},

@@ -217,9 +217,10 @@ def _final_notes(results: Sequence[Result]) -> list[str]:
 def _kind_rows(result: Result) -> list[Result]:
     """One row for each kind of box; what is of the whole method stands in the first, that of all kinds."""
     of_kind = {key: value for key, value in result.items() if key not in ("image_auroc", "cpu_seconds_per_case")}
-    of_kind |= {"label": "", "intervals": {}, "versus": []}
+    of_kind |= {"label": "", "versus": []}
     return [
-        {**(result if kind == "all" else of_kind), **figures, "kind": kind} for kind, figures in result["kinds"].items()
+        {**figures, **result, "kind": kind} if kind == "all" else {**of_kind, **figures, "kind": kind}
+        for kind, figures in result["kinds"].items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""The methods: one paper a file, one function and one entry a method, one network for all (`thorad.methods.contract`).
+"""The methods: one paper a file, one function and one entry a method, one contract for all (`thorad.methods.contract`).
 
 Importing this package is cheap: a method's file is loaded when its entry is asked for.
 """
