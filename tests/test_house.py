@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "training": {
         "critic",
         "maps",
+        "methods",
         "results",
         "diffusion",
         "domain",

@@ -1,6 +1,7 @@
 """Training: what is learnt, that a kill costs nothing, several processes, and errors that say what to do."""
 
 import csv
+import math
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ from thorad.model import load_model
 from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
 from thorad.training import progress
 from thorad.training.augmentation import augment
+from thorad.training.average_precision import average_precision
 from thorad.training.data import images_of_batch
 from thorad.training.fit import fit
 from thorad.training.loop import average_weights
@@ -75,6 +77,10 @@ def patched_recipe(**training: object) -> Recipe:
     return Recipe.model_validate(text)
 
 
+def read_card(model: Path) -> str:
+    return (model / "MODEL_CARD.md").read_text()
+
+
 def weights(model: Path) -> dict[str, torch.Tensor]:
     return load_file(model / "weights.safetensors")
 
@@ -101,9 +107,15 @@ def test_training_leaves_a_model_pictures_and_logs(healthy: tuple[Path, Path], t
     assert "5 to train on, 5 to validate on" in page
     curve = xml.etree.ElementTree.parse(tmp_path / "out" / "curve.svg").getroot()
     lines = curve.findall("{http://www.w3.org/2000/svg}polyline")
+    precision = xml.etree.ElementTree.parse(tmp_path / "out" / "average_precision.svg").getroot()
+    assert len(precision.findall("{http://www.w3.org/2000/svg}polyline")) == 1
+    assert "the model gets the weights of the last step" in page
+    assert re.search(
+        r"\| weights \| of step 6: average precision 0\.\d{3} on made-up anomalies \|", card := read_card(model)
+    )
+    assert "Research use only" in card
     assert len(lines) == 4, "training, validation, and that of each kind of noise"
     assert [len(line.attrib["points"].split()) for line in lines] == [6, 2, 2, 2]
-    assert "Research use only" in (model / "MODEL_CARD.md").read_text()
     assert list((tmp_path / "out" / "logs" / "from-step-0").glob("events.out.tfevents.*"))
     with pytest.raises(ThoradError, match="16 px, but 'thor' needs LPIPS"):
         Detector(model, device="cpu")
@@ -306,6 +318,59 @@ def test_each_training_step_noises_cells_at_random(monkeypatch: pytest.MonkeyPat
     for index in range(5):
         module.validation_step(x[index : index + 1], index)
     assert [set(of_image) for of_image in cells[2:]] == [{0}, {1}, {2}, {3}, {0}]
+
+
+def test_average_precision_of_a_known_restoration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that knows the healthy images finds what was made up in them; one that sees no noise doesn't."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.nn.functional.interpolate(torch.rand(20, 1, 5, 5, generator=generator), size=32, mode="bilinear")
+    healthy = [0.3 + 0.4 * image for image in smooth]
+    text = tiny_recipe().model_dump()
+    text["image"]["size"] = 32
+    module = DiffusionTraining(Recipe.model_validate(text))
+    seen: list[tuple[int, int]] = []
+
+    def knows(x_t: torch.Tensor, t: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
+        first = 0 if len(x_t) == 16 else 16
+        seen.append((len(x_t), int(t[0])))
+        alpha_bar = module.schedule.alpha_bar[t].view(-1, 1, 1, 1).float()
+        clean = 2 * torch.stack(healthy[first : first + len(x_t)]) - 1
+        return (x_t - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
+
+    monkeypatch.setattr(module.network, "forward", knows)
+    assert average_precision(module, healthy) > 0.9
+    assert seen == [(16, 250), (16, 125), (4, 250), (4, 125)]
+    monkeypatch.setattr(module.network, "forward", lambda x_t, t, kind: torch.zeros_like(x_t))
+    assert average_precision(module, healthy) < 0.5
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("best", 4), ("last", 7)])
+def test_the_model_gets_the_weights_that_the_recipe_says(
+    healthy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, kept: int
+) -> None:
+    """Seven steps, measured after 2, 4, 6 and the last; the averaged weights of step 4 find most."""
+    states: dict[int, dict[str, torch.Tensor]] = {}
+
+    def found(module: DiffusionTraining, images: object) -> float:
+        step = module.trainer.global_step
+        states[step] = {name: tensor.clone() for name, tensor in module.network.state_dict().items()}
+        return {2: 0.3, 4: 0.4, 6: 0.35, 7: math.nan}[step]
+
+    monkeypatch.setattr("thorad.training.average_precision.average_precision", found)
+    recipe = tiny_recipe(steps=7, validate_every=2, keep=keep)
+    model = fit(
+        recipe, healthy[0], tmp_path / "out", validation=healthy[1], accelerator="cpu", devices=1, progress_bar=False
+    )
+    assert list(states) == [2, 4, 6, 7]
+    for name, tensor in states[kept].items():
+        assert torch.equal(tensor.to(torch.bfloat16), weights(model)[f"network.{name}"]), name
+    assert any(not torch.equal(tensor, states[7][name]) for name, tensor in states[4].items())
+    page = (tmp_path / "out" / "training.html").read_text()
+    assert "<strong>0.400</strong> after step 4 (8 images seen)" in page
+    chosen = (
+        "of step 4: average precision 0.400 on made-up anomalies, the highest of 3 measurements, by which they were"
+    )
+    assert (chosen in read_card(model)) == (keep == "best")
 
 
 def test_the_loss_falls(healthy: tuple[Path, Path], tmp_path: Path) -> None:
@@ -549,7 +614,7 @@ def test_a_training_ended_by_a_signal_resumes_to_the_same_weights(
     step: int,
     done: int,
 ) -> None:
-    recipe, handler = tiny_recipe(checkpoint_minutes=60.0), signal.getsignal(signum)
+    recipe, handler = tiny_recipe(checkpoint_minutes=60.0, keep="best"), signal.getsignal(signum)
     if signum == signal.SIGUSR1:
         slurm = {"JOB_ID": "71", "NTASKS": "1", "NTASKS_PER_NODE": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
         for name, value in {**slurm, "JOB_NAME": "train", "NODELIST": "localhost"}.items():
@@ -574,10 +639,16 @@ def test_a_training_ended_by_a_signal_resumes_to_the_same_weights(
     expected = weights(fit(recipe, healthy[0], tmp_path / "whole", **options))
     for name, tensor in expected.items():
         assert torch.equal(tensor, resumed[name]), name
-    curves = [
-        torch.load(next((folder / "checkpoints").iterdir()), weights_only=True)["callbacks"]["History"]["points"]
+    callbacks = [
+        torch.load(next((folder / "checkpoints").iterdir()), weights_only=True)["callbacks"]
         for folder in (out, tmp_path / "whole")
     ]
+    curves = [of_training["History"]["points"] for of_training in callbacks]
+    # Also that of a validation that the signal cut short.
+    assert curves[0]["validation/average_precision"] == curves[1]["validation/average_precision"]
+    measured = [of_training["BestWeights"]["measured"] for of_training in callbacks]
+    assert measured[0] == measured[1]
+    assert [0 < value < 1 for value in measured[0].values()] == [True], "after step 3"
     assert curves[0]["train/loss"] == curves[1]["train/loss"]
     assert [at for at, _ in curves[1]["validation/loss"]] == [3]  # the last one comes after the checkpoint
 

@@ -307,6 +307,10 @@ class TrainingSection(_Section):
     """auto: bfloat16 where the hardware is fast at it."""
     validate_every: Positive = 500
     """Steps between validations (loss on the validation images and a picture of reconstructions)."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights the model gets: those of the last step, or those of the validation with the highest average
+    precision on made-up anomalies (`thorad.training.average_precision`). Without validation images it's the last. A
+    critic gets the last ones."""
     checkpoint_minutes: Above0 = 5.0
     seed: int = 0
 

@@ -19,6 +19,7 @@ from thorad.io.atomic import write_atomic
 from thorad.io.images import write_png8
 from thorad.model import CALIBRATION, RECIPE, WEIGHTS, load_model, save_model
 from thorad.recipe import Recipe, parse_recipe
+from thorad.training.average_precision import MEASURED_ON, BestWeights
 from thorad.training.data import Images, Source, TrainingData, mean_and_deviation, open_images
 from thorad.training.domain import learn_domain
 from thorad.training.history import History
@@ -50,9 +51,10 @@ def fit(
         train: healthy images: a folder, a table with a column `image`, or a torch `Dataset` whose items are images,
             (H, W) or (1, H, W), or have one under `image` or as their first part. All are scaled and resized as
             `Detector.detect` does it.
-        out: folder for ``training.html`` to look at, ``curve.svg``, ``recipe.toml``, ``checkpoints/``, ``logs/``,
-            ``pictures/`` and ``model/``.
-        validation: the same of other subjects, for the validation loss and the pictures; `MOST_VALIDATED` are used.
+        out: folder for ``training.html`` to look at, ``curve.svg``, ``average_precision.svg``, ``recipe.toml``,
+            ``checkpoints/``, ``logs/``, ``pictures/`` and ``model/``.
+        validation: the same of other subjects, for the validation loss, the pictures and the average precision on
+            anomalies made up in them, by which `training.keep` may choose the weights; `MOST_VALIDATED` are used.
         accelerator: Lightning's: "auto", "cpu", "gpu", "mps".
         devices: Lightning's: "auto", a number or a list of indices; processes where the accelerator is "cpu".
         threads: of a CPU; None measures in the first steps which number is fastest, unless OMP_NUM_THREADS is set. The
@@ -79,7 +81,9 @@ def fit(
     resumes = newest_checkpoint(out / "checkpoints") is not None
     module = _fresh_module(recipe, None if resumes else start_from)
     # Averaging takes the averaged weights away at the end of a validation: what looks at them comes before.
-    pictures = [ReconstructionPictures(held_out, out / "pictures")] if len(held_out) else []
+    history = _history(out, recipe, len(images), len(held_out))
+    best = BestWeights(held_out, history, keep=recipe.training.keep == "best")
+    validated = [ReconstructionPictures(held_out, out / "pictures"), best] if len(held_out) else []
     loop = Loop(
         **_recipe_options(recipe, validates=len(held_out) > 0),
         accelerator=accelerator,
@@ -87,22 +91,28 @@ def fit(
         nodes=nodes,
         threads=threads,
         progress_bar=progress_bar,
-        callbacks=[*callbacks, *pictures],
+        callbacks=[*callbacks, *validated],
         loggers=loggers,
         trainer_options=trainer_options or {},
     )
     began = time.monotonic()
     data = TrainingData(recipe, images, held_out, workers=workers)
-    trainer = run_training(module, data, loop, _history(out, recipe, len(images), len(held_out)))
+    trainer = run_training(module, data, loop, history)
     if trainer.is_global_zero:
-        if not all(bool(weights.isfinite().all()) for weights in module.network.state_dict().values()):
-            raise ThoradError(f"{out}: the training diverged, weights are not finite. Lower training.learning_rate.")
-        card = _card(recipe, len(images), len(held_out), trainer, time.monotonic() - began)
-        statistics = mean_and_deviation(images)
-        save_model(
-            model, recipe, module.network.state_dict(), *statistics, card, picture_domain=learn_domain(images, recipe)
-        )
+        told = best.choose(trainer, module)
+        card = _card(recipe, len(images), len(held_out), trainer, time.monotonic() - began, told)
+        _save(model, module, images, card)
     return model
+
+
+def _save(model: Path, module: DiffusionTraining, images: Images, card: str) -> None:
+    recipe, state = module.recipe, module.network.state_dict()
+    if not all(bool(weights.isfinite().all()) for weights in state.values()):
+        raise ThoradError(
+            f"{model.parent}: the training diverged, weights are not finite. Lower training.learning_rate."
+        )
+    domain = learn_domain(images, recipe)
+    save_model(model, recipe, state, *mean_and_deviation(images), card, picture_domain=domain)
 
 
 class ReconstructionPictures(Callback):
@@ -143,7 +153,15 @@ def _history(out: Path, recipe: Recipe, trained_on: int, validated_on: int) -> H
     labels = ["healthy image"]
     for kind in recipe.noise.trained_kinds:
         labels += [f"{kind} noise, timestep {middle}", "restored from it"]
-    return History(out, facts, recipe.to_toml(), labels)
+    return History(
+        out,
+        facts,
+        recipe.to_toml(),
+        batch_size=recipe.training.batch_size,
+        measured_on=MEASURED_ON,
+        keeps_best=recipe.training.keep == "best",
+        labels=labels,
+    )
 
 
 def _claim(out: Path, recipe: Recipe) -> None:
@@ -176,7 +194,7 @@ def _fresh_module(recipe: Recipe, start_from: str | Path | None) -> DiffusionTra
     return module
 
 
-def _card(recipe: Recipe, trained_on: int, validated_on: int, trainer: Trainer, seconds: float) -> str:
+def _card(recipe: Recipe, trained_on: int, validated_on: int, trainer: Trainer, seconds: float, weights: str) -> str:
     noise = recipe.noise
     predicts = {"noise": "the noise", "clean": "the clean image"}[noise.prediction]
     where = f"one cell of {noise.patch_noise} px of an image" if noise.patch_noise else "the whole image"
@@ -193,6 +211,7 @@ Research use only; not a medical device.
 | made by | thorad {__version__}, torch {torch.__version__} |
 | trained on | {trained_on} images (validated on {validated_on}) |
 | steps | {trainer.global_step} of {recipe.training.batch_size * trainer.world_size} images |
+| weights | {weights} |
 | time | {seconds / 3600:.2f} h since the last start, {trainer.world_size} process(es), {platform.machine()} |
 | precision | {trainer.precision} |
 | predicts | {learned} |

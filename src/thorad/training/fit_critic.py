@@ -24,6 +24,8 @@ from thorad.training.loop import Loop, run_training
 COPIES: Final = 2
 """Examples that are made of each validation image, to tell probabilities by."""
 
+MEASURED_ON: Final = "anomalies made up in healthy validation images, varied as the training's, the same ones each time"
+
 
 def fit_critic(
     model: Model,
@@ -100,7 +102,8 @@ def _fit_network(
     }
     data = TrainingData(as_trained, train, validation)
     settings = tomli_w.dumps({"critic": section.model_dump(mode="json")})
-    run_training(CriticTraining(model.recipe, network, number), data, loop, History(out, facts, settings))
+    history = History(out, facts, settings, batch_size=section.batch_size, measured_on=MEASURED_ON)
+    run_training(CriticTraining(model.recipe, network, number), data, loop, history)
     if not all(bool(weights.isfinite().all()) for weights in network.state_dict().values()):
         raise ThoradError(f"{out}: the training diverged, weights are not finite. Lower critic.learning_rate.")
     return network.eval()

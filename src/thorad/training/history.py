@@ -24,17 +24,31 @@ WRITTEN_SECONDS = 60.0
 
 
 class History(Callback):
-    """Keeps the losses of all steps, resumed ones included, and writes ``curve.svg`` and ``training.html``.
+    """Keeps what is measured in all steps, resumed ones included, and writes curves and ``training.html``.
 
     Args:
         out: the training's folder.
         facts: what is trained on what, by what is to be told of it.
         settings: all settings, as text.
+        batch_size: images of a step, of one process.
+        measured_on: what the module's ``validation/average_precision`` is measured on, in words.
+        keeps_best: whether the model gets the weights of the highest one.
         labels: what the rows of the pictures in ``out/pictures`` show, from the top.
     """
 
-    def __init__(self, out: Path, facts: Mapping[str, str], settings: str, labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        out: Path,
+        facts: Mapping[str, str],
+        settings: str,
+        *,
+        batch_size: int,
+        measured_on: str,
+        keeps_best: bool = False,
+        labels: Sequence[str] = (),
+    ) -> None:
         self.out, self.facts, self._settings, self._labels = out, facts, settings, labels
+        self._batch_size, self._measured_on, self._keeps_best = batch_size, measured_on, keeps_best
         self.points: dict[str, list[tuple[int, float]]] = {}
         """Steps and values by name: ``train/loss`` and what the module logs as ``validation/...``."""
         self._losses: list[Tensor] = []
@@ -56,8 +70,7 @@ class History(Callback):
         """Keep the loss."""
         self._losses.append(outputs["loss"].detach())
         if trainer.global_step % self._every == 0 or trainer.global_step == trainer.max_steps:
-            mean = sum(float(loss) for loss in self._losses) / len(self._losses)
-            self.points.setdefault("train/loss", []).append((trainer.global_step, mean))
+            self.note("train/loss", trainer.global_step, sum(map(float, self._losses)) / len(self._losses))
             self._losses = []
         if time.monotonic() - self._written > WRITTEN_SECONDS:
             self._write(trainer, pl_module)
@@ -66,8 +79,14 @@ class History(Callback):
         """Keep what was measured."""
         for name, value in sorted(trainer.callback_metrics.items()):
             if name.startswith("validation/"):
-                self.points.setdefault(name, []).append((trainer.global_step, float(value)))
+                self.note(name, trainer.global_step, float(value))
         self._write(trainer, pl_module)
+
+    def note(self, name: str, step: int, value: float) -> None:
+        """Keep a value that was measured after a step, if there is none."""
+        points = self.points.setdefault(name, [])
+        if not points or points[-1][0] < step:
+            points.append((step, value))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that it is over."""
@@ -86,6 +105,9 @@ class History(Callback):
                 state=f"step {trainer.global_step} of {trainer.max_steps}, {what}",
                 points=self.points,
                 every=self._every,
+                images_per_step=self._batch_size * trainer.world_size,
+                measured_on=self._measured_on,
+                keeps_best=self._keeps_best,
                 facts={**self.facts, **trainer_facts(trainer, module)},
                 settings=self._settings,
                 labels=self._labels,
