@@ -1,5 +1,6 @@
 """What `make docs` looks for in the site that it has built, and what README.md promises."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -45,3 +46,21 @@ def test_what_is_wrong_is_found(site: Path, html: str, problem: str) -> None:
 def test_style_sheets_are_read(site: Path) -> None:
     (site / "s.css").write_text("@font-face { src: url('https://example.org/f.woff2') }\n.a { background: url(q.png) }")
     assert problems_of(site) == ["s.css: loads https://example.org/f.woff2", "s.css: q.png: no such file"]
+
+
+def test_readme_is_two_screens_and_its_links_lead_somewhere() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(readme.split()) < 700, "what is longer belongs to docs/"
+    assert re.search(r"^make demo ", readme, flags=re.MULTILINE)
+    assert re.search(r"^make test ", readme, flags=re.MULTILINE)
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", readme):
+        assert (REPOSITORY / link).is_file(), link
+
+
+def test_every_page_can_be_reached() -> None:
+    """Sphinx warns of a page that no table of contents names, but only when the site is built."""
+    docs = REPOSITORY / "docs"
+    index = (docs / "index.md").read_text(encoding="utf-8").splitlines()
+    for page in docs.rglob("*.md"):
+        name = page.relative_to(docs).with_suffix("").as_posix()
+        assert name == "index" or name in index, f"docs/index.md does not name {name}"

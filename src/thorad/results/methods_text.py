@@ -8,8 +8,8 @@ from thorad.records import current_options, format_indices
 from thorad.results.folder import ResultFolder
 
 PERCEPTUAL = "Zhang, Isola, Efros, Shechtman, Wang, CVPR 2018, arXiv:1801.03924 (LPIPS)"
-BRAIN = "Fisch, Winter, Goltermann et al., deepbet, Computers in Biology and Medicine, 2024"
-TEMPLATE = "Fonov, Evans, Botteron et al., NeuroImage 54, 2011 (MNI152NLin2009aSym)"
+BRAIN = "Fisch, Zumdick, Barkhau et al., Computers in Biology and Medicine 179, 108845, 2024 (deepbet)"
+TEMPLATE = "Fonov, Evans, Botteron et al., NeuroImage 54, 313-327, 2011 (MNI152NLin2009aSym)"
 COMPARISONS = {
     "residual": "the absolute difference between the image and its pseudo-healthy reconstruction",
     "perceptual": "the perceptual difference (LPIPS) between the image and its pseudo-healthy reconstruction",
