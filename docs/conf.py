@@ -5,7 +5,10 @@ The pages ask no network for anything: `scripts/check_site.py` looks at what was
 
 import os
 import sys
+from functools import partialmethod
 from pathlib import Path
+
+from nbclient import NotebookClient
 
 import thorad
 
@@ -26,7 +29,10 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # !thorad
+# IPython hands on what a command prints in pieces of 100 characters: joined again, they are its output.
+NotebookClient.__init__ = partialmethod(NotebookClient.__init__, coalesce_streams=True)
+os.environ["TTY_COMPATIBLE"] = "0"  # for Rich: Jupyter says that it is a terminal, but no bars here
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # has the command thorad
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent / "tutorials"), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
