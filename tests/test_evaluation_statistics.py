@@ -142,10 +142,9 @@ def test_counts_on_a_finer_grid_weigh_by_their_area() -> None:
         np.testing.assert_array_equal(counted[:16], counted[16:])
 
 
-def sample(method: str, values: np.ndarray, weights: np.ndarray) -> Sample:
-    return Sample(
-        {**ABOUT, "method": method}, {"m": float(values.mean())}, statistics.weighted_means({"m": values}, weights)
-    )
+def sample(method: str, values: np.ndarray, weights: np.ndarray, draws: int = 1) -> Sample:
+    about = {**ABOUT, "method": method} | ({"draws": draws} if draws > 1 else {})
+    return Sample(about, 8 * draws, {"m": float(values.mean())}, statistics.weighted_means({"m": values}, weights))
 
 
 def test_every_method_is_compared_with_thor_and_the_floor() -> None:
@@ -174,6 +173,21 @@ def test_every_method_is_compared_with_thor_and_the_floor() -> None:
     assert found[0][0]["difference"] == pytest.approx(-above["difference"])
     assert found[2][1]["difference"] == pytest.approx(0, abs=1e-12)
     assert found[2][1]["p_value"] == 1
+
+
+def test_each_cost_is_compared_with_the_reference_at_that_cost() -> None:
+    subjects = [str(case) for case in range(10)]
+    weights = metrics.subject_resamples(subjects, 20, np.random.default_rng(0))
+    asked = [("thor", 1), ("thor", 5), ("ddpm", 1), ("ddpm", 5)]
+    samples = [sample(name, np.full(10, 10.0 * number), weights, draws) for number, (name, draws) in enumerate(asked)]
+    found = statistics.versus(
+        samples,
+        lambda first, second: statistics.paired_means({"m": np.zeros(10)}, {"m": np.zeros(10)}),
+        statistics.subject_swaps(subjects, 20, np.random.default_rng(0)),
+    )
+    assert found[:2] == [[], []], "the reference isn't compared with itself at another cost"
+    assert [entries[0]["difference"] for entries in found[2:]] == [20, 20]
+    assert [entries[0]["reference"].get("draws", 1) for entries in found[2:]] == [1, 5]
 
 
 def test_without_thor_the_first_method_is_the_reference() -> None:

@@ -265,7 +265,8 @@ def measure(run: DetectorRun[BoxTruth], resampling: Resampling) -> Measured[dict
         },
         "failures": run.failures,
     }
-    sample = Sample(run.about, {name: float(values.mean()) for name, values in compared.items()}, resampled)
+    figures = {name: float(values.mean()) for name, values in compared.items()}
+    sample = Sample(run.about, run.detector.network_calls, figures, resampled)
     subjects = [run.subjects[image] for image in found.image_of_box]
     return Measured(result, _rows(run, found), subjects, sample, kept=compared)
 

@@ -103,7 +103,7 @@ def measure(run: DetectorRun[Bools], resampling: Resampling) -> Measured[PooledC
         result=result,
         rows=_rows(run, maps, {key: at["case_dice"] for key, at in at_rate.items()}),
         subjects=[case.subject for case in run.cases if case.has_finding],
-        sample=Sample(run.about, figures, {name: resampled[name] for name in COMPARED}),
+        sample=Sample(run.about, run.detector.network_calls, figures, {name: resampled[name] for name in COMPARED}),
         kept=PooledCounts(of_lesions, maps.groups[diseased], run.region.size),
     )
 

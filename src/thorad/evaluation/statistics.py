@@ -57,7 +57,8 @@ class Swaps(NamedTuple):
 class Sample:
     """One method's figures, ready to be compared."""
 
-    about: dict[str, Any]  # method, noise, steps, model
+    about: dict[str, Any]  # method, noise, steps, model; draws and settings where they were asked for
+    network_calls: int  # for one image
     figures: dict[str, float]  # as reported; NaN where undefined
     resampled: dict[str, Floats]  # (R,) of each figure, in the resamples that all methods share
 
@@ -134,6 +135,12 @@ def references(about: Sequence[Mapping[str, Any]]) -> list[int]:
     return list(dict.fromkeys([first, *([methods.index(FLOOR)] if FLOOR in methods else [])]))
 
 
+def _other_draws(one: Sample, other: Sample) -> bool:
+    """Whether two samples are of one method and differ in the number of draws alone."""
+    first, second = ({key: value for key, value in each.about.items() if key != "draws"} for each in (one, other))
+    return first == second and one.about != other.about
+
+
 def versus(samples: Sequence[Sample], pair: Callable[[int, int], Figures], swaps: Swaps) -> list[list[dict[str, Any]]]:
     """Compare every method with the references.
 
@@ -142,16 +149,20 @@ def versus(samples: Sequence[Sample], pair: Callable[[int, int], Figures], swaps
         pair: makes the figures of two methods, given their places among the samples.
         swaps: of the cases that the figures are over.
 
+    Of a reference with several numbers of draws, each method is compared with the one nearest to it in network calls.
+
     Returns:
         For each method a list of {reference, metric, difference (method - reference, in the figure's own unit),
         interval (95 %, of the paired resamples), p_value (two-sided, not corrected for the number of comparisons)}.
     """
     compared: list[list[dict[str, Any]]] = [[] for _ in samples]
-    for reference in references([sample.about for sample in samples]):
-        base = samples[reference]
+    for first in references([sample.about for sample in samples]):
+        same = [first, *(index for index, sample in enumerate(samples) if _other_draws(sample, samples[first]))]
         for index, sample in enumerate(samples):
-            if index == reference:
+            if index in same:
                 continue
+            reference = min(same, key=lambda each: abs(samples[each].network_calls - sample.network_calls))
+            base = samples[reference]
             p_values = permutation_p_values(pair(index, reference), swaps)
             compared[index] += [
                 {

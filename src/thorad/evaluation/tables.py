@@ -198,8 +198,9 @@ def _comparison_note(first: Result, reference: Result | None) -> str:
     )
     if reference is not None:
         text += (
-            f" Differences from {title(reference)}: the same resamples for both; p is two-sided, from a permutation "
-            "test that swaps the two methods' results within subjects, and not corrected for the number of comparisons."
+            f" Differences from {title(reference)} (with several numbers of draws: at the nearest number of calls): "
+            "the same resamples for both; p is two-sided, from a permutation test that swaps the two methods' results "
+            "within subjects, and not corrected for the number of comparisons."
         )
     return text
 

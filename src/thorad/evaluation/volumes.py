@@ -123,7 +123,9 @@ def measure(run: DetectorRun[Bools], resampling: Resampling) -> Measured[dict[st
         },
         "failures": run.failures,
     }
-    return Measured(result, rows, subjects, Sample(run.about, figures, resampled), kept=of_volume)
+    return Measured(
+        result, rows, subjects, Sample(run.about, run.detector.network_calls, figures, resampled), kept=of_volume
+    )
 
 
 def _row(run: DetectorRun[Bools], volume: Volume, threshold: float) -> dict[str, Any]:
