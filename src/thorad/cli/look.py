@@ -216,7 +216,10 @@ def report(
 def volume(
     results: Annotated[Path, Argument(help="A result folder of `thorad detect` on volumes.")],
     case: Annotated[str | None, Option(help="Name of the volume. Default: the only one.")] = None,
-    scan: Annotated[Path | None, Option(help="The scan itself. Default: the file that it was read from.")] = None,
+    scan: Annotated[
+        Path | None, Option(help="The scan itself: a file, or a DICOM folder. Default: the file that it was read from.")
+    ] = None,
+    truth: Truth = None,
     side: opt.Side = None,
     out: Annotated[Path | None, opt.OutOption(help="The HTML file. Default: CASE.html in the result folder.")] = None,
 ) -> None:
@@ -230,7 +233,7 @@ def volume(
         if len(names) > 1:
             raise ThoradError(f"{results}: {len(names)} volumes ({', '.join(names[:5])}). Name one with --case.")
         case = names[0]
-    path = write_volume_page(results, case, out or results / f"{case}.html", scan=scan, side=side)
+    path = write_volume_page(results, case, out or results / f"{case}.html", scan=scan, truth=truth, side=side)
     print_line(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in any browser; it needs no network.")
 
 

@@ -104,16 +104,24 @@ def gallery_index(
     sound = [case for case in done if case.status == "ok"] or done
     return {
         "cases": entries,
-        "threshold": folder.threshold,
-        "start": folder.maximum / 4 if folder.threshold is None else folder.threshold,
+        **looking(folder, _highest(folder, done)),
         "maximum": _highest(folder, sound),
-        "largest": _highest(folder, done),
-        "unit": "map value (no unit)",
-        "colours": COLOUR_MAPS,
         "scans": all(map(_has_scan, done)),
         "truth": truth,
         "diceAt": dice_at,
         "side": side or usual_side(folder.cases),
+    }
+
+
+def looking(folder: ResultFolder, largest: float) -> dict[str, Any]:
+    """What the controls of `looking.js` start from; `largest` is the map value at which sliders and colours end."""
+    return {
+        "threshold": folder.threshold,
+        "start": folder.maximum / 4 if folder.threshold is None else folder.threshold,
+        "maximum": largest,
+        "largest": largest,
+        "unit": "map value (no unit)",
+        "colours": COLOUR_MAPS,
     }
 
 
@@ -163,11 +171,12 @@ def _places(case: CaseRecord) -> list[dict[str, Any]]:
         position = finding.peak_position
         column, row, at = leads(position) if len(position) == 2 + case.is_volume else (None, None, None)
         place = {"slice": at, "row": row, "column": column}
-        places.append({"peak": finding.peak, "size": _extent(finding), **place})
+        places.append({"peak": finding.peak, "size": finding_size(finding), **place})
     return places
 
 
-def _extent(finding: FindingRecord) -> str:
+def finding_size(finding: FindingRecord) -> str:
+    """In words: its volume, area or pixels, what is known."""
     if finding.volume_mm3:
         return f"{finding.volume_mm3 / 1000:.2g} ml"
     return f"{finding.area_mm2:.3g} mm²" if finding.area_mm2 else f"{finding.pixels} px"

@@ -13,7 +13,7 @@ import base64
 import gzip
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
+from thorad.io.scans import find_scans
 from thorad.io.tables import listing
-from thorad.io.volumes import PACKING, import_nibabel, read_volume, times
-from thorad.pictures import COLOURS, Side
+from thorad.io.volumes import PACKING, Volume, import_nibabel, read_volume, times
+from thorad.pictures import Side
 from thorad.results.folder import (
     CASE,
     VOLUME_MAP,
@@ -33,16 +34,18 @@ from thorad.results.folder import (
     VOLUME_PSEUDO_HEALTHY,
     CaseRecord,
     ResultFolder,
-    method_title,
+    match_truth,
     read_folder,
     usual_side,
 )
+from thorad.results.gallery import finding_size, looking
 from thorad.results.page import LARGEST_PAGE, asset, render
 
 MOST_VOXELS: Final = 40_000_000  # more is slow to draw, and too much for small graphics cards; heads of 1 mm have 7e6
 LEAST_SIDE: Final = 16  # voxels; a smaller side shows nothing, so it is not reduced further
 BRIGHTEST: Final = 98  # percentile of the scan's voxels that is white, as for the pictures beside the maps
 NOT_LOOKED_AT: Final = -1.0  # in a page's map, where the result has NaN: NiiVue takes NaN for 0, a value of its own
+NAME_IT: Final = "Name it with --scan to see it here."
 SAME_PLACE_MM: Final = 0.01  # between two grids' voxels that count as one grid: headers store single precision
 
 
@@ -106,6 +109,7 @@ class _Volumes:
     pseudo_healthy: NDArray[np.float32] | None
     """(I, J, K) in [0, 1], NaN as above."""
     mask: NDArray[np.bool_] | None
+    truth: NDArray[np.bool_] | None = None
 
 
 def volume_cases(results: Path) -> list[str]:
@@ -123,6 +127,7 @@ def write_volume_page(
     out: Path,
     *,
     scan: Path | None = None,
+    truth: Path | None = None,
     side: Side | None = None,
     largest: int = LARGEST_PAGE,
 ) -> Path:
@@ -134,14 +139,17 @@ def write_volume_page(
 
     Args:
         results, case, out: the folder, the name of a volume in it, and the HTML file.
-        scan: the volume that was looked at (NIfTI, NRRD, MHA), for it isn't in the folder; None: the file that
-            case.json names, if it is still there, and else a page with the pseudo-healthy volume alone.
+        scan: the volume that was looked at (NIfTI, NRRD, MHA, or a folder or file of DICOM), for the folder holds none;
+            None: the file that case.json names, if it is still there, and else a page with the pseudo-healthy volume
+            alone.
+        truth: table with columns image and mask; the mask of the case's row, in the scan's space, is outlined.
         side: where the page has the patient's right at first; None: as in radiology for DICOM, otherwise on the right.
         largest: bytes that the page may have.
 
     Raises:
         ThoradError: no result folder, no such case, not a volume, a damaged file, a scan that can't be read or lies on
-            another grid, a page that can't be written; nibabel is not installed.
+            another grid, a truth of other cases or without a mask for this one, a page that can't be written; nibabel
+            is not installed.
     """
     folder = read_folder(results)
     record = folder.case(case)
@@ -150,11 +158,12 @@ def write_volume_page(
         others = f"Its volumes are {listing(names)}." if names else "It holds no volume; see `thorad report`."
         raise ThoradError(f"{results}: the case {case} is a picture, not a volume. {others}")
     volumes, note = _read(record, scan)
+    lesions = None if truth is None else _lesions(folder, record, truth, volumes)
     factor = 1
     while True:
         grid = _Grid(volumes.anomaly_map.shape, volumes.affine, factor)
         if math.prod(grid.page_shape) <= MOST_VOXELS:
-            page = _page(folder, record, volumes, grid, note, side or usual_side([record]))
+            page = _page(folder, record, replace(volumes, truth=lesions), grid, note, side or usual_side([record]))
             if len(page) <= largest or min(grid.page_shape) < LEAST_SIDE:
                 write_atomic(out, page)
                 return out
@@ -191,14 +200,14 @@ def _scan(
     case: CaseRecord, scan: Path | None, shape: tuple[int, ...], affine: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32] | None, str]:
     path = scan or Path(case.source)
-    if scan is None and not path.is_file():
-        return None, "The file it came from is not where it was, or is a DICOM folder. Give it as NIfTI to see it here."
+    if scan is None and not path.exists():
+        return None, f"The file it came from is not where it was, or was DICOM, whose place isn't kept. {NAME_IT}"
     try:
-        volume = read_volume(path)
+        volume = _volume(path, case)
     except ThoradError:
         if scan is not None:
             raise
-        return None, "The file it came from can't be read as a volume. Give it as NIfTI to see it here."
+        return None, f"The file it came from can't be read as a volume. {NAME_IT}"
     if volume.voxels.shape != shape or not _same(volume.affine, affine, shape):
         if scan is None:
             return None, "The file it came from is another one now: it lies on another grid than the map."
@@ -207,6 +216,35 @@ def _scan(
             f"{times(shape)}). Give the very volume that was looked at."
         )
     return volume.voxels, ""
+
+
+def _volume(path: Path, case: CaseRecord) -> Volume:
+    """The volume at a path, as `detect` finds it; of DICOM the series with the case's name, which is its own."""
+    volumes = [scan for scan in find_scans([path]).values() if scan.is_volume]
+    fitting = [scan for scan in volumes if scan.name == case.name or not (scan.is_dicom or len(volumes) > 1)]
+    if not fitting:
+        raise ThoradError(
+            f"{path}: holds {listing([scan.name for scan in volumes]) or 'no volume'}, not the scan of {case.name}. "
+            "Give its file, or the folder of its DICOM series."
+        )
+    volume = fitting[0].read()
+    assert isinstance(volume, Volume)
+    return volume
+
+
+def _lesions(folder: ResultFolder, case: CaseRecord, table: Path, volumes: _Volumes) -> NDArray[np.bool_]:
+    """(I, J, K): the lesions of the case's row of a table; nothing where that says that it is healthy."""
+    row = match_truth(folder, table).get(case.name)
+    if row is None:
+        raise ThoradError(f"{table}: no row for the case {case.name}. Leave --truth out, or add it.")
+    if row.mask is None:
+        return np.zeros(volumes.anomaly_map.shape, np.bool_)
+    from nibabel.processing import resample_from_to
+
+    mask = read_volume(row.mask)
+    image = import_nibabel().Nifti1Image((mask.voxels > 0).astype(np.uint8), mask.affine)
+    grid = (volumes.anomaly_map.shape, volumes.affine)
+    return np.asarray(resample_from_to(image, grid, order=0).dataobj) > 0  # type: ignore[no-untyped-call]
 
 
 def _nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -232,14 +270,13 @@ def _page(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid
     page = render(
         "volume_page/volume.html",
         case=case,
-        options=folder.options,
-        method=method_title(folder.options),
+        folder=folder,
         note=note,
         percent=100 * np.isfinite(volumes.anomaly_map).mean(),
         factor=grid.factor,
         angle=_angle(volumes.affine),
         viewer=gzip.decompress(asset("niivue/niivue.umd.js.gz")).decode(),
-        about={**_about(folder, case, volumes, grid), "side": side},
+        index={**_index(folder, case, volumes, grid), "side": side},
         volumes=_embedded(volumes, grid),
     )
     return page.encode("utf-8", "replace")
@@ -259,22 +296,22 @@ def _embedded(volumes: _Volumes, grid: _Grid) -> dict[str, str]:
         mean = np.nansum(parts, axis=-1) / np.maximum(count, 1)
         levels = np.where(count > 0, 1 + np.rint(254 * np.clip(mean, 0, 1)), 0)
         embedded["healthy"] = grid.packed(levels.astype(np.uint8))
-    if volumes.mask is not None:
-        mask = grid.blocks(volumes.mask, 0).any(axis=-1)
-        embedded["mask"] = _packed(np.packbits(mask.ravel("F")).tobytes())
+    for name, mask in (("mask", volumes.mask), ("truth", volumes.truth)):
+        if mask is not None:
+            inside = grid.blocks(mask, 0).any(axis=-1)
+            embedded[name] = _packed(np.packbits(inside.ravel("F")).tobytes())
     return embedded
 
 
-def _about(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid) -> Mapping[str, Any]:
-    """What the page's script needs to know, beside the volumes."""
+def _index(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid) -> Mapping[str, Any]:
+    """What the page's scripts need to know, beside the volumes."""
     highest = np.unravel_index(int(np.nanargmax(volumes.anomaly_map)), volumes.anomaly_map.shape)
     value = float(volumes.anomaly_map[highest])
     places = [{"label": "Highest value", **_place(highest, value, grid)}]
     try:
         for order, finding in enumerate(case.findings or (), start=1):
-            size = f"{finding.volume_mm3:.0f} mm³"
             place = _place(finding.peak_position, finding.peak, grid)
-            places.append({"label": f"Finding {order}", "size": size, **place})
+            places.append({"label": f"Finding {order}", "size": finding_size(finding), **place})
     except (KeyError, TypeError, ValueError) as error:
         raise ThoradError(f"{case.folder / CASE}: damaged ({error!r}). Delete it, and detect again.") from error
     return {
@@ -283,11 +320,10 @@ def _about(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Gri
         "affine": (grid.affine @ grid.to_source).tolist(),
         "factor": grid.factor,
         "white": volumes.white,
-        "maximum": folder.maximum,
-        "highest": max(value, 0.0),
-        "threshold": folder.threshold,
+        **looking(folder, max(folder.maximum, 2 * (folder.threshold or 0), value)),
+        "truth": volumes.truth is not None,
+        "smooth": False,
         "notLookedAt": NOT_LOOKED_AT,
-        "colours": np.rint(COLOURS).astype(int).tolist(),
         "places": places,
     }
 

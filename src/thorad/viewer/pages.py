@@ -115,8 +115,9 @@ class Results:
         made = self._case(name).folder / PLANES
         if self.owns(made):
             return made.read_bytes()
+        truth = self._truth if name in self._rows else None
         with TemporaryDirectory(dir=folder) as temporary:
-            return write_volume_page(self.path, name, Path(temporary) / PLANES).read_bytes()
+            return write_volume_page(self.path, name, Path(temporary) / PLANES, truth=truth).read_bytes()
 
     def thumbnail(self) -> Path:
         """The overlay of the case with the highest score; of a volume that of the slice in the middle.

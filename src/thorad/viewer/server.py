@@ -50,7 +50,7 @@ LARGEST_ANNOUNCEMENT: Final = 2**21
 STATIC: Final = {
     **{name: f"viewer/{name}" for name in ("viewer.css", "shell.js", "start.js", "job.js", "result.js")},
     **{name: f"report/{name}" for name in ("report.css", "gallery.js")},
-    **{name: name for name in ("page.css", "page.js")},
+    **{name: name for name in ("page.css", "page.js", "looking.js")},
 }
 """The only files that are served by name, and their paths in thorad/assets."""
 

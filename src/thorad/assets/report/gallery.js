@@ -1,59 +1,6 @@
 // The gallery of a report. Pictures lie in the page as PNG text, one block a case, which is read when the case comes
 // into view and let go when it is far away. Map values are kept with 8 bits: value = maximum * (level / 255)^2.
 
-const index = JSON.parse(document.getElementById("index").textContent);
-const number = (value, digits = 3) =>
-  value === null || value === undefined || !Number.isFinite(value) ? "–" : String(Number(value.toPrecision(digits)));
-
-// ---------------------------------------------------------------------------------------------- what is set
-
-// Sliders of map values go by square roots, so that small values have room.
-const STEPS = 1000;
-const toSlider = (value) => Math.round(STEPS * Math.sqrt(Math.min(1, Math.max(0, value / index.largest))));
-const fromSlider = (step) => index.largest * (step / STEPS) ** 2;
-const start = () => ({
-  threshold: index.start,
-  opacity: 0.85,
-  maximum: index.maximum,
-  level: 0.5,
-  window: 1,
-  colours: Object.keys(index.colours)[0],
-  outline: true,
-  truth: true,
-  smooth: true,
-  radiological: index.side === "radiological",
-});
-let state = start();
-
-/** 256 colours of a map of which a few are given. */
-function colourTable(anchors) {
-  const table = new Uint8Array(256 * 3);
-  for (let step = 0; step < 256; step++) {
-    const at = (step / 255) * (anchors.length - 1);
-    const low = Math.min(Math.floor(at), anchors.length - 2);
-    for (let channel = 0; channel < 3; channel++) {
-      table[3 * step + channel] = Math.round(anchors[low][channel] + (at - low) * (anchors[low + 1][channel] - anchors[low][channel]));
-    }
-  }
-  return table;
-}
-const tables = Object.fromEntries(Object.entries(index.colours).map(([name, anchors]) => [name, colourTable(anchors)]));
-
-/** How far up the colours a map value stands, in [0, 1]: they begin at the threshold. */
-const colourShare = (value) => Math.min(1, Math.max(0, (value - state.threshold) / Math.max(1e-9, state.maximum - state.threshold)));
-
-/** How much of the scan a map value hides, in [0, 1]: what is above a threshold shows at once, and more with its value. */
-function cover(value) {
-  if (state.threshold > 0 && value <= state.threshold) return 0;
-  const share = colourShare(value);
-  return state.opacity * (state.threshold > 0 ? 0.5 + 0.5 * share : share);
-}
-
-function greyTable() {
-  const low = state.level - state.window / 2;
-  return Uint8ClampedArray.from({ length: 256 }, (_, grey) => 255 * ((grey / 255 - low) / state.window));
-}
-
 // ---------------------------------------------------------------------------------------------- pictures
 
 /** The levels of a grey picture, or the red, green, blue and alpha of a coloured one. */
@@ -115,18 +62,6 @@ function outlinePath(mask, width, height, zoom) {
   return path;
 }
 
-/** A line that shows on dark and bright. */
-function stroke(context, path, thin, colour, dash) {
-  context.lineWidth = thin + 1.2;
-  context.strokeStyle = "rgba(0, 0, 0, 0.6)";
-  context.setLineDash([]);
-  context.stroke(path);
-  context.lineWidth = thin;
-  context.strokeStyle = colour;
-  context.setLineDash(dash);
-  context.stroke(path);
-}
-
 /** Dice of two masks; null where both are empty. */
 function overlap(one, other) {
   let both = 0, total = 0;
@@ -162,7 +97,6 @@ class Card {
     this.step = null; // null: the result
     this.view = { zoom: 1, x: 0.5, y: 0.5 }; // the place in the middle of the panels, as shares of the picture as it is shown
     this.mark = null; // row and column of the shown picture that a finding is at
-    this.pointers = new Map(); // those that are down, by their id
     this.pictures = null;
     this.node = element("card").content.firstElementChild.cloneNode(true);
     this.node.id = `card-${position}`;
@@ -238,19 +172,11 @@ class Card {
     this.sided = Boolean(this.about.slices[0]) && !this.about.methods;
     for (const side of this.sided ? ["left", "right"] : []) add(node, "span", `side ${side}`);
     this.panels.push({ name, title, at, node, canvas, label, cross, ruler, ends });
-    node.addEventListener("pointermove", (event) => (this.pointers.has(event.pointerId) ? this.drag(event, node) : this.point(event, node)));
-    node.addEventListener("pointerleave", () => this.point(null, node));
-    node.addEventListener("pointerdown", (event) => {
-      this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY, button: event.button, moved: false });
-      if (event.button === 1) event.preventDefault(); // no scrolling by the middle button
+    listenToPointer(node, {
+      zoom: (factor, event) => this.pictures && this.zoom(factor, event && this.placeIn(node, event)),
+      pan: (across, down, box) => this.pictures && this.pan(across, down, box),
+      point: (event) => this.point(event, node),
     });
-    for (const kind of ["pointerup", "pointercancel"]) node.addEventListener(kind, (event) => this.pointers.delete(event.pointerId));
-    node.addEventListener("contextmenu", (event) => event.preventDefault());
-    node.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey) return; // the page scrolls
-      event.preventDefault();
-      this.zoom(Math.exp(-event.deltaY / 300), this.placeIn(node, event));
-    }, { passive: false });
   }
 
   scrubber(title, last, at, changed) {
@@ -495,7 +421,7 @@ class Card {
       node.classList.toggle("zoomed", zoom > 1);
       if (!ruler) continue;
       const width = picture.width * picture.shrink * this.about.mm; // of the picture, mm
-      const length = [100, 50, 20, 10, 5, 2, 1].find((mm) => mm * zoom <= 0.3 * width) ?? 1;
+      const length = rulerLength(width / zoom);
       ruler.style.width = `${(100 * length * zoom) / width}%`;
       ruler.textContent = `${length} mm`;
     }
@@ -531,28 +457,6 @@ class Card {
       read.push(`${title} ${number(valueOf(shown.map[at], shown.maximum))}`);
     }
     return read.join(" · ");
-  }
-
-  /** As 3D Slicer has it: left button window and level, middle button or Shift pan, right button zoom; two fingers both. */
-  drag(event, node) {
-    if (!this.pictures) return;
-    const pointer = this.pointers.get(event.pointerId), box = node.getBoundingClientRect();
-    const across = event.clientX - pointer.x, down = event.clientY - pointer.y;
-    if (!pointer.moved && Math.hypot(across, down) < 3) return;
-    const others = [...this.pointers].filter(([id]) => id !== event.pointerId).map(([, other]) => other);
-    const touch = event.pointerType === "touch";
-    if (!pointer.moved) node.setPointerCapture(event.pointerId);
-    if (others.length) {
-      const apart = (x, y) => Math.max(10, Math.hypot(x - others[0].x, y - others[0].y));
-      this.zoom(apart(event.clientX, event.clientY) / apart(pointer.x, pointer.y));
-      this.pan(across / 2, down / 2, box);
-    } else if (touch || pointer.button === 1 || event.shiftKey) this.pan(across, down, box);
-    else if (pointer.button === 2) this.zoom(Math.exp(-down / 150));
-    else if (pointer.button === 0) {
-      const within = (value, low, high) => Math.min(high, Math.max(low, value));
-      change({ window: within(state.window + across / box.width, 0.02, 2), level: within(state.level + down / box.height, 0, 1) });
-    }
-    Object.assign(pointer, { x: event.clientX, y: event.clientY, moved: true });
   }
 
   /** Enlarge by a factor; `place` stays where it is. */
@@ -663,7 +567,6 @@ fill(element("filter"), FILTERS, (key) => key === "all" || any(FILTERS[key][1]))
 const SORTABLE = { score: (c) => c.score !== null, dice: (c) => c.dice !== null, truth: (c) => c.truth > 0, name: () => true };
 fill(element("sort"), SORTS, (key) => any(SORTABLE[key.split("-")[0]]) || key === "name");
 if (!any(SORTABLE.score) && any(SORTABLE.truth)) element("sort").value = "truth";
-for (const name of Object.keys(index.colours)) element("colours").add(new Option(name, name));
 
 const rank = (card) => STATUSES.indexOf(card.about.status);
 function arrange() {
@@ -737,63 +640,9 @@ function drawLater() {
   if (later.length) setTimeout(drawLater);
 }
 
-function show(onlyMap = false) {
-  element("threshold").value = toSlider(state.threshold);
-  element("threshold").setAttribute("aria-valuetext", number(state.threshold));
-  element("threshold-value").value = number(state.threshold, 4);
-  element("opacity").value = Math.round(100 * state.opacity);
-  element("opacity-value").textContent = `${Math.round(100 * state.opacity)} %`;
-  element("maximum").value = Math.max(1, toSlider(state.maximum));
-  element("maximum").setAttribute("aria-valuetext", number(state.maximum));
-  element("maximum-value").textContent = number(state.maximum);
-  element("level").value = Math.round(100 * state.level);
-  element("level-value").textContent = state.level.toFixed(2);
-  element("window").value = Math.round(100 * state.window);
-  element("window-value").textContent = state.window.toFixed(2);
-  element("colours").value = state.colours;
-  element("outline").checked = state.outline;
-  element("truth").checked = state.truth;
-  element("smooth").checked = state.smooth;
-  element("radiological").checked = state.radiological;
-  element("legend-start").textContent = number(state.threshold, 2);
-  element("legend-end").textContent = `${number(state.maximum, 2)} +`;
-  const colours = tables[state.colours], stops = Array.from({ length: 17 }, (_, stop) => Math.round((255 * stop) / 16));
-  element("gallery").style.setProperty("--colours", stops.map((at) => `rgb(${colours.slice(3 * at, 3 * at + 3).join(" ")})`).join(", "));
-  element("legend").setAttribute("aria-label", `Colour scale of the maps, ${state.colours}: from the threshold ${number(state.threshold)}, below which nothing is coloured, to ${number(state.maximum)} and above`);
-  for (const marker of document.querySelectorAll(".marker")) {
-    const { left, right, maximum } = marker.dataset;
-    const at = Number(left) + (Number(right) - Number(left)) * Math.sqrt(Math.min(1, state.threshold / Number(maximum)));
-    marker.setAttribute("x1", at);
-    marker.setAttribute("x2", at);
-  }
-  redraw(onlyMap);
-}
-const OF_THE_MAP = ["threshold", "opacity", "maximum", "colours", "outline"];
-function change(changes) {
-  state = { ...state, ...changes };
-  show(Object.keys(changes).every((name) => OF_THE_MAP.includes(name)));
-}
-const onInput = (id, read) => element(id).addEventListener("input", (event) => change(read(event.target)));
-onInput("threshold", (input) => ({ threshold: fromSlider(Number(input.value)) }));
-element("threshold-value").addEventListener("change", (event) => {
-  const value = Number(event.target.value);
-  change({ threshold: Number.isFinite(value) ? Math.min(index.largest, Math.max(0, value)) : 0 });
-});
-onInput("opacity", (input) => ({ opacity: Number(input.value) / 100 }));
-onInput("maximum", (input) => ({ maximum: fromSlider(Number(input.value)) }));
-onInput("level", (input) => ({ level: Number(input.value) / 100 }));
-onInput("window", (input) => ({ window: Number(input.value) / 100 }));
-onInput("colours", (input) => ({ colours: input.value }));
-onInput("outline", (input) => ({ outline: input.checked }));
-onInput("truth", (input) => ({ truth: input.checked }));
-onInput("smooth", (input) => ({ smooth: input.checked }));
-onInput("radiological", (input) => ({ radiological: input.checked }));
-element("reset").addEventListener("click", () => change(start()));
 for (const id of ["find", "filter", "sort"]) element(id).addEventListener("input", arrange);
 element("side-label").hidden = !any((case_) => case_.slices[0]);
-element("truth-label").hidden = !index.truth;
 element("order").hidden = cards.length === 1;
-element("unit").textContent = index.unit;
 
 /** The findings of all cases, the highest first, as a list that leads to them. */
 function listFindings() {
@@ -840,24 +689,17 @@ function step(by) {
   const next = shown[Math.min(shown.length - 1, Math.max(0, at + by))];
   if (next) select(next);
 }
-const nudged = (by) => fromSlider(Math.min(STEPS, Math.max(0, toSlider(state.threshold) + by)));
 const KEYS = {
   ArrowRight: () => step(1),
   j: () => step(1),
   ArrowLeft: () => step(-1),
   k: () => step(-1),
   Enter: () => current?.enlarge(),
-  "]": () => change({ threshold: nudged(10) }),
-  "[": () => change({ threshold: nudged(-10) }),
-  "+": () => change({ opacity: Math.min(1, state.opacity + 0.1) }),
-  "-": () => change({ opacity: Math.max(0, state.opacity - 0.1) }),
+  ...CONTROL_KEYS,
   ".": () => current?.move("step", 1),
   ",": () => current?.move("step", -1),
   d: () => current?.move("slice", 1),
   u: () => current?.move("slice", -1),
-  m: () => change({ outline: !state.outline }),
-  t: () => change({ truth: !state.truth }),
-  r: () => change({ radiological: !state.radiological }),
   z: () => current?.zoom(1.5, current.mark),
   x: () => current?.zoom(1 / 1.5),
   0: () => current?.zoom(0),

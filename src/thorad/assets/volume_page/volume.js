@@ -1,31 +1,10 @@
-// The viewer of one volume. NiiVue draws the planes; this file reads what is embedded, moves the cross-hair, and draws
-// the outline of the mask over NiiVue's canvas. Indices i, j, k run to the right, to anterior and to superior.
+// The page of one volume. NiiVue draws the planes; this file reads what is embedded, moves the cross-hair, and draws
+// lines over NiiVue's canvas, which takes the mouse; looking.js has the controls. Indices i, j, k run to the right, to
+// anterior and to superior.
 
-const about = JSON.parse(element("about").textContent);
-const [SIDE_I, SIDE_J, SIDE_K] = about.shape;
-const STEPS = 1000;
-const number = (value, digits = 3) => (Number.isFinite(value) ? String(Number(value.toPrecision(digits))) : "–");
-
-// ---------------------------------------------------------------------------------------------- what is set
-
-// Sliders of map values go by square roots, so that small values have room.
-const highest = Math.max(about.highest, about.threshold ?? 0) || 1;
-const toSlider = (value) => Math.round(STEPS * Math.sqrt(Math.min(1, Math.max(0, value / highest))));
-const fromSlider = (step) => highest * (step / STEPS) ** 2;
-const state = {
-  // Without a threshold of the run, what is dark in the scale of colours is left out.
-  threshold: about.threshold ?? Math.min(about.maximum / 4, highest / 2),
-  opacity: 0.7,
-  white: 1,
-  map: true,
-  outline: true,
-  healthy: false,
-  cross: true,
-  smooth: false,
-  radiological: about.side === "radiological",
-  position: about.places[0].index,
-  finding: 0,
-};
+const [SIDE_I, SIDE_J, SIDE_K] = index.shape;
+// What the report has no control for.
+const own = { healthy: false, cross: true, position: index.places[0].index, place: 0 };
 
 // ---------------------------------------------------------------------------------------------- reading
 
@@ -56,6 +35,12 @@ function bits(packed) {
   return voxels;
 }
 
+/** The voxels of an embedded mask; null where there is none. */
+const levels1 = async (name) => {
+  const text = textOf(name);
+  return text ? bits(await unpack(text)) : null;
+};
+
 const load = (name, colormap, cal_min, cal_max) =>
   niivue.NVImage.loadFromBase64({ base64: textOf(name), name: `${name}.nii.gz`, colormap, cal_min, cal_max });
 
@@ -71,24 +56,24 @@ const viewer = new niivue.Niivue({
   fontMinPx: 18,
   crosshairWidth: 0,
   multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
-  isNearestInterpolation: true,
-  isForceMouseClickToVoxelCenters: true,
-  dragMode: niivue.DRAG_MODE.crosshair,
+  isNearestInterpolation: !state.smooth,
   clipPlaneHotKey: "",
   cycleClipPlaneHotKey: "",
   viewModeHotKey: "",
 });
 // What lies under the map, and the map, as NiiVue has them; the voxels of the others, null where the case has none.
 let under = null, map = null;
-let scan = null, healthy = null, mask = null;
+let scan = null, healthy = null, mask = null, truth = null;
 
 const at = ([i, j, k]) => i + SIDE_I * (j + SIDE_J * k);
-const fractions = (position) => position.map((index, axis) => (index + 0.5) / about.shape[axis]);
+const fractions = (position) => position.map((along, axis) => (along + 0.5) / index.shape[axis]);
+/** The axes to the right, up and into the screen, of an axial, coronal and sagittal plane. */
+const AXES = [[0, 1, 2], [0, 2, 1], [1, 2, 0]];
 
 /** Where a fraction of the volume's sides lies on the canvas, in a tile: canvas px. */
 function placer(tile) {
   const [left, top, width, height] = tile.leftTopWidthHeight;
-  const [across, up] = [[0, 1], [0, 2], [1, 2]][tile.axCorSag];
+  const [across, up] = AXES[tile.axCorSag];
   return (fraction) => {
     const mm = viewer.frac2mm(fraction);
     return [
@@ -98,49 +83,90 @@ function placer(tile) {
   };
 }
 
-/** Over the planes: the mask's border, along the edges of its voxels, and the cross-hair, which leaves its middle free. */
+/** The planes as they are drawn: each one's axes, the box that it is drawn in, and where the volume's sides are in it. */
+const planes = () => viewer.screenSlices.filter((tile) => tile.axCorSag <= 2).map((tile) => {
+  const [across, up, through] = AXES[tile.axCorSag], here = fractions(own.position);
+  const corner = (fraction) => here.map((at, axis) => (axis === through ? at : fraction));
+  const place = placer(tile);
+  return { tile, across, up, through, box: tile.leftTopWidthHeight, first: place(corner(0)), last: place(corner(1)), here: place(here) };
+});
+
+/** Over the planes: outlines along the edges of voxels, the cross-hair, which leaves its middle free, rulers, the colours. */
 function drawLines() {
   lines.width = canvas.width;
   lines.height = canvas.height;
-  const context = lines.getContext("2d");
-  const pixel = window.devicePixelRatio || 1;
-  const border = new Path2D(), cross = new Path2D();
-  const here = fractions(state.position);
-  for (const tile of viewer.screenSlices) {
-    if (tile.axCorSag > 2) continue;
-    const [across, up, through] = [[0, 1, 2], [0, 2, 1], [1, 2, 0]][tile.axCorSag];
-    const corner = (fraction) => here.map((at, axis) => (axis === through ? at : fraction));
-    const place = placer(tile);
-    const [x0, y0] = place(corner(0)), [x1, y1] = place(corner(1)), [x, y] = place(here);
-    if (state.cross) {
-      const gap = 9 * pixel;
+  const context = lines.getContext("2d"), pixel = window.devicePixelRatio || 1;
+  // The run's own mask where its threshold is set: a page may be reduced, and the mask is exact.
+  const exact = mask && state.threshold === index.threshold;
+  const found = exact ? (at) => mask[at] : (at) => (map.img[at] > state.threshold ? 1 : 0);
+  for (const plane of planes()) {
+    const [left, top, width, height] = plane.box, { first: [x0, y0], last: [x1, y1], here: [x, y] } = plane;
+    context.save();
+    context.beginPath();
+    context.rect(left, top, width, height);
+    context.clip();
+    if (state.outline && state.threshold > 0) stroke(context, trace(found, plane), 1.4 * pixel, "#ffffff", [4 * pixel, 3 * pixel]);
+    if (truth && state.truth) stroke(context, trace((at) => truth[at], plane), 1.4 * pixel, "#00e5ff", []);
+    if (own.cross) {
+      const cross = new Path2D(), gap = 9 * pixel;
       for (const [u, v] of [[x0, y], [x1, y]]) { cross.moveTo(u, v); cross.lineTo(x + Math.sign(u - x) * gap, v); }
       for (const [u, v] of [[x, y0], [x, y1]]) { cross.moveTo(u, v); cross.lineTo(u, y + Math.sign(v - y) * gap); }
+      Object.assign(context, { lineWidth: 1.2 * pixel, strokeStyle: "#56c8ff" });
+      context.setLineDash([]);
+      context.stroke(cross);
     }
-    if (mask && state.outline) {
-      trace(border, across, up, through, (u) => x0 + ((x1 - x0) * u) / about.shape[across], (v) => y0 + ((y1 - y0) * v) / about.shape[up]);
-    }
+    drawRuler(context, plane, pixel);
+    context.restore();
   }
-  const stroke = (path, width, colour) => {
-    context.lineWidth = width * pixel;
-    context.strokeStyle = colour;
-    context.stroke(path);
-  };
-  context.lineCap = "square";
-  stroke(border, 3, "#000");
-  stroke(border, 1.4, "#fff");
-  stroke(cross, 1.2, "#56c8ff");
+  drawBar(context, pixel);
 }
 
-/** Add the mask's border in one plane to a path; x and y give the canvas' places of the voxels' edges. */
-function trace(path, across, up, through, x, y) {
-  const [width, height] = [about.shape[across], about.shape[up]];
-  const index = [...state.position];
+const write = (context, text, x, y) => {
+  Object.assign(context, { fillStyle: "#f2f2f2", strokeStyle: "rgba(0, 0, 0, 0.8)", lineWidth: 3 * (window.devicePixelRatio || 1), lineJoin: "round" });
+  context.strokeText(text, x, y);
+  context.fillText(text, x, y);
+};
+
+function drawRuler(context, { tile, box: [left, top, width, height] }, pixel) {
+  const mm = Math.abs(tile.fovMM[0]), length = rulerLength(mm), long = (length * width) / mm;
+  const x = left + 10 * pixel, y = top + height - 12 * pixel;
+  const bar = new Path2D();
+  bar.moveTo(x, y);
+  bar.lineTo(x + long, y);
+  stroke(context, bar, 2 * pixel, "#f2f2f2", []);
+  context.font = `${11 * pixel}px system-ui, sans-serif`;
+  context.textAlign = "left";
+  write(context, `${length} mm`, x, y - 5 * pixel);
+}
+
+/** The colours with their ends, in the upper right corner of the first plane. */
+function drawBar(context, pixel) {
+  const [left, top, width, height] = planes()[0].box;
+  const x = left + width - 16 * pixel, y = top + 12 * pixel, tall = 0.3 * height, colours = tables[state.colours];
+  const gradient = context.createLinearGradient(0, y + tall, 0, y);
+  for (let stop = 0; stop <= 16; stop++) {
+    const at = 3 * Math.round((255 * stop) / 16);
+    gradient.addColorStop(stop / 16, `rgb(${colours[at]}, ${colours[at + 1]}, ${colours[at + 2]})`);
+  }
+  Object.assign(context, { fillStyle: gradient, strokeStyle: "#f2f2f2", lineWidth: pixel });
+  context.setLineDash([]);
+  context.fillRect(x, y, 8 * pixel, tall);
+  context.strokeRect(x, y, 8 * pixel, tall);
+  context.font = `${11 * pixel}px system-ui, sans-serif`;
+  context.textAlign = "right";
+  write(context, number(state.maximum, 2), x - 4 * pixel, y + 8 * pixel);
+  write(context, number(state.threshold, 2), x - 4 * pixel, y + tall);
+}
+
+/** The border in one plane of the voxels that are 1, along their edges. */
+function trace(of, { across, up, first: [x0, y0], last: [x1, y1] }) {
+  const path = new Path2D(), [width, height] = [index.shape[across], index.shape[up]], voxel = [...own.position];
+  const x = (u) => x0 + ((x1 - x0) * u) / width, y = (v) => y0 + ((y1 - y0) * v) / height;
   const inside = (u, v) => {
     if (u < 0 || v < 0 || u >= width || v >= height) return 0;
-    index[across] = u;
-    index[up] = v;
-    return mask[at(index)];
+    voxel[across] = u;
+    voxel[up] = v;
+    return of(at(voxel));
   };
   for (let v = 0; v <= height; v++) {
     for (let u = 0; u <= width; u++) {
@@ -149,6 +175,7 @@ function trace(path, across, up, through, x, y) {
       if (here !== inside(u, v - 1)) { path.moveTo(x(u), y(v)); path.lineTo(x(u + 1), y(v)); }
     }
   }
+  return path;
 }
 
 let without = null;
@@ -158,11 +185,20 @@ function replaced() {
   return without;
 }
 
+/** The colours as NiiVue takes them, from 0 to the highest: clear at 0; what lies below the threshold it leaves out. */
+function colourMap() {
+  const colours = tables[state.colours], steps = [...Array(256).keys()];
+  const shares = steps.map((step) => colourShare(Math.max(state.maximum, state.threshold) * (step / 255)));
+  const channel = (which) => shares.map((share) => colours[3 * Math.round(255 * share) + which]);
+  return { R: channel(0), G: channel(1), B: channel(2), A: steps.map((step) => (step ? 255 : 0)), I: steps };
+}
+
 let due = null;
 // What has to be coloured anew: nothing, as when the cross-hair moves; the map; or what is under it, too.
 const NOTHING = 0, MAP = 1, ALL = 2;
 /** Draw again before the next frame. */
 function draw(textures = NOTHING) {
+  if (!map) return;
   if (due) {
     due.textures = Math.max(due.textures, textures);
     return;
@@ -172,19 +208,27 @@ function draw(textures = NOTHING) {
     const changed = due.textures;
     due = null;
     viewer.opts.isRadiologicalConvention = state.radiological;
-    viewer.scene.crosshairPos = fractions(state.position);
-    map.cal_min = Math.max(state.threshold, highest * 1e-6);
-    map.opacity = state.map ? state.opacity : 0;
-    under.cal_max = 255 * state.white;
-    if (scan) under.img = state.healthy ? replaced() : scan;
-    if (changed === MAP) viewer.refreshLayers(map, 1);
-    if (changed === ALL) viewer.updateGLVolume();
+    viewer.scene.crosshairPos = fractions(own.position);
+    if (changed) {
+      viewer.addColormap("thorad", colourMap());
+      Object.assign(map, { cal_min: Math.max(state.threshold, highest * 1e-6), cal_max: Math.max(state.maximum, state.threshold), opacity: state.opacity });
+    }
+    if (changed === ALL) {
+      Object.assign(under, { cal_min: 255 * (state.level - state.window / 2), cal_max: 255 * (state.level + state.window / 2) });
+      if (scan) under.img = own.healthy ? replaced() : scan;
+      viewer.updateGLVolume();
+    } else if (changed === MAP) viewer.refreshLayers(map, 1);
     viewer.drawScene();
     drawLines();
     read();
     document.body.dataset.drawn = String(Number(document.body.dataset.drawn || 0) + 1);
   });
 }
+const highest = index.largest;
+const redraw = (onlyMap) => {
+  viewer.setInterpolation(!state.smooth);
+  draw(onlyMap ? MAP : ALL);
+};
 
 // ---------------------------------------------------------------------------------------------- the cross-hair
 
@@ -192,21 +236,22 @@ const through = (matrix, [i, j, k]) => matrix.slice(0, 3).map((row) => row[0] * 
 
 /** The text under the planes: where the cross-hair is, and what is there. */
 function read() {
-  const position = state.position;
+  const position = own.position;
   const level = map.img[at(position)];
-  const voxel = through(about.toSource, position).map((axis) => number(axis, 4)).join(", ");
-  const mm = through(about.affine, position).map((axis) => axis.toFixed(1));
+  const voxel = through(index.toSource, position).map((axis) => number(axis, 4)).join(", ");
+  const mm = through(index.affine, position).map((axis) => axis.toFixed(1));
   const parts = [
     ["Voxel", voxel],
     ["Right, anterior, superior", `${mm.join(", ")} mm`],
-    ["Map", level === about.notLookedAt ? "not looked at" : number(level)],
+    ["Map", level === index.notLookedAt ? "not looked at" : number(level)],
   ];
   if (scan) {
     const grey = scan[at(position)];
-    parts.push(["Scan", `${grey === 255 ? "≥ " : ""}${number((grey / 255) * about.white)}`]);
+    parts.push(["Scan", `${grey === 255 ? "≥ " : ""}${number((grey / 255) * index.white)}`]);
   }
   if (healthy && healthy[at(position)] > 0) parts.push(["Pseudo-healthy", number((healthy[at(position)] - 1) / 254)]);
   if (mask) parts.push(["Mask", mask[at(position)] ? "inside" : "outside"]);
+  if (truth) parts.push(["Truth", truth[at(position)] ? "inside" : "outside"]);
   element("reading").replaceChildren(...parts.flatMap(([name, value]) => {
     const shown = document.createElement("b");
     shown.textContent = value;
@@ -215,147 +260,161 @@ function read() {
 }
 
 function go(position) {
-  state.position = position.map((index, axis) => Math.min(about.shape[axis] - 1, Math.max(0, index)));
+  own.position = position.map((along, axis) => Math.min(index.shape[axis] - 1, Math.max(0, along)));
   draw();
 }
 
-const move = (axis, by) => go(state.position.map((index, other) => index + (other === axis ? by : 0)));
+const move = (axis, by) => go(own.position.map((along, other) => along + (other === axis ? by : 0)));
+
+/** The plane under a pointer, and the voxel there; null beside the planes. */
+function placeOf({ clientX, clientY }) {
+  const frame = lines.getBoundingClientRect(), scale = lines.width / frame.width;
+  const x = (clientX - frame.left) * scale, y = (clientY - frame.top) * scale;
+  const plane = planes().find(({ box: [left, top, width, height] }) => x >= left && x < left + width && y >= top && y < top + height);
+  if (!plane) return null;
+  const { across, up, first: [x0, y0], last: [x1, y1] } = plane, voxel = [...own.position];
+  voxel[across] = Math.floor(((x - x0) / (x1 - x0)) * index.shape[across]);
+  voxel[up] = Math.floor(((y - y0) / (y1 - y0)) * index.shape[up]);
+  return { plane, voxel };
+}
+
+// NiiVue shows mm from (low - pan) / zoom to (high - pan) / zoom along each axis.
+/** Enlarge all planes by a factor; what is at the place, a voxel, stays where it is. */
+function zoom(factor, place = own.position) {
+  const pan = viewer.scene.pan2Dxyzmm, zoomed = Math.min(16, Math.max(1, pan[3] * factor));
+  const mm = viewer.frac2mm(fractions(place));
+  for (const axis of [0, 1, 2]) pan[axis] += mm[axis] * (pan[3] - zoomed);
+  pan[3] = zoomed;
+  keepInside();
+}
+
+/** Never so far that the volume's edge comes inside. */
+function keepInside() {
+  const pan = viewer.scene.pan2Dxyzmm, [first, last] = [viewer.frac2mm([0, 0, 0]), viewer.frac2mm([1, 1, 1])];
+  for (const axis of [0, 1, 2]) {
+    const middle = (first[axis] + last[axis]) / 2, free = (Math.abs(last[axis] - first[axis]) / 2) * (1 - 1 / pan[3]);
+    const shown = (middle - pan[axis]) / pan[3];
+    pan[axis] = middle - pan[3] * Math.min(middle + free, Math.max(middle - free, shown));
+  }
+  draw();
+}
+
+/** Move the picture of the plane under the pointer by px of the page. */
+function pan(across, down, frame, event) {
+  const plane = placeOf(event)?.plane;
+  if (!plane) return;
+  const scale = lines.width / frame.width, [, , width, height] = plane.box, pan = viewer.scene.pan2Dxyzmm;
+  pan[plane.across] += (across * scale * plane.tile.fovMM[0] * pan[3]) / width;
+  pan[plane.up] -= (down * scale * plane.tile.fovMM[1] * pan[3]) / height;
+  keepInside();
+}
 
 // ---------------------------------------------------------------------------------------------- controls
 
-function showSettings() {
-  element("threshold").value = toSlider(state.threshold);
-  element("threshold-value").value = number(state.threshold);
-  element("opacity").value = Math.round(100 * state.opacity);
-  element("opacity-value").textContent = `${Math.round(100 * state.opacity)} %`;
-  element("brightness").value = Math.round(100 * state.white);
-  element("brightness-value").textContent = scan ? number(state.white * about.white) : number(state.white);
-  element("show-map").checked = state.map;
-  element("outline").checked = state.outline;
-  element("healthy").checked = state.healthy;
-  element("cross").checked = state.cross;
-  element("smooth").checked = state.smooth;
-  document.querySelector(`[name="side"][value="${state.radiological ? "radiological" : "neurological"}"]`).checked = true;
-}
-
 function set(changed, textures) {
-  Object.assign(state, changed);
-  showSettings();
+  Object.assign(own, changed);
+  element("healthy").checked = own.healthy;
+  element("cross").checked = own.cross;
   draw(textures);
 }
 
 function connect() {
-  const on = (id, kind, act) => element(id).addEventListener(kind, act);
-  on("threshold", "input", (event) => set({ threshold: fromSlider(Number(event.target.value)) }, MAP));
-  on("threshold-value", "change", (event) => set({ threshold: Math.max(0, Number(event.target.value) || 0) }, MAP));
-  on("opacity", "input", (event) => set({ opacity: Number(event.target.value) / 100 }, MAP));
-  on("brightness", "input", (event) => set({ white: Number(event.target.value) / 100 }, ALL));
-  on("show-map", "change", (event) => set({ map: event.target.checked }, MAP));
-  on("outline", "change", (event) => set({ outline: event.target.checked }));
-  on("healthy", "change", (event) => set({ healthy: event.target.checked }, ALL));
-  on("cross", "change", (event) => set({ cross: event.target.checked }));
-  on("smooth", "change", (event) => {
-    viewer.setInterpolation(!event.target.checked);
-    set({ smooth: event.target.checked });
-  });
-  for (const side of document.querySelectorAll('[name="side"]')) {
-    side.addEventListener("change", () => set({ radiological: side.value === "radiological" }));
-  }
-  for (const [order, place] of about.places.entries()) {
-    const button = document.createElement("button");
-    button.type = "button";
-    const [label, value] = [document.createElement("span"), document.createElement("span")];
+  element("healthy").addEventListener("change", (event) => set({ healthy: event.target.checked }, ALL));
+  element("cross").addEventListener("change", (event) => set({ cross: event.target.checked }));
+  for (const [order, place] of index.places.entries()) {
+    const line = document.createElement("li"), button = document.createElement("button");
+    const [label, value] = [document.createElement("b"), document.createElement("span")];
     label.textContent = place.label;
-    value.textContent = [place.size, number(place.value), `(${place.voxel.join(", ")})`].filter(Boolean).join(" · ");
+    value.textContent = [`peak ${number(place.value, 2)}`, place.size, `voxel ${place.voxel.join(", ")}`].filter(Boolean).join(" · ");
+    button.type = "button";
     button.append(label, value);
-    button.title = "Map value and voxel of its highest point";
-    button.addEventListener("click", () => { state.finding = order; go(place.index); });
-    element("places").append(button);
+    button.addEventListener("click", () => { own.place = order; go(place.index); });
+    line.append(button);
+    element("findings-list").append(line);
   }
-  viewer.onLocationChange = (location) => {
-    // NiiVue's own answer to a click, a drag or the wheel.
-    const position = Array.from(viewer.scene.crosshairPos, (fraction, axis) =>
-      Math.min(about.shape[axis] - 1, Math.max(0, Math.floor(fraction * about.shape[axis]))));
-    if (position.some((index, axis) => index !== state.position[axis])) go(position);
-  };
-  new ResizeObserver(() => draw()).observe(element("planes"));
+  listenToPointer(lines, {
+    zoom: (factor, event) => zoom(factor, (event && placeOf(event)?.voxel) ?? undefined),
+    pan,
+    point: () => {},
+    click: (event) => {
+      const there = placeOf(event);
+      if (there) go(there.voxel);
+    },
+    wheel: (event) => {
+      const there = placeOf(event);
+      if (!there) return;
+      event.preventDefault();
+      move(there.plane.through, event.deltaY < 0 ? 1 : -1);
+    },
+  });
+  lines.addEventListener("dblclick", () => zoom(0));
+  new ResizeObserver(() => { layOut(); draw(); }).observe(element("planes"));
 }
 
 const KEYS = {
+  ...CONTROL_KEYS,
   ArrowLeft: (step) => move(0, state.radiological ? step : -step),
   ArrowRight: (step) => move(0, state.radiological ? -step : step),
   ArrowUp: (step) => move(1, step),
   ArrowDown: (step) => move(1, -step),
   PageUp: (step) => move(2, step),
   PageDown: (step) => move(2, -step),
-  p: () => go(about.places[0].index),
+  p: () => go(index.places[0].index),
   n: () => {
-    state.finding = state.finding + 1 < about.places.length ? state.finding + 1 : Math.min(1, about.places.length - 1);
-    go(about.places[state.finding].index);
+    own.place = own.place + 1 < index.places.length ? own.place + 1 : Math.min(1, index.places.length - 1);
+    go(index.places[own.place].index);
   },
-  m: () => set({ map: !state.map }, MAP),
-  o: () => { if (mask) set({ outline: !state.outline }); },
-  h: () => { if (scan && healthy) set({ healthy: !state.healthy }, ALL); },
-  c: () => set({ cross: !state.cross }),
-  r: () => set({ radiological: !state.radiological }),
+  h: () => { if (scan && healthy) set({ healthy: !own.healthy }, ALL); },
+  c: () => set({ cross: !own.cross }),
+  z: () => zoom(1.5),
+  x: () => zoom(1 / 1.5),
+  0: () => zoom(0),
 };
-// Before NiiVue, which has keys of its own.
-window.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=checkbox])")) return;
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=checkbox]), select")) return;
   const act = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  const scrolls = event.key.length > 1 && event.target !== canvas && event.target !== document.body;
-  if (event.target === canvas && event.key !== "Tab") event.stopImmediatePropagation();
+  const scrolls = event.key.length > 1 && event.target !== lines && event.target !== document.body;
   if (!act || !map || scrolls) return;
   event.preventDefault();
   act(event.shiftKey ? 10 : 1);
-}, true);
+});
 
-function drawColours() {
-  const context = element("colours").getContext("2d");
-  const gradient = context.createLinearGradient(0, 0, 256, 0);
-  about.colours.forEach((colour, step) => gradient.addColorStop(step / (about.colours.length - 1), `rgb(${colour.join(",")})`));
-  context.fillStyle = gradient;
-  context.fillRect(0, 0, 256, 1);
-  element("maximum").textContent = number(about.maximum);
+/** The axial plane beside the two others, or above them on a narrow screen. */
+function layOut() {
+  const { AXIAL, CORONAL, SAGITTAL } = niivue.SLICE_TYPE, box = element("planes").getBoundingClientRect();
+  const places = box.width < box.height
+    ? [[0, 0, 1, 0.6], [0, 0.6, 0.5, 0.4], [0.5, 0.6, 0.5, 0.4]]
+    : [[0, 0, 0.56, 1], [0.56, 0, 0.44, 0.5], [0.56, 0.5, 0.44, 0.5]];
+  viewer.setCustomLayout([AXIAL, CORONAL, SAGITTAL].map((sliceType, at) => ({ sliceType, position: places[at] })));
 }
 
 async function start() {
   if (!document.createElement("canvas").getContext("webgl2")) {
     throw new Error("This browser has no WebGL 2, which the planes need. Switch on its hardware acceleration, or open the page in another one.");
   }
-  const levels = about.colours.map((_, step) => Math.round((255 * step) / (about.colours.length - 1)));
-  const channel = (which) => [0, ...about.colours.map((colour) => colour[which])];
-  // 0 is clear, everything above it is there: what is drawn is decided by the threshold alone.
-  viewer.addColormap("thorad", { R: channel(0), G: channel(1), B: channel(2), A: [0, ...levels.map(() => 255)], I: [0, 1, ...levels.slice(1)] });
+  viewer.addColormap("thorad", colourMap());
   await viewer.attachToCanvas(canvas, false);
   // With each change NiiVue also works out the gradients of its 3D view, which this page never shows; without a
   // graphics card that takes longer than all the rest. A shader that only copies stands in for those two.
   viewer.blurShader = viewer.sobelFirstOrderShader = viewer.passThroughShader;
-  viewer.setCustomLayout([
-    { sliceType: niivue.SLICE_TYPE.AXIAL, position: [0, 0, 0.56, 1] },
-    { sliceType: niivue.SLICE_TYPE.CORONAL, position: [0.56, 0, 0.44, 0.5] },
-    { sliceType: niivue.SLICE_TYPE.SAGITTAL, position: [0.56, 0.5, 0.44, 0.5] },
-  ]);
+  layOut();
   const hasScan = element("volume-scan") !== null;
   under = await load(hasScan ? "scan" : "healthy", "gray", 0, 255);
   scan = hasScan ? under.img : null;
   healthy = hasScan ? await levels8("healthy") : under.img;
-  map = await load("map", "thorad", state.threshold || highest * 1e-6, about.maximum);
-  // Colours from 0 to the maximum whatever the threshold is; nothing below it.
-  map.colormapType = 2;
-  const packed = textOf("mask");
-  mask = packed ? bits(await unpack(packed)) : null;
+  const loaded = await load("map", "thorad", state.threshold || highest * 1e-6, state.maximum);
+  // Nothing is drawn below the least value, and the colours of all others go from 0 to the highest.
+  loaded.colormapType = 2;
+  [mask, truth] = await Promise.all(["mask", "truth"].map(levels1));
+  map = loaded;
   // All at once: addVolume would colour all of them anew for each.
   viewer.volumes = [under, map];
   viewer.back = under;
   viewer.overlays = [map];
-  element("outline-label").hidden = !mask;
   element("healthy-label").hidden = !(scan && healthy);
-  drawColours();
-  showSettings();
   connect();
   element("state").hidden = true;
-  draw(ALL);
+  show();
 }
 
 start().catch((error) => { element("state").textContent = error.message; });
