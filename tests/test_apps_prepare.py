@@ -9,6 +9,7 @@ import pytest
 from thorad.apps import prepare
 from thorad.apps.prepare import load_prepared, prepare_files, volume_section
 from thorad.errors import ThoradError
+from thorad.executor import processes
 from thorad.io.images import read_image
 from thorad.io.registration import Registration, template_brain
 from thorad.io.registration_picture import registration_picture
@@ -138,7 +139,7 @@ def test_processes_write_what_one_process_writes(tmp_path: Path, monkeypatch: py
         dark.voxels[0, 0, 0] = -2
         write_nifti(tmp_path / f"{name}.nii.gz", dark.voxels, dark, "test")
     scans = find_scans([tmp_path / "dark.nii.gz", tmp_path / "darker.nii.gz"])
-    several = prepare_files(scans, tmp_path / "out", jobs=2)
+    several = prepare_files(scans, tmp_path / "out", executor=processes(2))
     assert several.failed == prepare_files(scans, tmp_path / "out").failed
     assert "nearly no voxel is above 0" in several.failed["dark"]
 

@@ -11,12 +11,10 @@ Every file is there whole or not at all, so a run that was killed resumes where 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 
 from thorad import __version__
 from thorad.errors import ThoradError
+from thorad.executor import Executor, here, wait_for
 from thorad.io.atomic import write_atomic
 from thorad.io.images import write_png8, write_png16
 from thorad.io.registration import register
@@ -106,7 +105,7 @@ def prepare_files(
     *,
     skull: bool = True,
     indices: Sequence[int] = (MNI_2009A.axial_slice,),
-    jobs: int = 1,
+    executor: Executor = here,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PrepareSummary:
     """Register volumes, cut their slices and write them; last `out`/slices.csv, which lists all that may be used.
@@ -116,7 +115,7 @@ def prepare_files(
         out: the folder. What was cut there with the same options, from a file that has not changed since, stays.
         skull: whether the slices show the head or the brain alone; see `register`.
         indices: of the axial slices, in the template's grid.
-        jobs: processes. The results are the same for any number.
+        executor: where it is done, with the same results.
         on_progress: called with (volumes done or failed, volumes in all).
 
     Raises:
@@ -131,12 +130,14 @@ def prepare_files(
         raise ThoradError(f"{out}: can't be made ({error.strerror}). Choose another --out.") from error
     todo = [scan for name, scan in volumes.items() if not _is_done(scan, out / name, options)]
     already_done = len(volumes) - len(todo)
-    failed: dict[str, str] = {}
     on_progress(already_done, len(volumes))
-    for count, (name, reason) in enumerate(_prepare_each(todo, out, options, jobs), start=already_done + 1):
-        if reason is not None:
-            failed[name] = reason
-        on_progress(count, len(volumes))
+    reasons: dict[str, str | None] = {}
+    prepare = partial(_try_to_prepare, out=out, options=options)
+    for name, reason in executor(prepare, [[scan] for scan in todo], lambda scan, why: (scan.name, why)):
+        reasons[name] = reason
+        on_progress(already_done + len(reasons), len(volumes))
+    failed = {scan.name: reason for scan in todo if (reason := reasons[scan.name]) is not None}
+    wait_for(out / name / "prepared.json" for name in volumes if name not in failed)
     done = {name: load_prepared(out / name) for name in volumes if name not in failed}
     _write_table(out)
     return PrepareSummary(done, failed, already_done, time.perf_counter() - began)
@@ -170,31 +171,16 @@ def load_prepared(folder: Path) -> Prepared:
         raise ThoradError(f"{path}: missing or damaged ({error}). Delete it, and `thorad prepare` makes it.") from error
 
 
-def _prepare_each(
-    scans: Sequence[Scan], out: Path, options: dict[str, Any], jobs: int
-) -> Iterator[tuple[str, str | None]]:
-    """(name, why it failed or None) of each scan, as soon as it is known."""
-    if jobs == 1 or len(scans) < 2:
-        for scan in scans:
-            yield scan.name, _try_to_prepare(scan, out, options)
-        return
-    # Forked processes would share locks of the parent's threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(scans)), mp_context=context) as pool:
-        names = {pool.submit(_try_to_prepare, scan, out, options): scan.name for scan in scans}
-        for future in as_completed(names):
-            try:
-                yield names[future], future.result()
-            except BrokenProcessPool:
-                yield names[future], "a process died, perhaps because memory ran out: try fewer --jobs."
-
-
-def _try_to_prepare(scan: Scan, out: Path, options: dict[str, Any]) -> str | None:
-    try:
-        _prepare(scan, out / scan.name, options)
-    except ThoradError as error:
-        return scan.redacted(str(error))
-    return None
+def _try_to_prepare(scans: Sequence[Scan], out: Path, options: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """The name of each scan, and why it failed, or None."""
+    tried: list[tuple[str, str | None]] = []
+    for scan in scans:
+        try:
+            _prepare(scan, out / scan.name, options)
+            tried.append((scan.name, None))
+        except ThoradError as error:
+            tried.append((scan.name, scan.redacted(str(error))))
+    return tried
 
 
 def _prepare(scan: Scan, folder: Path, options: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ import torch
 from thorad.check import Check, RefusedError
 from thorad.detector import Detector, OnStep
 from thorad.errors import ThoradError
+from thorad.executor import Executor, here, wait_for
 from thorad.io.atomic import write_atomic
 from thorad.io.images import Image
 from thorad.io.scans import Scan, read_picture
@@ -31,7 +32,7 @@ from thorad.methods import METHODS
 from thorad.pictures import Side
 from thorad.records import Detection, VolumeDetection
 from thorad.results.dicom import import_highdicom
-from thorad.results.folder import STEPS, CaseRecord
+from thorad.results.folder import CASE, STEPS, CaseRecord
 from thorad.results.writer import ResultWriter
 from thorad.volume_detection import RefusedVolumeError, detect_volume
 
@@ -73,6 +74,15 @@ class RunSummary:
             self.done[case.name] = case.score
             self.verdicts[case.name] = Verdict(case.p_value, case.finding_count, case.draw_agreement)
 
+    def end(self, names: Sequence[str], seconds: float) -> None:
+        """Put the cases in the run's order, whatever the order in which they ended; the highest score first."""
+        self.seconds = seconds
+        for cases in (self.done, self.verdicts, self.warned, self.refused, self.failed):
+            found = dict[str, Any](cases)
+            cases.clear()
+            cases.update((name, found[name]) for name in names if name in found)
+        self.done = dict(sorted(self.done.items(), key=lambda item: -item[1]))
+
     @property
     def tried(self) -> int:
         """Cases that have come to an end."""
@@ -97,6 +107,16 @@ def open_results(
     Raises:
         ThoradError: the folder can't be written, or holds the results of other options.
     """
+    options = {**result_options(detector), "slices": None if indices is None else list(indices)}
+    # The scores are what a case's score is compared with.
+    scores = None if detector.calibration is None else list(detector.calibration.scores)
+    made = {"options": options, "method": _about_method(detector.method), "command": command}
+    run = {**made, "healthy_scores": scores, "left_out": dict(left_out or {}), **_software()}
+    return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum, shard=shard, side=side)
+
+
+def result_options(detector: Detector) -> dict[str, Any]:
+    """All of a detector that decides on its results, as run.json keeps it."""
     calibration, rate = detector.calibration, detector.false_positives
     options = {**detector.provenance(), "calibration": None, "threshold": detector.threshold}
     if calibration is not None and rate is not None:
@@ -106,12 +126,7 @@ def open_results(
             "scans": calibration.scans,
             "sha256": calibration.sha256,
         }
-    options["slices"] = None if indices is None else list(indices)
-    # The scores are what a case's score is compared with.
-    scores = None if calibration is None else list(calibration.scores)
-    made = {"options": options, "method": _about_method(detector.method), "command": command}
-    run = {**made, "healthy_scores": scores, "left_out": dict(left_out or {}), **_software()}
-    return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum, shard=shard, side=side)
+    return options
 
 
 def refused_images(detectors: Sequence[Detector], images: Sequence[Path]) -> dict[str, dict[str, str]]:
@@ -161,8 +176,9 @@ def detect_files(
     *,
     indices: Sequence[int] | None = None,
     keep_steps: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda done, total: None,
     on_step: OnStep | None = None,
+    executor: Executor = here,
 ) -> RunSummary:
     """Detect in files and write each case as soon as it is done: first the pictures, then the volumes.
 
@@ -173,6 +189,7 @@ def detect_files(
         indices: of the slices of volumes to detect in; None: the model's own.
         keep_steps: keep the pictures of every step of the restorations.
         on_progress, on_step: see `Progress`, and `Detector.detect_batch`.
+        executor: where it is done; the results are the same.
 
     Raises:
         ThoradError: the results can't be written, hold another file's case of the same name, need a library that is
@@ -180,53 +197,56 @@ def detect_files(
             results instead.
     """
     began = time.perf_counter()
-    if any(scan.series for scan in scans.values()):
-        import_highdicom()  # before the work rather than after it
     asked, scans = scans.keys(), results.shard.of(scans)
-    summary = _done_before(scans, results, needs_steps=keep_steps and detector.network_calls > 0, force=detector.force)
+    summary = _done_before(scans, results, keep_steps and detector.network_calls > 0, detector.force)
     todo = [scan for name, scan in scans.items() if name not in summary.done.keys() | summary.refused.keys()]
-    run = _Run(detector, results, summary, len(scans), indices, keep_steps, on_progress, on_step)
-    run.report()
-    run.detect(todo)
-    summary.done = dict(sorted(summary.done.items(), key=lambda item: -item[1]))
-    summary.seconds = time.perf_counter() - began
+    on_progress(summary.tried, len(scans))
+    run = _Run(detector, results, indices, keep_steps, on_step)
+    for case in executor(run, _batches(todo, detector.batch_size), run.lost):
+        summary.add(case)
+        on_progress(summary.tried, len(scans))
+    wait_for(results.case_folder(scan.name) / CASE for scan in todo)
+    summary.end(list(scans), time.perf_counter() - began)
     results.close(summary.seconds, asked)
     return summary
 
 
-@dataclass
+def _batches(scans: Sequence[Scan], size: int) -> Iterator[Sequence[Scan]]:
+    """The pictures, so many at once, then the volumes, one by one."""
+    if any(scan.series for scan in scans):
+        import_highdicom()  # before the work rather than after it
+    pictures = [scan for scan in scans if not scan.is_volume]
+    yield from (pictures[start : start + size] for start in range(0, len(pictures), size))
+    yield from ([scan] for scan in scans if scan.is_volume)
+
+
+@dataclass(frozen=True)
 class _Run:
-    """Detects in scans and writes their cases; see `detect_files`."""
+    """Detects in a batch of scans and writes their cases, which it gives as they end; see `detect_files`."""
 
     detector: Detector
     results: ResultWriter
-    summary: RunSummary
-    total: int
     indices: Sequence[int] | None
     keep_steps: bool
-    on_progress: Progress | None
     on_step: OnStep | None
 
-    def report(self) -> None:
-        if self.on_progress is not None:
-            self.on_progress(self.summary.tried, self.total)
-
-    def detect(self, scans: Sequence[Scan]) -> None:
-        pictures = [scan for scan in scans if not scan.is_volume]
-        size = self.detector.batch_size
+    def __call__(self, scans: Sequence[Scan]) -> Iterator[CaseRecord]:
         try:
-            for start in range(0, len(pictures), size):
-                self._detect_pictures(pictures[start : start + size])
-            for scan in scans:
-                if scan.is_volume:
-                    self._detect_volume(scan)
+            if scans[0].is_volume:
+                yield from map(self._detect_volume, scans)
+            else:
+                yield from self._detect_pictures(scans)
         except torch.OutOfMemoryError as error:
             raise ThoradError(
-                f"the memory of {self.detector.device} doesn't hold {size} images at once. Choose a smaller "
-                "--batch-size; what is done is kept."
+                f"the memory of {self.detector.device} doesn't hold {self.detector.batch_size} images at once. Choose "
+                "a smaller --batch-size; what is done is kept."
             ) from error
 
-    def _detect_pictures(self, scans: Sequence[Scan]) -> None:
+    def lost(self, scan: Scan, reason: str) -> CaseRecord:
+        """Record a case that no process survives."""
+        return self._end(scan, ThoradError(reason))
+
+    def _detect_pictures(self, scans: Sequence[Scan]) -> Iterator[CaseRecord]:
         images: list[Image] = []
         by_name = {scan.name: scan for scan in scans}
         for scan in scans:
@@ -237,28 +257,29 @@ class _Run:
                     raise RefusedError(scan.source, check)
                 images.append(image)
             except ThoradError as error:
-                self._end(scan, error)
-        for detection in self._detections(images, by_name):
-            scan = by_name[detection.name]
-            more = _picture_warnings(scan, self.detector)
-            self._write(scan, replace(detection, check=detection.check + more))
+                yield self._end(scan, error)
+        for name, found in self._detections(images):
+            scan = by_name[name]
+            if isinstance(found, ThoradError):
+                yield self._end(scan, found)
+            else:
+                yield self._write(scan, replace(found, check=found.check + _picture_warnings(scan, self.detector)))
 
-    def _detections(self, images: Sequence[Image], scans: Mapping[str, Scan]) -> Iterator[Detection]:
-        """Of a batch; where it fails, of its images one by one, so that only the bad ones are lost."""
+    def _detections(self, images: Sequence[Image]) -> Iterator[tuple[str, Detection | ThoradError]]:
+        """Of a batch by name; where it fails, of its images one by one, so that only the bad ones are lost."""
         done: set[str] = set()
         try:
             for detection in self.detector.detect_batch(images, on_step=self.on_step, keep_steps=self.keep_steps):
                 done.add(detection.name)
-                yield detection
+                yield detection.name, detection
         except ThoradError as error:
-            left = [image for image in images if image.name not in done]
             if len(images) == 1:
-                self._end(scans[images[0].name], error)
+                yield images[0].name, error
                 return
-            for image in left:
-                yield from self._detections([image], scans)
+            for image in [image for image in images if image.name not in done]:
+                yield from self._detections([image])
 
-    def _detect_volume(self, scan: Scan) -> None:
+    def _detect_volume(self, scan: Scan) -> CaseRecord:
         try:
             volume = scan.read()
             if not isinstance(volume, Volume):
@@ -267,32 +288,24 @@ class _Run:
                 self.detector, volume, indices=self.indices, keep_steps=self.keep_steps, on_step=self.on_step
             )
         except ThoradError as error:
-            self._end(scan, error)
-        else:
-            self._write(scan, detection)
+            return self._end(scan, error)
+        return self._write(scan, detection)
 
-    def _write(self, scan: Scan, result: Detection | VolumeDetection) -> None:
+    def _write(self, scan: Scan, result: Detection | VolumeDetection) -> CaseRecord:
         pictures = result.slices if isinstance(result, VolumeDetection) else [result]
         if not all(np.isfinite(picture.anomaly_map).all() for picture in pictures):
-            self._end(scan, ThoradError(f"{scan.path}: the map is not finite. Is the model damaged?"))
-            return
+            return self._end(scan, ThoradError(f"{scan.path}: the map is not finite. Is the model damaged?"))
         if isinstance(result, VolumeDetection):
-            self._note(self.results.write_volume(result, series=scan.series))
-        else:
-            self._note(self.results.write(result, series=scan.series))
+            return self.results.write_volume(result, series=scan.series)
+        return self.results.write(result, series=scan.series)
 
-    def _end(self, scan: Scan, error: ThoradError) -> None:
+    def _end(self, scan: Scan, error: ThoradError) -> CaseRecord:
         """Record a case that has no result."""
         if isinstance(error, RefusedVolumeError):
-            self._note(self.results.refuse(scan.name, scan.source, error.check, error.registration, error.indices))
-        elif isinstance(error, RefusedError):
-            self._note(self.results.refuse(scan.name, scan.source, error.check))
-        else:
-            self._note(self.results.fail(scan.name, scan.source, scan.redacted(str(error))))
-
-    def _note(self, case: CaseRecord) -> None:
-        self.summary.add(case)
-        self.report()
+            return self.results.refuse(scan.name, scan.source, error.check, error.registration, error.indices)
+        if isinstance(error, RefusedError):
+            return self.results.refuse(scan.name, scan.source, error.check)
+        return self.results.fail(scan.name, scan.source, scan.redacted(str(error)))
 
 
 def _picture_warnings(scan: Scan, detector: Detector) -> Check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
@@ -51,6 +51,7 @@ def prepare(
     jobs: Annotated[int, Option(help="Parallel processes; each takes half a GB of memory for 1 mm voxels.", min=1)] = 1,
     keep_identity: opt.KeepIdentity = False,
     shard: opt.Shard = None,
+    cluster: opt.Cluster = None,
     json: opt.Json = None,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -66,8 +67,9 @@ def prepare(
     scans = find_scans(inputs, leave_out=out, keep_identity=keep_identity)
     if pictures := sum(not (scan.is_volume or scan.problem) for scan in scans.values()):
         scans.left_out["picture where a volume is needed"] = pictures
-    with progress_bar("prepare", quiet) as show:
-        summary = prepare_files(part.of(scans), out, skull=section.skull, indices=indices, jobs=jobs, on_progress=show)
+    wanted: Any = {"skull": section.skull, "indices": indices}
+    with opt.workers(cluster, out, jobs) as (_, executor), progress_bar("prepare", quiet) as show:
+        summary = prepare_files(part.of(scans), out, **wanted, executor=executor, on_progress=show)
     print_warnings(summary.warned)
     if not quiet:
         print_outcome(summary)

@@ -68,6 +68,7 @@ def detect(
     side: opt.Side = None,
     keep_identity: opt.KeepIdentity = False,
     shard: opt.Shard = None,
+    cluster: opt.Cluster = None,
     make_report: opt.Report = False,
     json: opt.Json = None,
     quiet: opt.Quiet = False,
@@ -86,15 +87,17 @@ def detect(
     from thorad.records import parse_indices
     from thorad.volume_detection import checked_indices
 
-    detector = options.detector()
     indices = None if slices is None else parse_indices(slices)
-    if all(scan.is_volume for scan in scans.values()):  # an impossible wish should be refused at once
-        checked_indices(detector.model.recipe.volume, indices, detector.model_name)
     command = opt.command_line(inputs=not keep_identity and any(scan.series for scan in scans.values()))
     about: Any = {"left_out": scans.left_out, "side": side, "command": command}
-    results = open_results(detector, out, part, indices=indices, **about)
-    with progress_bar("detect", quiet) as report:
-        summary = detect_files(detector, scans, results, indices=indices, keep_steps=keep_steps, on_progress=report)
+    with opt.workers(cluster, out) as (make, executor):
+        detector = options.detector(make)
+        if all(scan.is_volume for scan in scans.values()):  # an impossible wish should be refused at once
+            checked_indices(detector.model.recipe.volume, indices, detector.model_name)
+        results = open_results(detector, out, part, indices=indices, **about)
+        wanted: Any = {"indices": indices, "keep_steps": keep_steps}
+        with progress_bar("detect", quiet) as report:
+            summary = detect_files(detector, scans, results, **wanted, on_progress=report, executor=executor)
     print_warnings(summary.warned)
     if not quiet:
         print_outcome(summary, f"Shard {part}: " if part else "")

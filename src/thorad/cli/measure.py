@@ -26,6 +26,7 @@ from thorad.cli.render import (
 )
 from thorad.diffusion import NOISES
 from thorad.errors import ThoradError
+from thorad.executor import Executor
 from thorad.io.tables import listing
 
 if TYPE_CHECKING:
@@ -63,12 +64,12 @@ class ComparisonOptions(opt.RunOptions):
         """Whether methods are compared at more than one number of draws, or at equal calls."""
         return self.calls is not None or len(opt.parse_numbers(self.draws, "--draws", 1)) > 1
 
-    def by_seed(self) -> dict[int, list[Detector]]:
+    def by_seed(self, make: opt.MakeDetector) -> dict[int, list[Detector]]:
         """{seed: its detectors}; see `detectors`."""
         seeds = opt.parse_numbers(self.seeds, "--seeds", 0) or [self.seed]
-        return {seed: replace(self, seed=seed).detectors() for seed in seeds}
+        return {seed: replace(self, seed=seed).detectors(make) for seed in seeds}
 
-    def detectors(self) -> list[Detector]:
+    def detectors(self, make: opt.MakeDetector) -> list[Detector]:
         """Detectors of each method with each noise, at each cost; options that a method doesn't have are not for it.
 
         Raises:
@@ -90,7 +91,7 @@ class ComparisonOptions(opt.RunOptions):
             facts, settings = METHODS[method], opt.parse_settings(self.settings or (), method)
             takes = {"steps": facts.default_steps, "noise_level": noise, "perceptual_weights": facts.perceptual}
             others = {name: None for name in takes if not takes[name]}
-            run = partial(self.run, model, method, noise, **others)
+            run = partial(self.run, model, method, noise, make, **others)
             if calls:
                 detectors += at_calls(run, calls, settings)
             elif draws:
@@ -126,6 +127,7 @@ def evaluate(
     out: Annotated[Path, opt.OutOption(help="Folder for tables, figures and maps; an interrupted run resumes in it.")],
     measured: ProtocolOptions,
     compared: ComparisonOptions,
+    cluster: opt.Cluster = None,
     make_report: opt.Report = False,
     json: opt.Json = None,
     quiet: opt.Quiet = False,
@@ -140,17 +142,11 @@ def evaluate(
     healthy = [] if scans is None else picture_files(scans)
     validation = read_cases(measured.validation) if measured.validation else []
 
-    from thorad.apps.run import refused_images
-
-    by_seed = compared.by_seed()
-    images = [*(case.image for case in (*read, *validation)), *healthy]
-    refused = refused_images(next(iter(by_seed.values())), images)
-    for model, of_model in refused.items():
-        print_warning(
-            f"{len(of_model)} of {len(images)} images are not what model {model!r} can judge, and are measured all the "
-            f"same (run.json lists them): {listing([f'{Path(path).name}: {why}' for path, why in of_model.items()])}"
-        )
-    found = _measure(read, healthy, validation, by_seed, out, measured, compared, refused, quiet=quiet)
+    with opt.workers(cluster) as (make, executor):
+        by_seed = compared.by_seed(make)
+        refused = _refused(by_seed, [*(case.image for case in (*read, *validation)), *healthy])
+        of: Any = (measured, compared, refused)
+        found = _measure(read, healthy, validation, by_seed, out, *of, executor=executor, quiet=quiet)
     if not quiet:
         print_left_out({} if scans is None else scans.left_out)
     if make_report:
@@ -158,6 +154,19 @@ def evaluate(
     write_json(json, {"results_of_seed": found, "refused": refused})
     first = next(iter(found.values()))[0]
     end_with_failures({failure["name"]: failure["reason"] for failure in first["failures"]})
+
+
+def _refused(by_seed: Mapping[int, list[Detector]], images: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """{model: {image: why}} of the images that a model can't judge; warns of them."""
+    from thorad.apps.run import refused_images
+
+    refused = refused_images(next(iter(by_seed.values())), images)
+    for model, of_model in refused.items():
+        print_warning(
+            f"{len(of_model)} of {len(images)} images are not what model {model!r} can judge, and are measured all the "
+            f"same (run.json lists them): {listing([f'{Path(path).name}: {why}' for path, why in of_model.items()])}"
+        )
+    return refused
 
 
 def _measure(
@@ -170,6 +179,7 @@ def _measure(
     compared: ComparisonOptions,
     refused: Mapping[str, Mapping[str, str]],
     *,
+    executor: Executor,
     quiet: bool,
 ) -> dict[int, list[dict[str, Any]]]:
     """Evaluate with each seed, and write, print and give what was found."""
@@ -197,6 +207,7 @@ def _measure(
                 seed=compared.seed,
                 on_progress=show,
                 keep_maps=True,
+                executor=executor,
             )
         write_evaluation_run(detectors, folder, monotonic() - began, refused, opt.command_line())
     first = next(iter(found.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial, wraps
@@ -18,10 +19,14 @@ from typer.models import ArgumentInfo
 from thorad.cli.render import STARTS_OVER, STDOUT, one_line_errors, set_log_level, words_on_stderr
 from thorad.diffusion import ENGINES, NOISES
 from thorad.errors import ThoradError
+from thorad.executor import Executor, processes
 from thorad.methods import METHODS
 
 if TYPE_CHECKING:
     from thorad.detector import Detector
+
+MakeDetector = Callable[..., "Detector"]
+"""`Detector`, or what makes one on a cluster."""
 
 DEFAULT_MODEL = "brain-t1-compact"
 
@@ -53,6 +58,13 @@ Engine = Annotated[
 ]
 Shard = Annotated[
     str | None, ComputeOption(help="I/N: process only part I of N. Others can do the rest into the same --out.")
+]
+Cluster = Annotated[
+    str | None,
+    ComputeOption(
+        metavar="ADDRESS",
+        help="Do it on the workers of a Dask cluster: tcp://host:8786, or the scheduler's file. --device is theirs.",
+    ),
 ]
 Bootstrap = Annotated[int, Option(help="Bootstrap resamples over subjects; 0: no confidence intervals.", min=0)]
 Slices = Annotated[
@@ -96,19 +108,17 @@ class RunOptions:
     batch_size: BatchSize = 16
     engine: Engine = "torch"
 
-    def run(self, model: str | Path, method: str | None, noise: Any, **replaced: Any) -> Detector:
+    def run(self, model: str | Path, method: str | None, noise: Any, make: MakeDetector, **replaced: Any) -> Detector:
         """A detector run like this, but for the options that are replaced.
 
         Raises:
             ThoradError: as `Detector`.
         """
-        from thorad.detector import Detector
-
         others = ("preset", "calls", "seeds")  # that no detector takes
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
         options |= {"model": model, "method": method, "noise": noise, "steps": parse_steps(self.steps)}
         options["settings"] = parse_settings(self.settings or (), method or "thor")
-        return Detector(**{**options, **replaced})
+        return make(**{**options, **replaced})
 
     def check_settings(self, methods: Iterable[str]) -> None:
         """Refuse a `--set` for a method that isn't run: it would change nothing, without a word.
@@ -156,13 +166,37 @@ class DetectorOptions(RunOptions):
         int | None, MethodOption(help="Draws of the noise whose maps are averaged. Default: 2.", min=1)
     ] = None
 
-    def detector(self) -> Detector:
+    def detector(self, make: MakeDetector | None = None) -> Detector:
         """The detector that was asked for; see `run`."""
         method = self.method
         if self.preset is not None:
             (method,) = self.methods([method or "thor"]) or ["thor"]
         self.check_settings([method or "thor"])
-        return self.run(self.model, method, self.noise)
+        return self.run(self.model, method, self.noise, make or _make_detector)
+
+
+@contextmanager
+def workers(cluster: str | None, shared: Path | None = None, jobs: int = 1) -> Iterator[tuple[MakeDetector, Executor]]:
+    """What makes a detector, and where a run is done: here, in so many processes, or on a cluster.
+
+    Raises:
+        ThoradError: both are asked for; as `thorad.apps.cluster.connected`.
+    """
+    if cluster is None:
+        yield _make_detector, processes(jobs)
+    elif jobs > 1:
+        raise ThoradError("--jobs and --cluster were given: choose one of them.")
+    else:
+        from thorad.apps.cluster import connected
+
+        with connected(cluster, shared) as its_workers:
+            yield its_workers.detector, its_workers
+
+
+def _make_detector(**options: Any) -> Detector:
+    from thorad.detector import Detector
+
+    return Detector(**options)
 
 
 def parse_steps(text: str | None) -> int | Literal["all"] | None:

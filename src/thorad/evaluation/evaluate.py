@@ -23,6 +23,7 @@ from thorad.evaluation.runs import MapDetector, Progress, Protocol, Resampling
 from thorad.evaluation.statistics import FLOOR, PERMUTATIONS, title
 from thorad.evaluation.tables import table_of
 from thorad.evaluation.volumes import BRAIN_VOLUMES
+from thorad.executor import Executor, here
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import write_table
 
@@ -47,6 +48,7 @@ def evaluate(
     seed: int = 0,
     on_progress: Progress | None = None,
     keep_maps: bool = False,
+    executor: Executor = here,
 ) -> list[dict[str, Any]]:
     """Measure detectors on labelled cases, write `metrics.json`, `cases.csv` and `table.md`, and return the results.
 
@@ -66,6 +68,7 @@ def evaluate(
         seed: of the bootstrap and the permutations.
         on_progress: see `runs.Progress`.
         keep_maps: keep maps in `out`/maps, and take those that are there, so that an interrupted evaluation resumes.
+        executor: where the maps are made; the figures are the same.
 
     Raises:
         ThoradError: an unknown protocol, no case with a finding can be used, one is among `healthy`, validation cases
@@ -80,6 +83,7 @@ def evaluate(
         validation=validation,
         on_progress=on_progress,
         keep=out / "maps" if keep_maps else None,
+        executor=executor,
     )
     results = [_without_nan({"protocol": protocol, **result}) for result in found]
     columns = dict.fromkeys(

@@ -9,7 +9,7 @@ import io
 import json
 import time
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from thorad.evaluation.kept import KeptCase, keep_cases
 from thorad.evaluation.metrics import Bools, Floats, subject_resamples
 from thorad.evaluation.quality import Fidelity, fidelities, read_without_lesion, stored
 from thorad.evaluation.statistics import ABOUT, Figures, Sample, Swaps, subject_swaps, title, versus
+from thorad.executor import Executor, here
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, read_mask
 from thorad.io.preprocess import mask_to_model_grid, to_model_input
@@ -35,7 +36,7 @@ Failure = dict[str, str]
 """`name`, `image` and `reason` of a case that can't be used."""
 
 Progress = Callable[[int, int, str], None]
-"""Called with (images done, images in all, method) after every batch, summed over the detectors."""
+"""Called with (images done, images in all, method) after every image, summed over the detectors."""
 
 
 class MapDetector(typing.Protocol):
@@ -131,6 +132,7 @@ def run_detectors(
     validation: Sequence[Case] = (),
     on_progress: Progress | None = None,
     keep: Path | None = None,
+    executor: Executor = here,
     lesions: bool = False,
 ) -> list[DetectorRun[TruthType]]:
     """Run the detectors, whose models may have different grids, over the cases and over those of a validation set.
@@ -148,8 +150,9 @@ def run_detectors(
     inputs, failures = _read_all(everything, detectors, read, needed, truth_column)
     without = _read_without_lesions(everything, detectors, failures) if lesions else {}
     usable = [case for case in everything if case.name not in failures]
-    made = _make_maps(usable, detectors, inputs, on_progress, keep)
-    failures |= _not_finite(usable, detectors, made, needed)
+    made = _make_maps(usable, detectors, inputs, failures, on_progress, keep, executor)
+    _refuse_without(needed, failures, everything, truth_column)
+    failures |= _not_finite([case for case in usable if case.name not in failures], detectors, made, needed)
     kept = [case for case in usable if case.name not in failures]
     quality = partial(_quality, inputs=inputs, without=without) if lesions else None
     return [
@@ -278,65 +281,95 @@ def _read_all(
                 inputs[case.name, size] = read(case, size)
             except (ThoradError, OSError) as error:
                 failures[case.name] = _failure(case, str(error))
+    _refuse_without(needed, failures, cases, truth_column)
+    return inputs, failures
+
+
+def _refuse_without(
+    needed: Set[str], failures: Mapping[str, Failure], cases: Sequence[Case], truth_column: str
+) -> None:
+    """An error where no needed case is left."""
     if needed <= failures.keys():
         reasons = listing([f"{name}: {failure['reason']}" for name, failure in failures.items()])
         raise ThoradError(
             f"None of the {len(cases)} cases has anything in the column {truth_column} that can be used, so there is "
             f"nothing to measure. Give a CSV with the columns image and {truth_column}. {reasons}"
         )
-    return inputs, failures
 
 
 def _make_maps(
     cases: Sequence[Case],
     detectors: Sequence[MapDetector],
     inputs: Inputs[TruthType],
+    failures: dict[str, Failure],
     on_progress: Progress | None,
     keep: Path | None,
+    executor: Executor,
 ) -> list[dict[str, _CachedMap]]:
-    """{case name: map} of each detector."""
+    """{case name: map} of each detector; a case that no process survives is noted in `failures`."""
     made: list[dict[str, _CachedMap]] = []
     for number, detector in enumerate(detectors):
         made.append({})
-        for start in range(0, len(cases), detector.batch_size):
-            batch = [case.name for case in cases[start : start + detector.batch_size]]
-            images = torch.stack([inputs[name, detector.model_size][0] for name in batch])
-            made[-1] |= _maps_of_batch(detector, images, batch, keep)
+        named = {case.name: inputs[case.name, detector.model_size][0] for case in cases if case.name not in failures}
+        begun = len(cases) - len(named) + 1
+        for count, (name, one) in enumerate(_maps_of(detector, named, keep, executor), start=begun):
+            if isinstance(one, str):
+                failures[name] = _failure(next(case for case in cases if case.name == name), one)
+            else:
+                made[-1][name] = one
             if on_progress is not None:
-                on_progress(number * len(cases) + len(made[-1]), len(detectors) * len(cases), detector.method)
+                on_progress(number * len(cases) + count, len(detectors) * len(cases), detector.method)
     return made
 
 
-def _maps_of_batch(
-    detector: MapDetector, images: torch.Tensor, names: Sequence[str], keep: Path | None
-) -> dict[str, _CachedMap]:
-    """Take those of a batch's maps that are kept, and make and keep the others.
+def _maps_of(
+    detector: MapDetector, named: Mapping[str, torch.Tensor], keep: Path | None, executor: Executor
+) -> Iterator[tuple[str, "_CachedMap | str"]]:
+    """The map of each named image (1, S, S), kept by an earlier run or made and kept now, or why there is none.
 
     A kept map's file is named by a digest of the detector and the pixels.
     """
-    made: dict[str, _CachedMap] = {}
     files: dict[str, Path] = {}
     if keep is not None:
-        for name, file in zip(names, _map_files(detector, images), strict=True):
-            files[name] = keep / file
-            if files[name].is_file():
-                with np.load(files[name], allow_pickle=False) as content:
-                    if set(content) == set(_CachedMap._fields):  # an earlier version kept less
-                        made[name] = _CachedMap(**content)
-    missing = [index for index, name in enumerate(names) if name not in made]
-    if missing:
-        before = time.process_time()
-        maps, restored = detector.model_restorations(images[missing], [names[index] for index in missing])
-        scores = detector.scores(maps).detach().double().cpu()  # (B,)
-        seconds = np.asarray((time.process_time() - before) / len(missing))
-        healthy = stored(restored) or [np.empty(0, np.float16)] * len(missing)
-        for index, map, score, kept in zip(missing, maps.detach().float().cpu(), scores, healthy, strict=True):
-            one = made[names[index]] = _CachedMap(map[0].numpy(), score.numpy().reshape(()), seconds, kept)
-            if keep is not None:
-                written = io.BytesIO()
-                np.savez(written, **one._asdict())
-                write_atomic(files[names[index]], written.getvalue())
-    return made
+        files = {name: keep / file for name, file in zip(named, _map_files(detector, named.values()), strict=True)}
+    missing = []
+    for name, image in named.items():
+        if name in files and (kept := _kept_map(files[name])) is not None:
+            yield name, kept
+        else:
+            missing.append((name, image))
+    size = detector.batch_size
+    batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+    for name, one in executor(partial(_maps_of_batch, detector), batches, lambda item, reason: (item[0], reason)):
+        if name in files and not isinstance(one, str):
+            written = io.BytesIO()
+            np.savez(written, **one._asdict())
+            write_atomic(files[name], written.getvalue())
+        yield name, one
+
+
+def _kept_map(file: Path) -> _CachedMap | None:
+    """What an earlier run has kept; None where there is nothing, or less, as earlier versions kept it."""
+    if not file.is_file():
+        return None
+    with np.load(file, allow_pickle=False) as content:
+        return _CachedMap(**content) if set(content) == set(_CachedMap._fields) else None
+
+
+def _maps_of_batch(
+    detector: MapDetector, batch: Sequence[tuple[str, torch.Tensor]]
+) -> list[tuple[str, "_CachedMap | str"]]:
+    """The maps of named images (1, S, S)."""
+    names = [name for name, _ in batch]
+    before = time.process_time()
+    maps, restored = detector.model_restorations(torch.stack([image for _, image in batch]), names)
+    scores = detector.scores(maps).detach().double().cpu()  # (B,)
+    seconds = np.asarray((time.process_time() - before) / len(batch))
+    healthy = stored(restored) or [np.empty(0, np.float16)] * len(batch)
+    return [
+        (name, _CachedMap(map[0].numpy(), score.numpy().reshape(()), seconds, kept))
+        for name, map, score, kept in zip(names, maps.detach().float().cpu(), scores, healthy, strict=True)
+    ]
 
 
 def _map_files(detector: MapDetector, images: Iterable[torch.Tensor]) -> list[str]:
@@ -448,6 +481,7 @@ class Protocol(Generic[TruthType, KeptType]):
         validation: Sequence[Case] = (),
         on_progress: Progress | None = None,
         keep: Path | None = None,
+        executor: Executor = here,
     ) -> tuple[Rows, Rows]:
         """The results and the rows of cases.csv; see `evaluate` for the arguments."""
         named = [*cases, *healthy_cases(cases, healthy)]
@@ -461,6 +495,7 @@ class Protocol(Generic[TruthType, KeptType]):
             validation=validation,
             on_progress=on_progress,
             keep=keep,
+            executor=executor,
             lesions=self.lesions,
         )
         if keep is not None:
