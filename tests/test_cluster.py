@@ -253,9 +253,7 @@ def test_a_worker_with_another_detector_is_refused(cluster: Any, tiny_model: Pat
         detector = workers.detector(model=tiny_model, method="zscore")
     asked = detector.__reduce__()[1][0]
     expected = {**detector.provenance(), "model_sha256": "another", "thorad": "0.0.1"}
-    with pytest.raises(
-        ThoradError, match=r"another detector.*: model_sha256 .* \('another' in .*'0\.0\.1'"
-    ):
+    with pytest.raises(ThoradError, match=r"another detector.*: model_sha256 .* \('another' in .*'0\.0\.1'"):
         _checked(asked, expected)
 
 

@@ -124,10 +124,7 @@ def prepare_files(
     began = time.perf_counter()
     volumes = _volumes_of(scans, indices)
     options = {"skull": skull, "slices": sorted(set(indices))}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ThoradError(f"{out}: can't be made ({error.strerror}). Choose another --out.") from error
+    _make_folder(out)
     todo = [scan for name, scan in volumes.items() if not _is_done(scan, out / name, options)]
     already_done = len(volumes) - len(todo)
     on_progress(already_done, len(volumes))
@@ -141,6 +138,13 @@ def prepare_files(
     done = {name: load_prepared(out / name) for name in volumes if name not in failed}
     _write_table(out)
     return PrepareSummary(done, failed, already_done, time.perf_counter() - began)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ThoradError(f"{out}: can't be made ({error.strerror}). Choose another --out.") from error
 
 
 def _volumes_of(scans: Mapping[str, Scan], indices: Sequence[int]) -> dict[str, Scan]:
