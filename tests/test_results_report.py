@@ -18,9 +18,9 @@ from result_folders import disc, head, make_results
 from thorad.errors import ThoradError
 from thorad.evaluation.kept import KeptCase, keep_cases
 from thorad.results import charts
-from thorad.results.folder import OVERLAY
+from thorad.results.folder import OVERLAY, read_folder
 from thorad.results.gallery import COLOUR_MAPS
-from thorad.results.methods_text import MethodsText
+from thorad.results.methods_text import MethodsText, detection_text
 from thorad.results.page import render
 from thorad.results.report import write_report
 from thorad.table import Table
@@ -755,3 +755,18 @@ def test_refused_and_warned_cases_are_listed_apart(chromium: Any, tmp_path: Path
     assert "forced: a hand" in opened.page.locator("#card-3").text_content()
     opened.page.locator("#filter").select_option("refused")
     assert opened.names() == ["ct"]
+
+
+@pytest.mark.parametrize(
+    ("own", "words"), [(0.5, "the method's own threshold"), (None, "a threshold given for this run")]
+)
+def test_the_methods_paragraph_says_whose_threshold_it_was(tmp_path: Path, own: float | None, words: str) -> None:
+    make_results(tmp_path / "run", calibrated=False)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    run["options"]["threshold"] = 0.5
+    run["method"] = {"title": "Critic", "paper": "this project", "compare": "residual", "own_threshold": own}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
+    text = detection_text(read_folder(tmp_path / "run"))
+    assert f"Pixels above 0.5, {words}, were counted as anomalous." in text.paragraph
+    assert "with Critic (simplex noise" in text.paragraph, "no reference to this project itself"
+    assert "this project" not in text.references

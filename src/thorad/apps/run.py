@@ -156,10 +156,11 @@ def write_evaluation_run(
     write_atomic(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
 
 
-def _about_method(name: str) -> dict[str, str]:
+def _about_method(name: str) -> dict[str, Any]:
     """What a report says of a method."""
     method = METHODS[name]
-    return {"title": method.title, "paper": method.paper, "compare": method.compare}
+    facts = {"title": method.title, "paper": method.paper, "compare": method.compare}
+    return {**facts, "own_threshold": method.own_threshold}
 
 
 def _software() -> dict[str, Any]:

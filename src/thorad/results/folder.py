@@ -280,7 +280,7 @@ class _Run(BaseModel):
     overlay_maximum: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     healthy_scores: list[Finite] | None = None
     left_out: dict[str, int] | None = None
-    method: dict[str, str] | None = None
+    method: dict[str, str | float | None] | None = None
     command: str | None = None
     seconds: Finite = 0.0
 

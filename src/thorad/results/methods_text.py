@@ -10,6 +10,8 @@ from thorad.results.folder import ResultFolder
 PERCEPTUAL = "Zhang, Isola, Efros, Shechtman, Wang, CVPR 2018, arXiv:1801.03924 (LPIPS)"
 BRAIN = "Fisch, Zumdick, Barkhau et al., Computers in Biology and Medicine 179, 108845, 2024 (deepbet)"
 TEMPLATE = "Fonov, Evans, Botteron et al., NeuroImage 54, 313-327, 2011 (MNI152NLin2009aSym)"
+OWN = "this project"
+"""What a method of thorad's own has for its paper: thorad is named anyway."""
 COMPARISONS = {
     "residual": "the absolute difference between the image and its pseudo-healthy reconstruction",
     "perceptual": "the perceptual difference (LPIPS) between the image and its pseudo-healthy reconstruction",
@@ -59,7 +61,9 @@ def detection_text(folder: ResultFolder) -> MethodsText:
             "p-values are ranks of the scores among those of the healthy scans."
         )
     elif folder.threshold is not None:
-        sentences.append(f"Pixels above {folder.threshold:.4g}, chosen by the user, were counted as anomalous.")
+        own = folder.threshold == (folder.run.get("method") or {}).get("own_threshold")
+        origin = "the method's own threshold" if own else "a threshold given for this run"
+        sentences.append(f"Pixels above {folder.threshold:.4g}, {origin}, were counted as anomalous.")
     counts = [f"{len(cases)} {status}" for status, cases in folder.with_status.items() if cases]
     sentences.append(f"Of {len(folder.cases)} cases, by the software's checks: {listing(counts)}.")
     return MethodsText(" ".join(sentences), cite.references)
@@ -86,7 +90,8 @@ def _with_settings(options: Mapping[str, Any], about: Mapping[str, Any], cite: _
         f"seed {options['seed']}" if options.get("seed") is not None else "",
     ]
     title = about.get("title") or options.get("method")
-    words = f"{title}{cite(about.get('paper') or '')} ({', '.join(filter(None, settings)) or 'no settings'})"
+    paper = about.get("paper") or ""
+    words = f"{title}{cite('' if paper == OWN else paper)} ({', '.join(filter(None, settings)) or 'no settings'})"
     if "thorad" in options:
         words += f" in thorad {options['thorad']}"
     words += f" with the model {options.get('model')}"
