@@ -9,6 +9,7 @@ from functools import partialmethod
 from pathlib import Path
 
 from nbclient import NotebookClient
+from sphinx.application import Sphinx
 
 import thorad
 
@@ -42,7 +43,7 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True, "undoc-members": True, "exclude-members": "model_config"}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
@@ -52,3 +53,17 @@ html_copy_source = False
 html_show_sourcelink = False
 copybutton_prompt_text = r"\$ "
 copybutton_prompt_is_regexp = True
+
+
+def setup(app: Sphinx) -> None:
+    """Attributes' docstrings are text: Napoleon takes what stands before a colon in the first line for a type."""
+    app.connect("autodoc-process-docstring", break_after_first_colon, priority=400)
+
+
+def break_after_first_colon(
+    app: Sphinx, what: str, name: str, found: object, options: object, lines: list[str]
+) -> None:
+    """In a first line that ends with its colon, Napoleon finds no type."""
+    if what in ("attribute", "property") and lines and ": " in lines[0]:
+        before, _, after = lines[0].partition(": ")
+        lines[:1] = [f"{before}:", after]

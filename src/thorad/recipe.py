@@ -280,7 +280,7 @@ class AugmentationSection(_Section):
     intensity: Share = 0.0
     """Probability of an intensity change: gamma, bias field, contrast and noise by the four numbers below."""
     gamma: From0 = 0.25
-    """Largest |log gamma|."""
+    """Largest absolute logarithm of gamma."""
     bias_field: From0 = 0.12
     """Standard deviation of the log of a smooth factor."""
     contrast: Share = 0.1

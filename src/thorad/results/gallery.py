@@ -126,12 +126,11 @@ def looking(folder: ResultFolder, largest: float) -> dict[str, Any]:
 
 
 def _highest(folder: ResultFolder, cases: Sequence[CaseRecord]) -> float:
-    """About the highest map value, without reading the maps: of the findings, and twice the scores, which are means of
-    the highest values; never below the end of the overlays' colours, nor below twice the threshold.
+    """About the highest map value, without reading the maps: of the findings; of a case without any twice its score, a
+    mean of the highest values; never below the end of the overlays' colours, nor below twice the threshold.
     """
-    peaks = [finding.peak for case in cases for finding in case.findings or ()]
-    scores = [2 * (case.score or 0) for case in cases]
-    return max(folder.maximum, 2 * (folder.threshold or 0), *peaks, *scores)
+    highest = [max((one.peak for one in case.findings or ()), default=2 * (case.score or 0)) for case in cases]
+    return max(folder.maximum, 2 * (folder.threshold or 0), *highest)
 
 
 def case_entry(number: int, case: CaseRecord, side: int) -> dict[str, Any]:
