@@ -46,7 +46,7 @@ def died(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(died: Path) -> Iterator[Any]:
     """Two worker processes of one thread, that die of some cases (`dying_worker`); one death of a task is allowed."""
-    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
+    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": ":0"}
     options |= {"preload": [str(PRELOAD)], "env": {"THORAD_TEST_DIED": str(died)}, "silence_logs": "CRITICAL"}
     settings = {"distributed.scheduler.allowed-failures": 1, "distributed.comm.timeouts.connect": "120s"}
     # Workers are forked from a process that has imported what takes seconds: they die here again and again.
