@@ -46,6 +46,16 @@ def look(chromium: Any, axe: Any) -> Iterator[Callable[..., list[str]]]:
     tab.close()
 
 
+def test_faults_are_found(axe: Any, chromium: Any) -> None:
+    """The checker itself: a picture without words and grey letters on grey."""
+    tab = chromium.new_page()
+    grey = "color: #aaa; background: #999"
+    tab.set_content(f'<html lang="en"><title>Grey</title><main><h1>Grey</h1><p style="{grey}">Grey</p><img src="x">')
+    found = {violation["id"] for violation in axe.run(tab).response["violations"]}
+    tab.close()
+    assert {"image-alt", "color-contrast"} <= found
+
+
 def test_the_report_of_pictures(look: Callable[..., list[str]], tmp_path: Path) -> None:
     results = tmp_path / "results"
     truth = make_results(results, 12, steps=2, refused=["hand"], warned=["case-001"], failed=["broken"])

@@ -394,6 +394,7 @@ async function start() {
   }
   viewer.addColormap("thorad", colourMap());
   await viewer.attachToCanvas(canvas, false);
+  canvas.tabIndex = -1; // NiiVue makes it one more stop of the keyboard
   // With each change NiiVue also works out the gradients of its 3D view, which this page never shows; without a
   // graphics card that takes longer than all the rest. A shader that only copies stands in for those two.
   viewer.blurShader = viewer.sobelFirstOrderShader = viewer.passThroughShader;
