@@ -30,6 +30,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # has tables
 # IPython hands on what a command prints in pieces of 100 characters: joined again, they are its output.
 NotebookClient.__init__ = partialmethod(NotebookClient.__init__, coalesce_streams=True)
 os.environ["TTY_COMPATIBLE"] = "0"  # for Rich: Jupyter says that it is a terminal, but no bars here
