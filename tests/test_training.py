@@ -820,6 +820,17 @@ def test_augmentation_moves_a_point_by_no_more_than_asked(change: dict[str, floa
     assert 0.1 * bound < away < bound + 0.1
 
 
+def test_a_curve_of_brightness_rises_from_black_to_white() -> None:
+    none = {"rotation": 0, "shift": 0, "scale": 0, "flip": 0, "gamma": 0, "bias_field": 0, "contrast": 0, "noise": 0}
+    options = AugmentationSection(**none, intensity=1, curve=1)
+    ramp = torch.linspace(0, 1, 33).expand(200, 1, 33, 33)
+    bent = augment(ramp, options, torch.Generator().manual_seed(0))[:, 0, 16]
+    assert (bent.diff(dim=1)[:, 1:-1] > 0).all()
+    torch.testing.assert_close(bent[:, [1, -2]].mean(dim=0), torch.tensor([1 / 32, 31 / 32]), atol=0.01, rtol=0)
+    assert (bent - ramp[:, 0, 16]).abs().max() > 0.15
+    assert torch.equal(augment(ramp, options, torch.Generator().manual_seed(0))[:, 0, 16], bent)
+
+
 def test_intensity_changes_some_images_and_stays_in_range() -> None:
     x = torch.full((200, 1, 16, 16), 0.5)
     options = AugmentationSection(rotation=0, shift=0, scale=0, flip=0, intensity=0.7)

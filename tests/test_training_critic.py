@@ -15,7 +15,7 @@ from thorad.evaluation.metrics import average_precision
 from thorad.io.images import write_png8
 from thorad.model import load_model, save_model
 from thorad.recipe import AugmentationSection, CriticSection, Recipe
-from thorad.training.critic import WEIGHTS, make_examples
+from thorad.training.critic import SURROUNDINGS, WEIGHTS, make_examples
 
 SIDE = 32
 SECTION = CriticSection(channels=(4, 8), networks=1, steps=4, batch_size=4, validate_every=4, warm_up=0)
@@ -61,6 +61,18 @@ def test_a_pixel_of_a_small_anomaly_weighs_more() -> None:
     assert np.corrcoef(np.log(sizes), np.log(weights))[0, 1] < -0.8
     assert WEIGHTS[0] <= examples.weight.min()
     assert examples.weight.max() <= WEIGHTS[1]
+
+
+def test_other_surroundings_leave_the_region_as_it_is() -> None:
+    region = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    region[8:24, 8:24] = True
+    still = AugmentationSection(rotation=0, shift=0, scale=0, warp=0, flip=0, intensity=0)
+    examples = make_examples(torch.full((64, 1, SIDE, SIDE), 0.5), region, still, torch.Generator().manual_seed(0))
+    inside, outside = examples.healthy[..., 16, 16], examples.healthy[..., 0, 0]
+    ratio = outside / inside
+    assert ratio.min() < 0.8  # above 1 the surroundings are what becomes 1, and the region darker
+    assert ratio.max() > 1.5
+    assert SURROUNDINGS[0] - 0.05 <= ratio.min() <= ratio.max() <= SURROUNDINGS[1] + 0.05
 
 
 @pytest.fixture(scope="module")

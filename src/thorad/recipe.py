@@ -278,9 +278,12 @@ class AugmentationSection(_Section):
     warp: From0 = 0.0
     """Standard deviation of a smooth displacement, share of half the image's side (imperfect registration)."""
     intensity: Share = 0.0
-    """Probability of an intensity change: gamma, bias field, contrast and noise by the four numbers below."""
+    """Probability of an intensity change: gamma, curve, bias field, contrast and noise by the numbers below."""
     gamma: From0 = 0.25
     """Largest absolute logarithm of gamma."""
+    curve: Share = 0.0
+    """Largest weight of a random rising curve of brightness, against brightness as it is: tissues' contrast in another
+    sequence."""
     bias_field: From0 = 0.12
     """Standard deviation of the log of a smooth factor."""
     contrast: Share = 0.1
@@ -324,9 +327,9 @@ class CriticSection(TrainingSection):
     """Networks that are fitted alike from other random numbers, and judge together."""
     augmentation: AugmentationSection = AugmentationSection(
         **{"rotation": 4, "shift": 0.03, "scale": 0.05, "warp": 0.02},
-        **{"intensity": 0.85, "gamma": 0.45, "bias_field": 0.3, "contrast": 0.2, "noise": 0.03},
+        **{"intensity": 0.85, "gamma": 0.45, "curve": 0.8, "bias_field": 0.35, "contrast": 0.2, "noise": 0.03},
     )
-    steps: Positive = 1400
+    steps: Positive = 3600
     learning_rate: Above0 = 2e-3
     warm_up: From0Integer = 100
     schedule: Literal["constant", "cosine"] = "cosine"

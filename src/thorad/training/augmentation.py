@@ -7,12 +7,18 @@ the generator given, on the host, so that they are the same on every device.
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from thorad.recipe import AugmentationSection
+
+RISES: Final = 6
+"""Straight pieces of a random curve of brightness."""
+SMALLEST_RISE: Final = 0.1
+"""Of a piece, before all are scaled to rise from 0 to 1; the largest is 1.1: no contrast vanishes."""
 
 
 def augment(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
@@ -48,7 +54,7 @@ def vary_shape(x: Tensor, options: AugmentationSection, generator: torch.Generat
 
 
 def vary_intensity(x: Tensor, options: AugmentationSection, generator: torch.Generator) -> Tensor:
-    """Give some of the images another gamma, bias field, contrast and noise."""
+    """Give some of the images another gamma, curve, bias field, contrast and noise."""
     if options.intensity == 0:
         return x
     chosen = _uniform(x, 0, 1, generator) < options.intensity
@@ -57,5 +63,20 @@ def vary_intensity(x: Tensor, options: AugmentationSection, generator: torch.Gen
     contrast = _uniform(x, 1 - options.contrast, 1 + options.contrast, generator)
     grain = torch.randn(len(x), 1, *x.shape[2:], generator=generator).to(x.device)
     grain = grain * _uniform(x, 0, options.noise, generator)
-    varied = x.clamp(min=0).pow(gamma) * bias_field * contrast + grain
+    varied = x.clamp(min=0).pow(gamma)
+    if options.curve > 0:
+        varied = _bent(varied, options.curve, generator)
+    varied = varied * bias_field * contrast + grain
     return torch.where(chosen, varied, x).clamp(0, 1)
+
+
+def _bent(x: Tensor, largest: float, generator: torch.Generator) -> Tensor:
+    """Brightness in [0, 1] along a curve of each image's own, which rises from 0 to 1 in `RISES` straight pieces."""
+    rises = torch.rand(len(x), RISES, generator=generator).to(x) + SMALLEST_RISE
+    heights = functional.pad(rises.cumsum(dim=1) / rises.sum(dim=1, keepdim=True), (1, 0))  # (B, RISES + 1)
+    place = x.clamp(0, 1).flatten(1) * RISES
+    piece = place.long().clamp(max=RISES - 1)
+    low, high = heights.gather(1, piece), heights.gather(1, piece + 1)
+    curve = (low + (place - piece) * (high - low)).view_as(x)
+    weight = _uniform(x, 0, largest, generator)
+    return x + weight * (curve - x)

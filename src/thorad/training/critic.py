@@ -5,6 +5,7 @@ Shapes: B images of a batch, S the model's side; images in [0, 1].
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, NamedTuple
 
 import lightning
@@ -22,9 +23,14 @@ from thorad.training.data import generator_at
 from thorad.training.module import optimisation
 from thorad.training.synthetic_anomalies import corrupt
 
-SOFTENED: Final = (0.3, 0.9)
+SOFTENED: Final = (0.3, 1.4)
 """px: standard deviations of the blur that some images get, as another scanner's resolution would have it."""
-SOFTENED_SHARE: Final = 0.4
+SOFTENED_SHARE: Final = 0.5
+SURROUNDINGS: Final = (0.6, 2.0)
+"""What lies outside the region is so many times as bright, log-uniform: skin and fat, which no critic judges, decide
+how what it does judge is scaled (`SCALED_QUANTILE`)."""
+RIM: Final = 2.0
+"""px: standard deviation of the Gaussian that softens the way from the region to its surroundings."""
 USUAL_AREA: Final = 150.0
 """px of a grid of 128 x 128: the pixels of an anomaly of this area weigh as much as healthy ones."""
 SIZE_POWER: Final = 0.8
@@ -68,6 +74,7 @@ def make_examples(
     image, healthy, mask, area = vary_shape(layers, augmentation, generator).chunk(4, dim=1)
     anomalous = (mask > 0.5) & region
     pair = HEADROOM * _softened(torch.cat([image, healthy], dim=1), generator)
+    pair = _with_other_surroundings(pair, region, generator)
     pair = vary_intensity(pair, augmentation, generator)
     brightest = torch.quantile(pair[:, 0].flatten(1), SCALED_QUANTILE, dim=1).clamp(min=0.1)
     image, healthy = (pair / brightest.view(-1, 1, 1, 1)).clamp(0, 1).chunk(2, dim=1)
@@ -85,6 +92,13 @@ def _softened(images: Tensor, generator: torch.Generator) -> Tensor:
         for image, width, soft in zip(images, widths, chosen.tolist(), strict=True)
     ]
     return torch.stack(softened)
+
+
+def _with_other_surroundings(images: Tensor, region: Tensor, generator: torch.Generator) -> Tensor:
+    low, high = (math.log(times) for times in SURROUNDINGS)
+    times = torch.empty(len(images), 1, 1, 1).uniform_(low, high, generator=generator).exp().to(images)
+    inside = gaussian_blur(region.to(images)[None, None], RIM)
+    return images * (inside + (1 - inside) * times)
 
 
 class CriticTraining(lightning.LightningModule):
