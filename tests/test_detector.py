@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from thorad.detector import Detector
-from thorad.diffusion import NOISES
 from thorad.diffusion.noise import case_generator
 from thorad.errors import ThoradError
 from thorad.io.images import Image
@@ -332,7 +331,7 @@ def test_wrong_arguments(tiny_model: Path, options: dict[str, object], message: 
 def test_a_model_trained_on_less_noise_is_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_model(tiny_model).recipe
     below = recipe.model_copy(update={"noise": recipe.noise.model_copy(update={"train_below": 200})})
-    monkeypatch.setattr("thorad.model.parse_recipe", lambda text, source: below)
+    monkeypatch.setattr("thorad.model.parse_recipe", lambda text, source, written_out: below)
     with pytest.raises(ThoradError, match="was trained below timestep 200; thor starts at 250"):
         Detector(tiny_model, device="cpu")
 
@@ -433,7 +432,7 @@ def test_a_published_method_is_the_published_function(
         return eps
 
     def drawn() -> Tensor:
-        return NOISES[kind](generators, 32, 32, torch.device("cpu"))
+        return model.recipe.draw_noise(kind)(generators, 32, 32, torch.device("cpu"))
 
     by_hand: Restoration
     x, schedule = inputs * 2 - 1, model.schedule
