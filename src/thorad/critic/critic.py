@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +18,6 @@ from torch import Tensor, nn
 from thorad import __version__
 from thorad.critic.network import CriticNetwork, Verdict
 from thorad.errors import ThoradError
-
-THRESHOLD: Final = 0.5
-"""Of a probability: where a pixel is more likely not healthy than healthy."""
 
 
 class Judgement(NamedTuple):

@@ -8,11 +8,15 @@ MIDL 2022), which restores in one call.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 from torch import Tensor
 
 from thorad.diffusion.schedule import Schedule
 from thorad.methods.contract import Compare, Denoise, Judge, Method, Noise, OnStep, Request, Restoration
+
+THRESHOLD: Final = 0.5
+"""Of a probability: where a pixel is more likely not healthy than healthy."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ CRITIC_ONLY = Method(
     options=_options,
     overlay_maximum=1.0,
     critic=True,
-    own_threshold=0.5,
+    own_threshold=THRESHOLD,
 )
 
 RESTORER = replace(

@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import binary_average_precision
 from thorad.diffusion.engine import TorchEngine, fast_precision
 from thorad.diffusion.noise import case_generator
 from thorad.maps.anomaly_map import residual
-from thorad.methods.ddpm import DdpmOptions, ddpm
+from thorad.methods.ddpm import ANODDPM, DdpmOptions, ddpm
 from thorad.methods.pddpm import PddpmOptions, pddpm
 from thorad.model import load_region
 from thorad.results.training_page import PRECISION
@@ -37,9 +37,6 @@ MEASURED_ON: Final = (
     "anomalies made up in healthy validation images, the same ones each time: what a restoration of few network calls "
     "changes, over all pixels where the model looks for anomalies"
 )
-
-NOISE_LEVEL: Final = 250
-"""Timestep that images are noised to: AnoDDPM's and THOR's own for simplex noise."""
 
 
 def average_precision(module: DiffusionTraining, images: Images) -> float:
@@ -83,7 +80,7 @@ def _anomaly_map(module: DiffusionTraining, images: Tensor) -> Tensor:
         level = min(PddpmOptions.noise_level, noise.train_below - 1)
         patches = PddpmOptions(level, size=size, patch=noise.patch_noise or size)
         return pddpm(denoise, x, module.schedule, draw, residual, options=patches).anomaly_map.cpu()
-    level = min(NOISE_LEVEL, noise.train_below - 1)
+    level = min(ANODDPM.noise_levels["simplex"], noise.train_below - 1)
     two_calls = DdpmOptions(level, steps=2 if level // 2 >= noise.train_from else 1)
     return ddpm(denoise, x, module.schedule, draw, residual, options=two_calls).anomaly_map.cpu()
 

@@ -15,12 +15,11 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision
 
 from thorad.critic.network import CriticNetwork, Verdict
-from thorad.errors import ThoradError
 from thorad.maps.anomaly_map import gaussian_blur
 from thorad.recipe import AugmentationSection, Recipe
 from thorad.training.augmentation import vary_intensity, vary_shape
 from thorad.training.data import generator_at
-from thorad.training.module import optimisation
+from thorad.training.module import optimisation, stop_where_diverged
 from thorad.training.synthetic_anomalies import corrupt
 
 SOFTENED: Final = (0.3, 1.4)
@@ -122,11 +121,7 @@ class CriticTraining(lightning.LightningModule):
         examples = make_examples(batch.cpu(), region, section.augmentation, generator)
         loss = self._loss(Examples(*(part.to(self.device) for part in examples)))
         self.log("train/loss", loss, prog_bar=True)
-        if batch_index % 10 == 0 and not bool(loss.isfinite()):
-            raise ThoradError(
-                f"the loss is {float(loss):g} at step {self.global_step}: the training diverged. Start anew with a "
-                "lower critic.learning_rate in the recipe."
-            )
+        stop_where_diverged(loss, batch_index, self.global_step, "lower critic.learning_rate in the recipe")
         return loss
 
     def _loss(self, examples: Examples) -> Tensor:

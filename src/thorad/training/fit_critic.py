@@ -11,9 +11,10 @@ import tomli_w
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from thorad.critic.critic import THRESHOLD, Critic
+from thorad.critic.critic import Critic
 from thorad.critic.network import CriticNetwork
 from thorad.errors import ThoradError
+from thorad.methods.critic import THRESHOLD
 from thorad.model import Model
 from thorad.recipe import CriticSection
 from thorad.training.critic import CriticTraining, make_examples

@@ -49,11 +49,8 @@ class DiffusionTraining(lightning.LightningModule):
         loss, of_kind = self._losses(x, t, kind, generator, cell)
         self.log_dict({f"train/{name}": value for name, value in of_kind.items()}, on_step=True, on_epoch=False)
         self.log("train/loss", loss, prog_bar=True)
-        if batch_index % 10 == 0 and not bool(loss.isfinite()):  # not each time: an accelerator would wait for it
-            raise ThoradError(
-                f"the loss is {float(loss):g} at step {self.global_step}: the training diverged. Start anew with a "
-                "lower training.learning_rate in the recipe, or check a noise or network of your own."
-            )
+        remedy = "lower training.learning_rate in the recipe, or check a noise or network of your own"
+        stop_where_diverged(loss, batch_index, self.global_step, remedy)
         return loss
 
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
@@ -149,6 +146,24 @@ class DiffusionTraining(lightning.LightningModule):
             make = self.recipe.draw_noise(self.recipe.noise.kinds[k])
             eps[of_kind] = make([generator] * len(of_kind), x.shape[-2], x.shape[-1], x.device)
         return eps
+
+
+def stop_where_diverged(loss: Tensor, batch_index: int, step: int, remedy: str) -> None:
+    """Look at every tenth batch's loss only: an accelerator waits for that.
+
+    Args:
+        loss: of the batch.
+        batch_index: of the epoch.
+        step: the trainer's.
+        remedy: what to start anew with, in words.
+
+    Raises:
+        ThoradError: the loss is not finite.
+    """
+    if batch_index % 10 == 0 and not bool(loss.isfinite()):
+        raise ThoradError(
+            f"the loss is {float(loss):g} at step {step}: the training diverged. Start anew with a {remedy}."
+        )
 
 
 def optimisation(network: nn.Module, recipe: Recipe) -> dict[str, Any]:
