@@ -13,6 +13,8 @@ from PIL import Image
 from thorad.pictures import overlay
 
 MAXIMUM = 0.1
+JUDGED_RADIUS = 20
+"""px, around the picture's middle."""
 
 
 def head(shape: tuple[int, int], generator: np.random.Generator) -> NDArray[np.float32]:
@@ -58,7 +60,7 @@ def make_results(
         shape: (H, W) of the images.
         names: of the first cases; the others are case-000, case-001, ...
         calibrated: whether there are thresholds, p-values and masks.
-        scans: whether there is a scan.png, as older versions wrote none.
+        scans: whether there are a scan.png and a judged.png, as older versions wrote none.
         steps: of each restoration.
         slices: of each case, which is a volume then; 0: it is an image.
         failed: names of more cases, that failed.
@@ -109,6 +111,7 @@ def make_results(
             drawn = np.where(lesion, 0.3, picture)
             if scans:
                 _save(part / "scan.png", drawn)
+                _save(part / "judged.png", disc(shape, (shape[0] / 2, shape[1] / 2), JUDGED_RADIUS).astype(np.float32))
             _save(part / "pseudo_healthy.png", picture)
             Image.fromarray(overlay(drawn, anomaly_map, MAXIMUM)).save(part / "overlay.png")
             np.save(part / "anomaly_map.npy", anomaly_map)

@@ -219,7 +219,8 @@ def test_a_map_that_is_not_finite_is_a_failure(
     def broken(self: Detector, images: list[Image], **rest: Any) -> Iterator[Detection]:
         for image in images:
             nan = np.full(image.pixels.shape, np.nan, np.float32)
-            yield Detection(image.name, image.source, image.pixels, nan, nan, float("nan"), 2, 0.1)
+            everywhere = np.ones(image.pixels.shape, np.bool_)
+            yield Detection(image.name, image.source, image.pixels, nan, nan, float("nan"), 2, 0.1, judged=everywhere)
 
     monkeypatch.setattr(Detector, "detect_batch", broken)
     summary = detect_files(detector, scans_of(scans(tmp_path / "in", 1)), open_results(detector, tmp_path / "out"))

@@ -144,6 +144,9 @@ def test_the_map_is_zero_outside_the_region_and_the_score_is_the_mean_of_its_hig
     assert (maps[0, 0].numpy()[region] > 0).mean() > 0.5
     highest = np.sort(maps[0, 0].numpy()[region])[-2:]  # 1 % of 240 pixels
     assert float(detector.scores(maps)) == pytest.approx(highest.mean(), rel=1e-5)
+    np.testing.assert_array_equal(detector.detect(picture("x", 32, 32)).judged, region)
+    twice = detector.detect(picture("x", 64, 50)).judged  # 7 columns on either side lie outside the picture
+    np.testing.assert_array_equal(twice, region.repeat(2, 0).repeat(2, 1)[:, 7:57])
     # What lies outside never counts, however high.
     assert float(detector.scores(maps + 100 * torch.from_numpy(~region))) == float(detector.scores(maps))
 

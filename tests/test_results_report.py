@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from result_folders import disc, head, make_results
+from result_folders import JUDGED_RADIUS, disc, head, make_results
 from thorad.errors import ThoradError
 from thorad.evaluation.kept import KeptCase, keep_cases
 from thorad.results import charts
@@ -123,6 +123,7 @@ def test_map_keeps_its_values_within_half_a_level(tmp_path: Path) -> None:
         scan = np.asarray(Image.open(tmp_path / "results" / "cases" / about["name"] / "scan.png"))
         np.testing.assert_array_equal(decoded(picture["scan"]), scan)
         np.testing.assert_array_equal(decoded(picture["mask"]) > 0, anomaly_map > 0.015)
+        np.testing.assert_array_equal(decoded(picture["judged"]) > 0, disc((60, 48), (30, 24), JUDGED_RADIUS))
 
 
 def test_truth_gives_what_scikit_learn_and_counting_give(tmp_path: Path) -> None:
@@ -454,6 +455,28 @@ def test_threshold_outlines_exactly_the_runs_mask(chromium: Any, tmp_path: Path)
     opened.check_quiet()
 
 
+def test_what_was_judged_is_outlined_if_asked(chromium: Any, tmp_path: Path) -> None:
+    make_results(tmp_path / "results", 1)
+    opened = Opened(chromium, write_report(tmp_path / "results").path)
+    opened.show_cases()
+    assert not opened.page.locator("#judged").is_checked()
+    before = [opened.pixels(panel=panel) for panel in range(3)]
+    opened.page.keyboard.press("g")
+    opened.settle()
+    changed = [np.abs(opened.pixels(panel=panel) - before[panel]).max(axis=2) > 20 for panel in range(3)]
+    assert [one.any() for one in changed] == [False, False, True], "on the map alone"
+    y, x = np.nonzero(changed[2])
+    scale = changed[2].shape[0] / 60
+    radius = np.hypot(y / scale - 30.5, x / scale - 24.5)
+    assert np.abs(radius - JUDGED_RADIUS).max() < 1.5
+    canvas = opened.page.locator(".card.current canvas").nth(2)
+    box = canvas.bounding_box()
+    for share, told in ((0.5, False), (0.02, True)):
+        opened.page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + share * box["height"])
+        assert (", not judged here" in opened.page.locator(".card.current .reading").inner_text()) == told
+    opened.check_quiet()
+
+
 def test_sort_filter_and_keyboard(chromium: Any, tmp_path: Path) -> None:
     truth = make_results(tmp_path / "results", 5, steps=2, failed=["broken"])
     opened = Opened(chromium, write_report(tmp_path / "results", truth=truth).path)
@@ -534,7 +557,7 @@ def test_slices_of_a_volume_and_linked_panels(chromium: Any, tmp_path: Path) -> 
     page.locator(".card.current .panel").first.hover(position={"x": 20, "y": 30})
     assert page.locator(".cross:visible").count() == 3
     assert re.fullmatch(
-        r"row \d+, column \d+ · scan 0\.\d\d · pseudo-healthy 0\.\d\d · map [\d.e-]+",
+        r"row \d+, column \d+ · scan 0\.\d\d · pseudo-healthy 0\.\d\d · map [\d.e-]+(, not judged here)?",
         page.locator(".card.current .reading").inner_text(),
     )
     opened.check_quiet()

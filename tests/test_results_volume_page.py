@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter, minimum_filter
 
 from thorad.errors import ThoradError
 from thorad.results.volume_page import NOT_LOOKED_AT, volume_cases, write_volume_page
@@ -70,6 +71,7 @@ def make_results(
     save(scan, head.astype(np.float32), affine)
     save(case / "anomaly_map.nii.gz", anomaly_map, affine)
     save(case / "pseudo_healthy.nii.gz", healthy, affine)
+    save(case / "judged.nii.gz", (np.isfinite(anomaly_map) & (distance < 0.8)).astype(np.uint8), affine)
     findings = None
     if threshold is not None:
         mask = np.nan_to_num(anomaly_map) > threshold
@@ -151,6 +153,10 @@ def test_what_is_embedded_is_what_was_given(grid: str, tmp_path: Path) -> None:
     assert np.array_equal(healthy == 0, np.isnan(expected))
     mask = np.unpackbits(np.frombuffer(embedded(page, "mask"), np.uint8))[: voxels.size]
     assert np.array_equal(mask.reshape(voxels.shape, order="F"), of(given) > THRESHOLD)
+    judged = np.unpackbits(np.frombuffer(embedded(page, "judged"), np.uint8))[: voxels.size]
+    kept = nibabel.load(case / "judged.nii.gz").get_fdata() > 0
+    assert np.array_equal(judged.reshape(voxels.shape, order="F"), of(kept))
+    assert f"{100 * kept.mean():.2g} % of the voxels were judged." in page.read_text(encoding="utf-8")
 
     assert told["places"][0]["voxel"] == list(PEAK)
     assert voxels[tuple(told["places"][0]["index"])] == np.float32(0.1234) == np.float32(told["largest"])
@@ -173,7 +179,7 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     assert sorted(kinds) == [
         *["", ""],
         ' type="application/json" id="index"',
-        *(f' type="text/plain" id="volume-{name}"' for name in ("healthy", "map", "mask", "scan")),
+        *(f' type="text/plain" id="volume-{name}"' for name in ("healthy", "judged", "map", "mask", "scan")),
     ]
     assert text.count("</script") == len(kinds)
     # Whatever a browser fetches by itself stands in an attribute or in the style.
@@ -182,6 +188,18 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     assert re.findall(r'(?:src|href)="([^"]*)"', markup) == ["data:,"]
     assert "Research use only" in markup
     assert str(tmp_path) not in text
+
+
+def test_of_an_earlier_versions_folder_the_slices_count_as_judged(tmp_path: Path) -> None:
+    make_results(tmp_path / "results", oblique(0))
+    case = tmp_path / "results" / "cases" / "head"
+    (case / "judged.nii.gz").unlink()
+    page = write_volume_page(tmp_path / "results", "head", tmp_path / "page.html")
+    judged = np.unpackbits(np.frombuffer(embedded(page, "judged"), np.uint8))[: np.prod(SHAPE)]
+    given = nibabel.load(case / "anomaly_map.nii.gz").get_fdata()
+    assert np.array_equal(judged.reshape(SHAPE, order="F"), np.isfinite(given))
+    text = page.read_text(encoding="utf-8")
+    assert f"{100 * np.isfinite(given).mean():.2g} % of the voxels were in slices that were looked at" in text
 
 
 def test_large_volume_is_reduced_and_says_so(tmp_path: Path) -> None:
@@ -278,7 +296,7 @@ def test_page_of_a_real_head(shared_data: Path, tmp_path: Path) -> None:
 class Opened:
     """A page in the browser, with all that the browser said and asked for."""
 
-    def __init__(self, chromium: Any, path: Path) -> None:
+    def __init__(self, chromium: Any, path: Path, *, hatched: bool = False) -> None:
         self.page = chromium.new_page(viewport={"width": 900, "height": 500})
         self.said: list[str] = []
         self.asked: list[str] = []
@@ -289,6 +307,7 @@ class Opened:
         self.page.goto(self.url)
         self.page.wait_for_selector("body[data-drawn]", timeout=60_000)
         self.page.locator("#more").evaluate("details => { details.open = true; }")
+        self.check("#judged", hatched)
         self.settle()
 
     def settle(self) -> None:
@@ -386,7 +405,8 @@ def test_planes_show_right_left_front_and_back_where_they_are(chromium: Any, tmp
 
 def test_opens_offline_at_the_peak_and_controls_change_pixels(chromium: Any, tmp_path: Path) -> None:
     make_results(tmp_path / "results", oblique(20, flips=(-1, 1, 1)), name="a<b>&c", message="Overlap is low.")
-    opened = Opened(chromium, write_volume_page(tmp_path / "results", "a<b>&c", tmp_path / "page.html"))
+    page = write_volume_page(tmp_path / "results", "a<b>&c", tmp_path / "page.html")
+    opened = Opened(chromium, page, hatched=True)
     assert opened.page.locator("h1").text_content() == "a<b>&c"
     assert opened.page.locator(".warning").first.text_content() == "Overlap is low."
     assert "Research use only" in str(opened.page.locator("header").text_content())
@@ -415,7 +435,7 @@ def test_opens_offline_at_the_peak_and_controls_change_pixels(chromium: Any, tmp
     opened.page.locator("#threshold-value").fill("0.05")
     opened.page.locator("#threshold-value").press("Enter")
     assert changed() == 0
-    for control in ("#outline", "#cross"):
+    for control in ("#outline", "#cross", "#judged"):
         opened.check(control, False)
         assert changed() > 20, control
         opened.check(control, True)
@@ -459,6 +479,37 @@ def test_opens_offline_at_the_peak_and_controls_change_pixels(chromium: Any, tmp
     opened.check_quiet()
 
 
+@pytest.mark.parametrize("side", ["neurological", "radiological"])
+def test_what_was_not_judged_is_hatched(chromium: Any, side: Any, tmp_path: Path) -> None:
+    make_results(tmp_path / "results", oblique(0), peak=(28, 30, 20))
+    page = write_volume_page(tmp_path / "results", "head", tmp_path / "page.html", side=side)
+    opened = Opened(chromium, page, hatched=True)
+    hatched = opened.picture()
+    assert "not judged" not in opened.reading()
+    opened.check("#judged", False)
+    changed = np.abs(hatched - opened.picture()).max(axis=2) > 10
+    kept = nibabel.load(tmp_path / "results" / "cases" / "head" / "judged.nii.gz").get_fdata() > 0
+    places = opened.page.evaluate("() => planes().map(({ first, last, across, up }) => ({ first, last, across, up }))")
+    for plane in places:
+        (x0, y0), (x1, y1) = plane["first"], plane["last"]
+        shown = kept.take((28, 30, 20)[3 - plane["across"] - plane["up"]], axis=3 - plane["across"] - plane["up"])
+        margin = 2.5 * abs(x1 - x0) / len(shown)  # px; of three voxels around a place, all are alike
+        for u, v in np.argwhere(maximum_filter(shown, 7) == minimum_filter(shown, 7))[::7]:
+            x = x0 + (x1 - x0) * (u + 0.5) / shown.shape[0]
+            y = y0 + (y1 - y0) * (v + 0.5) / shown.shape[1]
+            top, left = max(0, round(y - margin)), max(0, round(x - margin))
+            around = changed[top : round(y + margin), left : round(x + margin)]
+            assert around.any() != shown[u, v], (plane, u, v)
+    for key in ("g", *["Shift+PageUp"] * 2):
+        opened.page.locator("#lines").focus()
+        opened.press(key)
+    assert opened.page.locator("#judged").is_checked()
+    assert "not looked at" in opened.reading()
+    opened.page.evaluate("() => go([0, 0, 20])")
+    assert re.search(r"Map 0\.\d+, not judged here Scan \(its own units\) [\d.]+ Pseudo-healthy", opened.reading())
+    opened.check_quiet()
+
+
 def test_click_moves_the_cross_hair_and_the_outline_is_the_mask(chromium: Any, tmp_path: Path) -> None:
     make_results(tmp_path / "results", oblique(0), peak=(28, 30, 20))
     opened = Opened(chromium, write_volume_page(tmp_path / "results", "head", tmp_path / "page.html"))
@@ -488,7 +539,8 @@ def test_click_moves_the_cross_hair_and_the_outline_is_the_mask(chromium: Any, t
 
 def test_drag_sets_the_window_zooms_and_moves_all_planes(chromium: Any, tmp_path: Path) -> None:
     make_results(tmp_path / "results", oblique(0), peak=(28, 30, 20))
-    opened = Opened(chromium, write_volume_page(tmp_path / "results", "head", tmp_path / "page.html"))
+    page = write_volume_page(tmp_path / "results", "head", tmp_path / "page.html")
+    opened = Opened(chromium, page, hatched=True)
     start, mouse, box = opened.picture(), opened.page.mouse, opened.page.locator("#planes").bounding_box()
     x, y = box["x"] + 0.2 * box["width"], box["y"] + 0.5 * box["height"]
 
@@ -504,6 +556,7 @@ def test_drag_sets_the_window_zooms_and_moves_all_planes(chromium: Any, tmp_path
     assert float(opened.page.locator("#level").input_value()) < 50
     opened.page.locator("#reset").click()
     assert int((np.abs(opened.picture() - start).max(axis=2) > 20).sum()) == 0
+    opened.press("g")  # hatching stays where it is
     assert drag(0, -80, "right") > 1000  # enlarged
     enlarged = opened.picture()
     drag(40, 25, "middle")
@@ -513,6 +566,7 @@ def test_drag_sets_the_window_zooms_and_moves_all_planes(chromium: Any, tmp_path
     assert np.abs(moved[inner] - enlarged[inner]).mean() > 3
     assert opened.reading() == voxel, "no drag moves the cross-hair"
     mouse.dblclick(x, y)
+    opened.press("g")
     opened.press("p")
     assert int((np.abs(opened.picture() - start).max(axis=2) > 20).sum()) == 0
     mouse.wheel(0, -100)

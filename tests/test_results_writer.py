@@ -37,6 +37,7 @@ def finding(name: str) -> Detection:
         score=float(anomaly_map.max()) / 3,
         network_calls=9,
         seconds=0.25,
+        judged=image > 0.5,
     )
 
 
@@ -93,7 +94,7 @@ def test_a_run(tmp_path: Path) -> None:
     results.close(seconds=12.5)
 
     assert files(out) == ["cases", "cases.csv", "run.json", "shards"]
-    every = ["anomaly_map.npy", "case.json", "overlay.png", "pseudo_healthy.png", "scan.png"]
+    every = ["anomaly_map.npy", "case.json", "judged.png", "overlay.png", "pseudo_healthy.png", "scan.png"]
     assert files(out / "cases" / "a") == files(out / "cases" / "b-case") == every
     assert files(out / "cases" / "c") == ["case.json"]
 
@@ -103,6 +104,7 @@ def test_a_run(tmp_path: Path) -> None:
     with PIL.Image.open(out / "cases" / "b-case" / "pseudo_healthy.png") as picture:
         assert picture.mode == "L"
         assert np.abs(np.asarray(picture) / 255 - second.pseudo_healthy).max() <= 0.5 / 255 + 1e-6
+    np.testing.assert_array_equal(read_mask(out / "cases" / "b-case" / "judged.png", (23, 31)), second.judged)
     with PIL.Image.open(out / "cases" / "a" / "overlay.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), overlay(first.image, first.anomaly_map, 0.5))
 
@@ -443,6 +445,7 @@ def volume_of(slices: tuple[Detection, ...]) -> VolumeDetection:
         slices=slices,
         anomaly_map=anomaly_map,
         pseudo_healthy=anomaly_map / 2,
+        judged=anomaly_map > 0.25,
         score=0.3,
         network_calls=18,
         seconds=0.5,
@@ -459,14 +462,16 @@ def test_a_volume(tmp_path: Path) -> None:
     results = writer(tmp_path)
     results.write_volume(whole)
     folder = tmp_path / "cases" / "v"
-    maps = ["anomaly_map.nii.gz", "case.json", "mask.nii.gz", "overlay.png", "pseudo_healthy.nii.gz"]
+    maps = ["anomaly_map.nii.gz", "case.json", "judged.nii.gz", "mask.nii.gz", "overlay.png", "pseudo_healthy.nii.gz"]
     assert files(folder) == [*maps, "registration.json", "registration.png", "slices"]
     assert files(folder / "slices") == ["007", "012"]
-    assert files(folder / "slices" / "012") == ["anomaly_map.npy", "overlay.png", "pseudo_healthy.png", "scan.png"]
+    pictures = ["anomaly_map.npy", "judged.png", "overlay.png", "pseudo_healthy.png", "scan.png"]
+    assert files(folder / "slices" / "012") == pictures
     written = nibabel.load(folder / "anomaly_map.nii.gz")
     np.testing.assert_allclose(written.affine, affine, atol=1e-6)
     np.testing.assert_array_equal(np.asarray(written.dataobj), anomaly_map.astype(np.float32))
     assert np.asarray(nibabel.load(folder / "mask.nii.gz").dataobj).sum() == whole.mask.sum()
+    np.testing.assert_array_equal(np.asarray(nibabel.load(folder / "judged.nii.gz").dataobj), whole.judged)
     with PIL.Image.open(folder / "overlay.png") as picture:
         assert picture.size == (62, 23)
     assert json.loads((folder / "registration.json").read_text()) == {

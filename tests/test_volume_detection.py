@@ -69,6 +69,7 @@ def test_maps_of_slices_lie_on_the_volumes_grid(volume_model: Path) -> None:
     assert found.score == max(one.score for one in found.slices)
     assert found.network_calls == 0
     assert found.mask is None
+    np.testing.assert_array_equal(found.judged, np.isfinite(found.anomaly_map))
 
 
 def test_slices_are_the_models_own_unless_asked(volume_model: Path) -> None:
@@ -110,6 +111,9 @@ def test_nothing_outside_the_brain_counts(volume_model: Path) -> None:
     half = detect_volume(detector, volume, indices=[96], registration=replace(in_place(volume), brain=brain))
     assert np.nanmax(whole.anomaly_map[34:]) > 0
     np.testing.assert_array_equal(np.nan_to_num(half.anomaly_map[34:]), 0)  # 24 voxels, 4 mm, and a pixel of 7 mm
+    assert [whole.judged[30:45, 20:40, 24].all(), half.judged[27:].any()] == [True, False]
+    assert half.judged[4:23, 20:40, 24].all()
+    assert not half.judged[np.isnan(half.anomaly_map)].any()
     inner = np.s_[4:20, 4:-4]  # not where the scan ends
     np.testing.assert_array_equal(half.anomaly_map[inner], whole.anomaly_map[inner])
     size = detector.model_size

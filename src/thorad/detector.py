@@ -355,6 +355,7 @@ class Detector:
                 overlay_maximum=self.overlay_maximum,
                 spacing=image.spacing,
                 check=checks[i],
+                judged=to_input_grid(inside[i, 0], placement) >= 0.5,
             )
 
     def _masks(self, maps: Iterable[Tensor], placement: Placement) -> tuple[NDArray[np.bool_], ...]:

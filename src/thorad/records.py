@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,9 @@ class Detection:
     """Pixel height and width in mm, where known."""
     check: Check = NOTHING_FOUND
     """What speaks against the result; with refusals, it was forced."""
+    judged: NDArray[np.bool_] = field(kw_only=True)
+    """(H, W): where an anomaly counts, which is the model's region and, of a volume's slice, the subject's brain.
+    Elsewhere a map of 0 says nothing. Pixels belong to it that lie in it by half: the map may end just outside."""
 
     @property
     def draw_agreement(self) -> float | None:
@@ -130,6 +133,8 @@ class VolumeDetection:
     """(I, J, K), >= 0; NaN where no slice was looked at."""
     pseudo_healthy: NDArray[np.float32]
     """(I, J, K), in [0, 1]; NaN as above."""
+    judged: NDArray[np.bool_]
+    """(I, J, K): as of a `Detection`; nothing where no slice was looked at."""
     score: float
     """The highest of the slices' scores."""
     network_calls: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from os import PathLike
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,7 @@ def detect_volume(
         slices=detections,
         anomaly_map=anomaly_map,
         pseudo_healthy=_pasted([one.pseudo_healthy for one in detections], chosen, volume, registration),
+        judged=_pasted([one.judged for one in detections], chosen, volume, registration) >= 0.5,
         score=max(one.score for one in detections),
         network_calls=sum(one.network_calls for one in detections),
         seconds=time.perf_counter() - began,
@@ -170,6 +172,6 @@ def _check_of_slices(checks: Sequence[Check], indices: Sequence[int]) -> Check:
 
 
 def _pasted(
-    pictures: Sequence[NDArray[np.float32]], indices: Sequence[int], volume: Volume, registration: Registration
+    pictures: Sequence[NDArray[Any]], indices: Sequence[int], volume: Volume, registration: Registration
 ) -> NDArray[np.float32]:
     return paste_axial(np.stack(pictures), indices, volume, registration.to_template)

@@ -20,6 +20,7 @@ const beginning = () => ({
   window: 1,
   colours: Object.keys(index.colours)[0],
   outline: true,
+  judged: element("judged").defaultChecked,
   truth: true,
   smooth: index.smooth ?? true,
   radiological: index.side === "radiological",
@@ -66,6 +67,9 @@ function stroke(context, path, thin, colour, dash) {
   context.setLineDash(dash);
   context.stroke(path);
 }
+
+/** Of the line around what was judged: like no colour of a map, and unlike those of truth and cross-hair. */
+const JUDGED = "#8fd694";
 
 /** The length of a ruler, mm: round, and at most three tenths of a picture that is so many mm wide. */
 const rulerLength = (width) => [100, 50, 20, 10, 5, 2, 1].find((mm) => mm <= 0.3 * width) ?? 1;
@@ -134,6 +138,7 @@ function show(onlyMap = false) {
   element("window-value").textContent = state.window.toFixed(2);
   element("colours").value = state.colours;
   element("outline").checked = state.outline;
+  element("judged").checked = state.judged;
   element("truth").checked = state.truth;
   element("smooth").checked = state.smooth;
   element("radiological").checked = state.radiological;
@@ -150,7 +155,7 @@ function show(onlyMap = false) {
   }
   redraw(onlyMap);
 }
-const OF_THE_MAP = ["threshold", "opacity", "maximum", "colours", "outline"];
+const OF_THE_MAP = ["threshold", "opacity", "maximum", "colours", "outline", "judged"];
 function change(changes) {
   state = { ...state, ...changes };
   show(Object.keys(changes).every((name) => OF_THE_MAP.includes(name)));
@@ -167,11 +172,13 @@ onInput("level", (input) => ({ level: Number(input.value) / 100 }));
 onInput("window", (input) => ({ window: Number(input.value) / 100 }));
 onInput("colours", (input) => ({ colours: input.value }));
 onInput("outline", (input) => ({ outline: input.checked }));
+onInput("judged", (input) => ({ judged: input.checked }));
 onInput("truth", (input) => ({ truth: input.checked }));
 onInput("smooth", (input) => ({ smooth: input.checked }));
 onInput("radiological", (input) => ({ radiological: input.checked }));
 element("reset").addEventListener("click", () => change(beginning()));
 element("truth-label").hidden = !index.truth;
+element("judged-label")?.toggleAttribute("hidden", !index.judged);
 element("unit").textContent = index.unit;
 
 const nudged = (by) => fromSlider(Math.min(STEPS, Math.max(0, toSlider(state.threshold) + by)));
@@ -182,5 +189,6 @@ const CONTROL_KEYS = {
   "-": () => change({ opacity: Math.max(0, state.opacity - 0.1) }),
   m: () => change({ outline: !state.outline }),
   t: () => change({ truth: !state.truth }),
+  g: () => change({ judged: !state.judged }),
   r: () => change({ radiological: !state.radiological }),
 };

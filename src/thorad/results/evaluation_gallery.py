@@ -62,6 +62,7 @@ def evaluation_gallery(
         "unit": "times each method's threshold",
         "colours": COLOUR_MAPS,
         "scans": True,
+        "judged": False,
         "truth": True,
         "diceAt": "",
         "side": "neurological",
@@ -108,7 +109,7 @@ def _block(folder: Path, case: Mapping[str, Any], names: Sequence[str], results:
         truth = _grey(folder / kept["truth"]) > 0 if kept["truth"] else None
         unused = np.zeros((1, 1, 3), np.uint8)  # of an overlay, where there is no scan
         multiple = anomaly_map / (point or max(float(anomaly_map.max()), 1e-9))
-        picture = Pictures(None, multiple.astype(np.float32), scan, unused, None, None, (), name)
+        picture = Pictures(None, multiple.astype(np.float32), scan, unused, None, None, (), label=name)
         encoded.append(encode_picture(picture, int(kept["side"]), truth))
         if len(encoded) > 1 and encoded[-1]["width"] == encoded[0]["width"]:
             encoded[-1] |= {"scan": None, "truth": None}  # those of the first

@@ -14,6 +14,7 @@
     cases/<name>/pseudo_healthy.png  8-bit
     cases/<name>/overlay.png      the image with the map over it, one colour scale for the whole run
     cases/<name>/mask.png         255 where that map is above the threshold; where the run has one
+    cases/<name>/judged.png       255 where the model judges: elsewhere the map's 0 says nothing
     cases/<name>/steps.npz        where asked for: timesteps (n,), clean (n, S, S) uint8, maps (n, S, S) float16 of the
                                   harmonised steps, on the model's grid; without such steps of all, and maps of NaN
 
@@ -21,7 +22,8 @@ A volume has the same pictures for each slice k, in the template's plane, and be
 
     cases/<name>/slices/<k>/      the pictures above
     cases/<name>/overlay.png      those of all slices, with the patient's sides, heights and the colours' scale
-    cases/<name>/anomaly_map.nii.gz, pseudo_healthy.nii.gz  float32, NaN where no slice was looked at; mask.nii.gz
+    cases/<name>/anomaly_map.nii.gz, pseudo_healthy.nii.gz  float32, NaN where no slice was looked at
+    cases/<name>/mask.nii.gz, judged.nii.gz  1 inside, 0 elsewhere
     cases/<name>/registration.json  the matrix from the volume's mm to the template's, and how well it fits
     cases/<name>/registration.png  the volume in the template's planes, to look at; both also of a refused volume
 
@@ -66,11 +68,12 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 RUN, TABLE, CASE = "run.json", "cases.csv", "case.json"
 SCAN, MAP, SPREAD, PSEUDO_HEALTHY = "scan.png", "anomaly_map.npy", "spread.npy", "pseudo_healthy.png"
-OVERLAY, MASK, STEPS = "overlay.png", "mask.png", "steps.npz"
-VOLUME_MAP, VOLUME_PSEUDO_HEALTHY, VOLUME_MASK = "anomaly_map.nii.gz", "pseudo_healthy.nii.gz", "mask.nii.gz"
+OVERLAY, MASK, JUDGED, STEPS = "overlay.png", "mask.png", "judged.png", "steps.npz"
+VOLUME_MAP, VOLUME_PSEUDO_HEALTHY = "anomaly_map.nii.gz", "pseudo_healthy.nii.gz"
+VOLUME_MASK, VOLUME_JUDGED = "mask.nii.gz", "judged.nii.gz"
 REGISTRATION, REGISTRATION_PICTURE, PLANES = "registration.json", "registration.png", "planes.html"
 FILES_OF_A_CASE: Final = (
-    *(SCAN, MAP, SPREAD, PSEUDO_HEALTHY, OVERLAY, MASK, STEPS),
+    *(SCAN, MAP, SPREAD, PSEUDO_HEALTHY, OVERLAY, MASK, JUDGED, STEPS),
     *("*.nii.gz", REGISTRATION, REGISTRATION_PICTURE, PLANES),
     *("slices/*/*", "dicom/*.dcm", "dicom/overlay/*.dcm"),
 )
@@ -174,6 +177,8 @@ class Pictures:
     """(H, W); None where the run has no threshold."""
     steps: tuple[StepPicture, ...]
     """In the order of the restoration; empty where the run kept none."""
+    judged: NDArray[np.bool_] | None = None
+    """(H, W): where the model judges; None in folders of versions that did not keep it."""
     label: str = ""
     """`slice 95, z = +23 mm` of a volume, the method of an evaluation; empty for an image."""
 
@@ -445,7 +450,7 @@ def read_registration(folder: Path) -> NDArray[np.float64]:
 def _pictures(folder: Path, slice_index: int | None) -> Pictures:
     try:
         anomaly_map = np.load(folder / MAP, allow_pickle=False)
-        mask = _picture(folder / MASK)
+        mask, judged = (_mask(folder / name) for name in (MASK, JUDGED))
         overlay = _picture(folder / OVERLAY)
         if overlay is None or overlay.shape != (*anomaly_map.shape, 3):
             raise ThoradError(f"{folder / OVERLAY}: missing, or of another size than the map. Detect again.")
@@ -455,7 +460,8 @@ def _pictures(folder: Path, slice_index: int | None) -> Pictures:
             scan=_picture(folder / SCAN),
             overlay=overlay,
             pseudo_healthy=_picture(folder / PSEUDO_HEALTHY),
-            mask=None if mask is None else mask > 0,
+            mask=mask,
+            judged=judged,
             steps=_steps(folder / STEPS),
             label=slice_label(slice_index),
         )
@@ -470,6 +476,11 @@ def _picture(path: Path) -> Bytes8 | None:
         return None
     with PIL.Image.open(path) as picture:
         return np.asarray(picture, np.uint8)
+
+
+def _mask(path: Path) -> NDArray[np.bool_] | None:
+    picture = _picture(path)
+    return None if picture is None else picture > 0
 
 
 def _steps(path: Path) -> tuple[StepPicture, ...]:

@@ -32,6 +32,7 @@ from thorad.pictures import (
     reduced_shape,
 )
 from thorad.results.folder import (
+    JUDGED,
     OVERLAY,
     PSEUDO_HEALTHY,
     REGISTRATION_PICTURE,
@@ -106,7 +107,8 @@ def gallery_index(
         "cases": entries,
         **looking(folder, _highest(folder, done)),
         "maximum": _highest(folder, sound),
-        "scans": all(map(_has_scan, done)),
+        "scans": all(_have(SCAN, done)),
+        "judged": any(_have(JUDGED, done)),
         "truth": truth,
         "diceAt": dice_at,
         "side": side or usual_side(folder.cases),
@@ -201,9 +203,9 @@ def _leads_to_pictures(case: CaseRecord) -> Callable[[Sequence[int]], tuple[int 
     return lead
 
 
-def _has_scan(case: CaseRecord) -> bool:
-    """Whether the scan was kept beside the map, which older versions did not do."""
-    return (case.picture_folders[0][1] / SCAN).is_file()
+def _have(name: str, cases: Iterable[CaseRecord]) -> list[bool]:
+    """Of each case, whether a picture was kept beside the map that older versions did not keep."""
+    return [(case.picture_folders[0][1] / name).is_file() for case in cases]
 
 
 def registration_text(case: CaseRecord) -> str | None:
@@ -244,6 +246,7 @@ def encode_picture(picture: Pictures, side: int, truth: NDArray[np.bool_] | None
         "healthy": grey_png(picture.pseudo_healthy, side),
         "overlay": None if picture.scan is not None else png_text(reduced_colours(picture.overlay, (width, height))),
         "mask": None if picture.mask is None else mask_png(picture.mask, side),
+        "judged": None if picture.judged is None else mask_png(picture.judged, side),
         "truth": None if truth is None else mask_png(truth, side),
         "steps": [
             {

@@ -29,6 +29,7 @@ from thorad.io.volumes import PACKING, Volume, import_nibabel, read_volume, time
 from thorad.pictures import Side
 from thorad.results.folder import (
     CASE,
+    VOLUME_JUDGED,
     VOLUME_MAP,
     VOLUME_MASK,
     VOLUME_PSEUDO_HEALTHY,
@@ -109,6 +110,8 @@ class _Volumes:
     pseudo_healthy: NDArray[np.float32] | None
     """(I, J, K) in [0, 1], NaN as above."""
     mask: NDArray[np.bool_] | None
+    judged: NDArray[np.bool_]
+    """Where the model judges; where a slice was looked at in folders of versions that did not keep it."""
     truth: NDArray[np.bool_] | None = None
 
 
@@ -177,13 +180,15 @@ def _read(case: CaseRecord, scan: Path | None) -> tuple[_Volumes, str]:
     if not np.isfinite(anomaly_map).any():
         raise ThoradError(f"{path}: no voxel was looked at, so there is nothing to show. Detect again.")
     others = {}
-    for name in (VOLUME_PSEUDO_HEALTHY, VOLUME_MASK):
+    for name in (VOLUME_PSEUDO_HEALTHY, VOLUME_MASK, VOLUME_JUDGED):
         path = case.folder / name
         if path.is_file():
             others[name], where = _nifti(path)
             if others[name].shape != anomaly_map.shape or not _same(where, affine, anomaly_map.shape):
                 raise ThoradError(f"{path}: on another grid than {VOLUME_MAP}. Detect again.")
-    pseudo_healthy, mask = others.get(VOLUME_PSEUDO_HEALTHY), others.get(VOLUME_MASK)
+    pseudo_healthy = others.get(VOLUME_PSEUDO_HEALTHY)
+    mask = others[VOLUME_MASK] > 0 if VOLUME_MASK in others else None
+    judged = others[VOLUME_JUDGED] > 0 if VOLUME_JUDGED in others else np.isfinite(anomaly_map)
     voxels, note = _scan(case, scan, anomaly_map.shape, affine)
     if voxels is None and pseudo_healthy is None:
         raise ThoradError(
@@ -193,7 +198,7 @@ def _read(case: CaseRecord, scan: Path | None) -> tuple[_Volumes, str]:
     if voxels is not None and white <= 0:
         # Mostly air, or a scale of its own, such as z-scores.
         white = float(voxels.max()) if voxels.max() > 0 else 1.0
-    return _Volumes(affine, anomaly_map, voxels, white, pseudo_healthy, None if mask is None else mask > 0), note
+    return _Volumes(affine, anomaly_map, voxels, white, pseudo_healthy, mask, judged), note
 
 
 def _scan(
@@ -272,7 +277,8 @@ def _page(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Grid
         case=case,
         folder=folder,
         note=note,
-        percent=100 * np.isfinite(volumes.anomaly_map).mean(),
+        percent=100 * volumes.judged.mean(),
+        judged_is_kept=(case.folder / VOLUME_JUDGED).is_file(),
         factor=grid.factor,
         angle=_angle(volumes.affine),
         viewer=gzip.decompress(asset("niivue/niivue.umd.js.gz")).decode(),
@@ -296,7 +302,7 @@ def _embedded(volumes: _Volumes, grid: _Grid) -> dict[str, str]:
         mean = np.nansum(parts, axis=-1) / np.maximum(count, 1)
         levels = np.where(count > 0, 1 + np.rint(254 * np.clip(mean, 0, 1)), 0)
         embedded["healthy"] = grid.packed(levels.astype(np.uint8))
-    for name, mask in (("mask", volumes.mask), ("truth", volumes.truth)):
+    for name, mask in (("mask", volumes.mask), ("judged", volumes.judged), ("truth", volumes.truth)):
         if mask is not None:
             inside = grid.blocks(mask, 0).any(axis=-1)
             embedded[name] = _packed(np.packbits(inside.ravel("F")).tobytes())
@@ -321,6 +327,7 @@ def _index(folder: ResultFolder, case: CaseRecord, volumes: _Volumes, grid: _Gri
         "factor": grid.factor,
         "white": volumes.white,
         **looking(folder, max(folder.maximum, 2 * (folder.threshold or 0), value)),
+        "judged": True,
         "truth": volumes.truth is not None,
         "smooth": False,
         "notLookedAt": NOT_LOOKED_AT,

@@ -167,8 +167,9 @@ class ResultWriter:
             write_npy(folder / layout.SPREAD, result.spread)
         write_png8(folder / layout.PSEUDO_HEALTHY, result.pseudo_healthy)
         write_png8(folder / layout.OVERLAY, overlay(result.image, result.anomaly_map, self._overlay_maximum))
-        if result.mask is not None:
-            write_png8(folder / layout.MASK, np.where(result.mask, 255, 0).astype(np.uint8))
+        for name, where in ((layout.MASK, result.mask), (layout.JUDGED, result.judged)):
+            if where is not None:
+                write_png8(folder / name, np.where(where, 255, 0).astype(np.uint8))
         if result.steps:
             write_atomic(folder / layout.STEPS, _steps(result.steps))
 
@@ -326,6 +327,8 @@ def _write_volumes(folder: Path, result: VolumeDetection) -> None:
     if result.mask is not None:
         about = f"{thorad} mask; 0 also where not looked: outside {where}"
         write_nifti(folder / layout.VOLUME_MASK, result.mask.astype(np.uint8), volume, about)
+    judged = f"{thorad}: 1 where the model judges, in {where}"
+    write_nifti(folder / layout.VOLUME_JUDGED, result.judged, volume, judged)
 
 
 def _write_registration(folder: Path, registration: Registration, indices: Sequence[int]) -> None:

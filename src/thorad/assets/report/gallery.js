@@ -34,8 +34,8 @@ async function decodeStep(text, width, height) {
 async function decodePicture(coded) {
   const { width, height } = coded;
   const of = (text) => (text ? decode(text, width, height) : null);
-  const [map, scan, healthy, mask, truth, overlay, ...steps] = await Promise.all([
-    of(coded.map), of(coded.scan), of(coded.healthy), of(coded.mask), of(coded.truth),
+  const [map, scan, healthy, mask, judged, truth, overlay, ...steps] = await Promise.all([
+    of(coded.map), of(coded.scan), of(coded.healthy), of(coded.mask), of(coded.judged), of(coded.truth),
     coded.overlay ? decode(coded.overlay, width, height, true) : null,
     ...coded.steps.map(async (step) => ({
       ...step,
@@ -43,7 +43,7 @@ async function decodePicture(coded) {
       map: await decodeStep(step.map, width, height),
     })),
   ]);
-  return { ...coded, map, scan, healthy, mask: binary(mask), truth: binary(truth), overlay, steps };
+  return { ...coded, map, scan, healthy, mask: binary(mask), judged: binary(judged), truth: binary(truth), overlay, steps };
 }
 
 /** The edges between pixels that are 1 and those that are 0, as lines of a picture enlarged `zoom` times. */
@@ -337,6 +337,7 @@ class Card {
       // The run's own mask where its threshold is set: exact, while the map here has 8 bits.
       const exact = !step?.map && picture.mask && state.threshold === index.threshold;
       mask = exact ? picture.mask : map.map((level) => above[level]);
+      if (picture.judged && state.judged) stroke(context, outlinePath(picture.judged, width, height, zoom), thin, JUDGED, []);
       if (state.outline && state.threshold > 0) {
         stroke(context, outlinePath(mask, width, height, zoom), thin, "#ffffff", [0.55 * zoom, 0.45 * zoom]);
       }
@@ -454,7 +455,7 @@ class Card {
     for (const { name, title, at: of } of this.panels) {
       if (name !== MAP) continue;
       const shown = of === null ? mapAt(picture, step) : this.pictures[of];
-      read.push(`${title} ${number(valueOf(shown.map[at], shown.maximum))}`);
+      read.push(`${title} ${number(valueOf(shown.map[at], shown.maximum))}${picture.judged && !picture.judged[at] ? ", not judged here" : ""}`);
     }
     return read.join(" · ");
   }

@@ -63,7 +63,7 @@ const viewer = new niivue.Niivue({
 });
 // What lies under the map, and the map, as NiiVue has them; the voxels of the others, null where the case has none.
 let under = null, map = null;
-let scan = null, healthy = null, mask = null, truth = null;
+let scan = null, healthy = null, mask = null, judged = null, truth = null;
 
 const at = ([i, j, k]) => i + SIDE_I * (j + SIDE_J * k);
 const fractions = (position) => position.map((along, axis) => (along + 0.5) / index.shape[axis]);
@@ -105,6 +105,7 @@ function drawLines() {
     context.beginPath();
     context.rect(left, top, width, height);
     context.clip();
+    if (state.judged) drawUnjudged(context, plane, pixel);
     if (state.outline && state.threshold > 0) stroke(context, trace(found, plane), 1.4 * pixel, "#ffffff", [4 * pixel, 3 * pixel]);
     if (truth && state.truth) stroke(context, trace((at) => truth[at], plane), 1.4 * pixel, "#00e5ff", []);
     if (own.cross) {
@@ -119,6 +120,44 @@ function drawLines() {
     context.restore();
   }
   drawBar(context, pixel);
+}
+
+/** Lines aslant, bright and dark, that show on any grey. */
+function hatching(context, pixel) {
+  const tile = document.createElement("canvas"), side = Math.round(8 * pixel), pen = tile.getContext("2d");
+  tile.width = tile.height = side;
+  for (const [shift, colour] of [[0, "rgba(255, 255, 255, 0.4)"], [1, "rgba(0, 0, 0, 0.5)"]]) {
+    Object.assign(pen, { strokeStyle: colour, lineWidth: pixel });
+    pen.beginPath();
+    for (const start of [-side, 0, side]) { pen.moveTo(start + shift * pixel - 1, side + 1); pen.lineTo(start + side + shift * pixel + 1, -1); }
+    pen.stroke();
+  }
+  return context.createPattern(tile, "repeat");
+}
+
+/** Hatch what was not judged, in a plane that nothing is drawn in yet, and outline what was. */
+function drawUnjudged(context, plane, pixel) {
+  const { across, up, box, first: [x0, y0], last: [x1, y1] } = plane, [width, height] = [index.shape[across], index.shape[up]];
+  const stencil = document.createElement("canvas");
+  Object.assign(stencil, { width, height });
+  const image = new ImageData(width, height), voxel = [...own.position];
+  for (let v = 0, i = 3; v < height; v++) {
+    for (let u = 0; u < width; u++, i += 4) {
+      voxel[across] = u;
+      voxel[up] = v;
+      image.data[i] = judged[at(voxel)] ? 0 : 255;
+    }
+  }
+  stencil.getContext("2d").putImageData(image, 0, 0);
+  context.fillStyle = hatching(context, pixel);
+  context.fillRect(...box);
+  context.save();
+  context.globalCompositeOperation = "destination-in"; // what is drawn stays inside the stencil alone
+  context.imageSmoothingEnabled = false;
+  context.transform((x1 - x0) / width, 0, 0, (y1 - y0) / height, x0, y0);
+  context.drawImage(stencil, 0, 0);
+  context.restore();
+  stroke(context, trace((at) => judged[at], plane), pixel, JUDGED, []);
 }
 
 const write = (context, text, x, y) => {
@@ -243,13 +282,13 @@ function read() {
   const parts = [
     ["Voxel", voxel],
     ["Right, anterior, superior", `${mm.join(", ")} mm`],
-    ["Map", level === index.notLookedAt ? "not looked at" : number(level)],
+    ["Map", level === index.notLookedAt ? "not looked at" : `${number(level)}${judged[at(position)] ? "" : ", not judged here"}`],
   ];
   if (scan) {
     const grey = scan[at(position)];
-    parts.push(["Scan", `${grey === 255 ? "≥ " : ""}${number((grey / 255) * index.white)}`]);
+    parts.push(["Scan (its own units)", `${grey === 255 ? "≥ " : ""}${number((grey / 255) * index.white)}`]);
   }
-  if (healthy && healthy[at(position)] > 0) parts.push(["Pseudo-healthy", number((healthy[at(position)] - 1) / 254)]);
+  if (healthy && healthy[at(position)] > 0) parts.push(["Pseudo-healthy (model's scale, 0 to 1)", number((healthy[at(position)] - 1) / 254)]);
   if (mask) parts.push(["Mask", mask[at(position)] ? "inside" : "outside"]);
   if (truth) parts.push(["Truth", truth[at(position)] ? "inside" : "outside"]);
   element("reading").replaceChildren(...parts.flatMap(([name, value]) => {
@@ -406,7 +445,7 @@ async function start() {
   const loaded = await load("map", "thorad", state.threshold || highest * 1e-6, state.maximum);
   // Nothing is drawn below the least value, and the colours of all others go from 0 to the highest.
   loaded.colormapType = 2;
-  [mask, truth] = await Promise.all(["mask", "truth"].map(levels1));
+  [mask, judged, truth] = await Promise.all(["mask", "judged", "truth"].map(levels1));
   map = loaded;
   // All at once: addVolume would colour all of them anew for each.
   viewer.volumes = [under, map];
