@@ -1,4 +1,7 @@
-"""Every page before axe, the accessibility checker, in light and dark: what a reader without eyes or a mouse meets."""
+"""Every page before axe, the accessibility checker, in light and dark: what a reader without eyes or a mouse meets.
+
+And on a telephone, where nothing may be cut or scroll sideways but wide tables.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +17,11 @@ from thorad.results.report import write_report
 from thorad.results.training_page import PRECISION, write_training_page
 from thorad.results.volume_page import write_volume_page
 from viewer_server import Viewer
+
+BEYOND = """() => [...document.querySelectorAll("body *")]
+  .filter((node) => node.checkVisibility() && !node.closest(".scroll table, svg *"))
+  .filter((node) => node.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+  .map((node) => `beyond the right edge: ${node.outerHTML.slice(0, 100)}`)"""
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +48,9 @@ def look(chromium: Any, axe: Any) -> Iterator[Callable[..., list[str]]]:
             for violation in axe.run(tab).response["violations"]:
                 places = [f"{node['target']} {node['failureSummary']}" for node in violation["nodes"][:3]]
                 found.append("\n".join([f"{theme}: {violation['id']}: {violation['help']}", *places]))
+        tab.set_viewport_size({"width": 390, "height": 844})
+        found += tab.evaluate(BEYOND)
+        tab.set_viewport_size({"width": 1440, "height": 900})
         return found
 
     yield violations

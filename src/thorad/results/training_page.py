@@ -99,7 +99,7 @@ def _axes(lines: Sequence[Line], shown: float = 0.97) -> dict[str, Axis]:
     finite = values[np.isfinite(values)]
     highest = 1.1 * float(np.quantile(finite, shown)) if finite.size else 0.0
     last = max((steps[-1] for _, steps, _ in lines), default=1)
-    return {"x": Axis(0.0, float(last), 60, 690), "y": Axis(0.0, highest or 1.0, 310, 14)}
+    return {"x": Axis(0.0, float(last), 84, 690), "y": Axis(0.0, highest or 1.0, 310, 14)}
 
 
 def _strips(folder: Path) -> list[Path]:
