@@ -5,7 +5,7 @@ the training images' mean and standard deviation (``statistics.*``, float32, (1,
 ``domain.safetensors``, where there is one, holds what healthy pictures look like (`thorad.domain.pictures`), and
 ``critic.safetensors`` the model's critic (`thorad.critic`).
 Imported models have no statistics, and may have LPIPS weights of their own: ``perceptual.safetensors``.
-``calibration.json`` holds the sha256 of the weights and what was measured with them.
+``calibration.json`` is in every folder: the sha256 of the weights, and the calibrations made for them, none at first.
 """
 
 from __future__ import annotations
@@ -290,7 +290,8 @@ def save_model(
         tensors["statistics.mean"] = mean.float().cpu().contiguous()
         tensors["statistics.standard_deviation"] = standard_deviation.float().cpu().contiguous()
     weights = save(tensors)
-    calibration = {"weights_sha256": hashlib.sha256(weights).hexdigest(), "thorad": __version__}
+    calibration: dict[str, Any] = {"weights_sha256": hashlib.sha256(weights).hexdigest(), "thorad": __version__}
+    calibration["calibrations"] = []  # of `thorad calibrate`
     write_atomic(folder / RECIPE, recipe.to_toml().encode())
     write_atomic(folder / CARD, card.encode())
     write_atomic(folder / WEIGHTS, weights)

@@ -83,11 +83,11 @@ def print_warning(text: str) -> None:
 
 
 def print_outcome(summary: RunSummary | PrepareSummary, part: str = "") -> None:
-    """Print how many cases were done, how many of them by an earlier run, and how many failed or were refused."""
-    before = f" ({summary.already_done} of them before)" if summary.already_done else ""
-    apart = {"warned": summary.warned, "refused": summary.refused}
-    others = "".join(f", {len(cases)} {what}" for what, cases in apart.items() if cases)
-    counts = f"{len(summary.done)} done{before}{others}, {len(summary.failed)} failed"
+    """Print how many cases were done, how many of them by an earlier run or warned, and how many have no result."""
+    among = {"before": summary.already_done, "warned": len(summary.warned)}
+    of_them = ", ".join(f"{count} of them {what}" for what, count in among.items() if count)
+    refused = f", {len(summary.refused)} refused" if summary.refused else ""
+    counts = f"{len(summary.done)} done{of_them and f' ({of_them})'}{refused}, {len(summary.failed)} failed"
     print_line(f"{part}{counts}, in {summary.seconds:.1f} s.")
 
 

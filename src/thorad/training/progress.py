@@ -103,7 +103,7 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         path = self._folder / f"step={trainer.global_step}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             for older in {*self._folder.glob("*.ckpt")} - {path}:
                 older.unlink()
