@@ -95,6 +95,20 @@ def test_detect(tiny_model: Path, tmp_path: Path) -> None:
     assert "7 done (7 of them before), 0 failed" in again.stdout
 
 
+def test_what_speaks_against_the_model_is_said_once(tmp_path: Path) -> None:
+    for index in range(3):
+        write_scan(tmp_path / "in" / f"{index}.png", index)
+    options = ("--model", "hand-xray64", "--method", "zscore", "--device", "cpu", "--report", "--force")
+    result = thorad_command("detect", tmp_path / "in", "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0
+    assert re.search(r"3 done \(\d of them warned\), 0 failed", result.stdout)
+    assert result.stderr.count("don't lie on one another") == 1
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert ["don't lie on one another" in text for text in run["warnings"]] == [True]
+    assert "lie on one another" not in (tmp_path / "out" / "cases.csv").read_text()
+    assert (tmp_path / "out" / "report.html").read_text().count("All results: the training images of model") == 1
+
+
 def test_results_among_the_images_are_no_images(tiny_model: Path, tmp_path: Path) -> None:
     write_scan(tmp_path / "in" / "a.png")
     for earlier in ("", " (1 of them before)"):

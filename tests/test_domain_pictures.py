@@ -1,7 +1,9 @@
 """Whether a picture is of the model's kind: the arithmetic on known distributions, the rates on real images."""
 
 import io
+import logging
 import math
+import re
 import shutil
 import time
 import zipfile
@@ -15,16 +17,20 @@ import PIL.Image
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from thorad.apps.calibrate import calibrate_files, save_calibration
 from thorad.check import RefusedError
 from thorad.detector import Detector
 from thorad.domain.pictures import (
     FEWEST_IMAGES,
+    FLOORS,
+    NEW,
     SIDE,
     Likeness,
     PictureDomain,
     _area_matrix,
+    _top,
     conformal_threshold,
     fit_domain,
 )
@@ -124,11 +130,13 @@ def learned() -> PictureDomain:
 def test_what_was_learned_is_kept_to_the_last_digits(learned: PictureDomain) -> None:
     again = PictureDomain.from_bytes(learned.to_bytes(), "again")
     for picture in (*blobs(2, 2), blobs(1, 3)[0, ::-1]):
-        one, other = (vars(domain.likeness.strangeness(picture)) for domain in (learned, again))
+        founds = [domain.likeness.strangeness(picture) for domain in (learned, again)]
+        one, other = ({**vars(found), **vars(found.lying)} for found in founds)
+        del one["lying"]
         assert {key: value for key, value in one.items() if isinstance(value, str)}.items() <= other.items()
         for key, value in one.items():
             if not isinstance(value, str):
-                assert other[key] == pytest.approx(value, rel=0.01), key
+                assert other[key] == pytest.approx(value, rel=0.01, abs=0.01), key
     assert {test: learned.thresholds(test) for test in learned.healthy} == {
         test: again.thresholds(test) for test in again.healthy
     }
@@ -155,7 +163,11 @@ def test_too_few_images_teach_nothing() -> None:
     assert len(found.healthy["distance"]) == FEWEST_IMAGES * 4
 
 
-def test_training_and_calibration_write_it(tmp_path: Path, tiny_model: Path) -> None:
+def test_training_and_calibration_write_it(
+    tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lightning = logging.getLogger("lightning.pytorch")
+    monkeypatch.setattr(lightning, "handlers", [caplog.handler])
     healthy = tmp_path / "healthy"
     healthy.mkdir()
     for number, picture in enumerate(blobs(FEWEST_IMAGES, 0)):
@@ -163,6 +175,8 @@ def test_training_and_calibration_write_it(tmp_path: Path, tiny_model: Path) -> 
     recipe = load_recipe_of(tiny_model).model_copy(update={"training": TrainingSection(steps=1, batch_size=2)})
     trained = fit(recipe, healthy, tmp_path / "training", accelerator="cpu", devices=1, progress_bar=False)
     content = (trained / DOMAIN).read_bytes()
+    assert lightning.isEnabledFor(logging.INFO)
+    assert "weights_only" not in caplog.text  # Lightning's notice where a caller leaves it open
     assert Detector(trained, method="zscore").check(blobs(1, 0)[0]).status == "ok"
 
     old = Path(shutil.copytree(trained, tmp_path / "old"))
@@ -219,7 +233,7 @@ def test_both_kinds_of_reasons_are_given(brain: Detector) -> None:
 @pytest.mark.parametrize("name", bundled_models())
 def test_bundled_models_know_their_pictures(name: str) -> None:
     folder = model_folder(name)
-    assert (folder / DOMAIN).stat().st_size < 300_000
+    assert (folder / DOMAIN).stat().st_size < 320_000
     assert load_model(name).picture_domain is not None
 
 
@@ -285,7 +299,117 @@ def test_other_images_are_refused(brain: Detector, shared_data: Path) -> None:
     assert "turned by 180 degrees" in brain.check(changed(val[:1], lambda x: x[::-1])[0]).message
     wrists = pictures(shared_data / "wrist")
     assert rates(brain, wrists)["refused"] == len(wrists)
-    assert all("its shapes are strange" in brain.check(wrist).message for wrist in wrists)
+    assert all("as of another view, slice or body part" in brain.check(wrist).message for wrist in wrists)
+
+
+def moved(turn: float = 0, size: float = 1, down: float = 0, right: float = 0) -> Callable[[Pixels], Pixels]:
+    """Turned clockwise by degrees, enlarged, moved by px, in a square frame."""
+
+    def change(pixels: Pixels) -> Pixels:
+        side, (cosine, sine) = max(pixels.shape), (np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn)))
+        square = np.pad(pixels, [((side - each) // 2, side - each - (side - each) // 2) for each in pixels.shape])
+        middle, matrix = (side - 1) / 2, np.array([[cosine, -sine], [sine, cosine]]) / size
+        found = ndimage.affine_transform(square, matrix, middle - matrix @ [middle + down, middle + right], order=1)
+        return np.asarray(found, np.float32)
+
+    return change
+
+
+def test_moved_turns_clockwise() -> None:
+    dot = np.zeros((33, 33), np.float32)
+    dot[4, 16] = 1
+    assert np.unravel_index(moved(turn=90)(dot).argmax(), dot.shape) == (16, 28), "from the top to the right"
+
+
+def test_the_top_lies_between_px() -> None:
+    x = np.arange(9.0)
+    assert _top(5 - (x - 3.3) ** 2) == pytest.approx(3.3)
+    assert _top(x) == 8
+    assert _top(-x) == 0
+
+
+@pytest.mark.parametrize("degrees", [20, 25, -20, -40])
+def test_turned_heads_are_refused_and_told_by_how_much(brain: Detector, shared_data: Path, degrees: int) -> None:
+    """On them the critic has findings in nearly all; upright in one in five."""
+    heads = pictures(shared_data / "ixi/val", every=6)
+    if abs(degrees) >= 25:  # the bench's heads are themselves turned a little
+        heads += pictures(shared_data / "stroke-bench/healthy", every=6)
+    for check in map(brain.check, changed(heads, moved(turn=degrees))):
+        assert check.status == "refused"
+        found = re.search(r"turned by (\d+) degrees (\w+).*(: correct that first|, or another slice)", check.message)
+        assert found is not None, check.message
+        assert abs(int(found[1]) - abs(degrees)) <= 7
+        assert found[2] == ("clockwise" if degrees > 0 else "anticlockwise")
+
+
+@pytest.mark.parametrize("degrees", [6, -6])
+def test_heads_turned_a_little_pass(brain: Detector, shared_data: Path, degrees: int) -> None:
+    heads = pictures(shared_data / "ixi/val", every=6) + pictures(shared_data / "stroke-bench/healthy", every=6)
+    assert rates(brain, changed(heads, moved(turn=degrees)))["ok"] == len(heads)
+
+
+def head_of(pixels: Pixels) -> NDArray[np.bool_]:
+    found = ndimage.binary_fill_holes(ndimage.gaussian_filter(pixels, 1) > 0.08 * np.percentile(pixels, 98))
+    return np.asarray(found)
+
+
+def on_grey(pixels: Pixels) -> Pixels:
+    return np.where(head_of(pixels), pixels, 0.4 * np.percentile(pixels, 98)).astype(np.float32)
+
+
+def to_its_box(pixels: Pixels) -> Pixels:
+    labels, _ = ndimage.label(head_of(pixels))
+    head = int(np.argmax(np.bincount(labels.ravel())[1:])) + 1
+    return pixels[ndimage.find_objects(labels)[head - 1]]
+
+
+def stripped(pixels: Pixels) -> Pixels:
+    return pixels * ndimage.binary_erosion(head_of(pixels), iterations=12).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "statuses", "reason"),
+    [
+        (on_grey, {"refused"}, "it has no dark background: that is grey"),
+        (lambda x: x.max() - x, {"refused"}, "or it is a negative"),
+        (to_its_box, {"warned"}, r"1\.1 times as large in its frame \(as when its margin is cut off|larger or smaller"),
+        (moved(size=0.7), {"refused"}, r"it is .*0\.7 times as large in its frame"),
+        (moved(size=1.4), {"refused"}, r"it is .*1\.[46] times.* as large in its frame"),
+        (moved(right=20), {"refused", "warned"}, r"moved to the right by ([789]|10) % of the frame"),
+        (moved(down=-20), {"refused", "warned"}, r"moved up by ([789]|10) % of the frame"),
+        (stripped, {"warned", "ok"}, "the skull missing|as the skull|without the skull"),
+    ],
+)
+def test_the_reason_is_the_cause(
+    brain: Detector, shared_data: Path, change: Callable[[Pixels], Pixels], statuses: set[str], reason: str
+) -> None:
+    checks = [brain.check(each) for each in changed(pictures(shared_data / "ixi/val", every=6), change)]
+    assert {check.status for check in checks} <= statuses
+    told = [check.message for check in checks if check.reasons]
+    assert len(told) >= 0.9 * len(checks)
+    assert all(re.search(reason, message) for message in told), told
+
+
+@pytest.mark.parametrize(("side", "status"), [(8, "refused"), (47, "refused"), (48, "ok")])
+def test_small_pictures_are_refused(brain: Detector, side: int, status: str) -> None:
+    sample = Path(str(model_folder("brain-t1-compact"))).parents[1] / "samples" / "head.png"
+    square = moved()(read_image(sample).pixels)
+    small = np.asarray(PIL.Image.fromarray(square).resize((side, side), PIL.Image.Resampling.BOX))
+    check = brain.check(image_from_array(small))
+    assert check.status == status
+    if status == "refused":
+        assert check.message.startswith(f"it is too small, {side} x {side} px")
+        assert "expected 48 px or more along the longer side" in check.message
+
+
+def test_models_of_earlier_versions_go_without_the_newer_tests(brain: Detector) -> None:
+    domain = brain.model.picture_domain
+    assert domain is not None
+    older = replace(domain, healthy={test: domain.healthy[test] for test in domain.healthy.keys() - NEW})
+    again = PictureDomain.from_bytes(older.to_bytes(), "older")
+    assert again.healthy.keys() == FLOORS.keys() - NEW
+    noise = np.random.default_rng(0).random((128, 128))
+    assert again.check(noise, DomainSection(), "m").status == "refused"
 
 
 def test_mirrored_heads_cannot_be_told(brain: Detector, shared_data: Path) -> None:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from thorad import __version__
 from thorad.calibration import matching_calibration, read_calibrations
-from thorad.check import NOTHING_FOUND, Check, RefusedError
+from thorad.check import Check, RefusedError
 from thorad.diffusion import ENGINES, FIRST_WAVELENGTH
 from thorad.diffusion.engine import Engine
 from thorad.diffusion.noise import case_generator
+from thorad.domain.pictures import check_size
 from thorad.domain.tags import check_tags
 from thorad.errors import ThoradError
 from thorad.findings import findings_in
@@ -139,7 +140,7 @@ class Detector:
         self.engine, self._engine = self._made_engine(engine)
         self._lpips_weights, self._compare = self._comparison(perceptual_weights)
         self._region = torch.from_numpy(self.model.region).to(self.device)
-        self._alignment = self._check_alignment()
+        self.warnings = self._model_warnings()
         self.calibrations = read_calibrations(self.model.calibration, f"model {self.model_name!r}")
         self._take_calibrated_threshold()
         self.calibration = matching_calibration(self.calibrations, self.provenance(), false_positives)
@@ -213,10 +214,8 @@ class Detector:
     def check(self, image: ImageLike) -> Check:
         """Whether an image is what the model can judge: by its DICOM tags, and by the picture itself.
 
-        It warns of every image where the method goes by what is usual at a place (z-score, THOR+, critic) and the
-        model's training images don't lie on one another. It takes milliseconds. Where the model's folder doesn't say
-        what its pictures look like (models of earlier versions, imported ones: `Model.picture_domain` is None), the
-        tags alone are judged.
+        It takes milliseconds. Where the model's folder doesn't say what its pictures look like (models of earlier
+        versions, imported ones: `Model.picture_domain` is None), the tags and the size alone are judged.
 
         Args:
             image: as for `detect`.
@@ -228,26 +227,24 @@ class Detector:
         return check_tags(image.tags, self.model.recipe.domain, self.model_name) + self.check_picture(image)
 
     def check_picture(self, image: Image) -> Check:
-        """`check` by the picture alone, and by whether the method's spread means anything."""
-        if self.model.picture_domain is None:
-            return self._alignment
+        """`check` by the picture alone."""
+        too_small = check_size(image.scaled.shape, self.model_size, self.model_name)
+        if too_small.refusals or self.model.picture_domain is None:
+            return too_small
         picture = to_model_grid(image.scaled, self.model_size)[0][0].numpy()
-        found = self.model.picture_domain.check(picture, self.model.recipe.domain, self.model_name)
-        return found + self._alignment
+        return self.model.picture_domain.check(picture, self.model.recipe.domain, self.model_name)
 
-    def _check_alignment(self) -> Check:
+    def _model_warnings(self) -> tuple[str, ...]:
         """A method that asks what is usual at a place needs a model whose training images lie on one another."""
         if not (self._method.statistics or self._method.critic):
-            return NOTHING_FOUND
+            return ()
         share = detail_share(*self.model.statistics)
         if share >= ALIGNED:
-            return NOTHING_FOUND
-        return Check(
-            warnings=(
-                f"the training images of model {self.model_name!r} don't lie on one another ({100 * share:.0f} % of "
-                f"what differs in detail is common to them, expected {100 * ALIGNED:.0f} % or more), so what is usual "
-                f"at a place means little, and method {self.method!r} goes by it: take thor",
-            )
+            return ()
+        return (
+            f"the training images of model {self.model_name!r} don't lie on one another ({100 * share:.0f} % of "
+            f"what differs in detail is common to them, expected {100 * ALIGNED:.0f} % or more), so what is usual "
+            f"at a place means little, and method {self.method!r} goes by it: take thor",
         )
 
     def detect(self, image: ImageLike, on_step: OnStep | None = None) -> Detection:

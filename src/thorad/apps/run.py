@@ -110,7 +110,8 @@ def open_results(
     options = {**result_options(detector), "slices": None if indices is None else list(indices)}
     # The scores are what a case's score is compared with.
     scores = None if detector.calibration is None else list(detector.calibration.scores)
-    made = {"options": options, "method": _about_method(detector.method), "command": command}
+    made: dict[str, Any] = {"options": options, "method": _about_method(detector.method), "command": command}
+    made["warnings"] = list(detector.warnings)
     run = {**made, "healthy_scores": scores, "left_out": dict(left_out or {}), **_software()}
     return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum, shard=shard, side=side)
 

@@ -98,6 +98,8 @@ def detect(
         wanted: Any = {"indices": indices, "keep_steps": keep_steps}
         with progress_bar("detect", quiet) as report:
             summary = detect_files(detector, scans, results, **wanted, on_progress=report, executor=executor)
+    for warning in detector.warnings:
+        print_warning(warning)
     print_warnings(summary.warned)
     if not quiet:
         print_outcome(summary, f"Shard {part}: " if part else "")
@@ -109,7 +111,8 @@ def detect(
     if make_report and summary.tried:
         print_report(out, side=side, quiet=quiet)
     found = {name: {"score": score, **summary.verdicts[name]._asdict()} for name, score in summary.done.items()}
-    write_json(json, {"results": out, "left_out": scans.left_out, **case_figures(summary, found)})
+    about_run = {"results": out, "left_out": scans.left_out, "warnings": detector.warnings}
+    write_json(json, {**about_run, **case_figures(summary, found)})
     end_with_failures(
         summary.failed,
         summary.refused,

@@ -1,9 +1,9 @@
-"""Does a picture look like those that a model was trained on? Milliseconds a picture, in NumPy alone.
+"""Does a picture look like those that a model was trained on? Milliseconds a picture, in NumPy and SciPy alone.
 
 Brightness and contrast of another scanner must not matter, nor a lesion; orientation, size, view and the order of the
 tissues' brightness must. So a picture is compared by its contrast with its own surroundings (`_features`), on a coarse
-grid, in four ways (`Likeness`). Each has thresholds from healthy pictures that were held out, and from a floor below
-which no picture is strange, whatever the healthy ones are.
+grid, in five ways (`Likeness`), and by how dark its rim is. Each has thresholds from healthy pictures that were held
+out, and from a floor below which no picture is strange, whatever the healthy ones are.
 
 Shapes: N pictures; S the model's grid; G = 64 the grid of local contrast; F = 32 the grid of features.
 """
@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from scipy.ndimage import affine_transform
 
 from thorad.check import NOTHING_FOUND, Check
 from thorad.errors import ThoradError
@@ -37,6 +38,8 @@ FEWEST_IMAGES = 20
 """From fewer healthy pictures nobody can tell what is usual."""
 MOST_PICTURES = 2000
 """Healthy pictures and varied copies of them that are used."""
+SMALLEST = 0.375
+"""Share of the model's side that the longer side of a picture must have."""
 COMPONENTS = 120
 FOLDS = 5
 
@@ -47,10 +50,15 @@ FLOORS: Final = {
     "misfit": (0.7, 0.9),
     "pose": (1.05, 1.15),
     "contrast": (0.5, 0.6),
+    "turn": (12, 15),
+    "background": (0.15, 0.25),
 }
-"""No picture is warned of, or refused, below these values, whatever the model."""
-FAR: Final = {"distance": 1.1, "misfit": 1.0, "pose": 1.1, "contrast": 1.2}
+"""No picture is warned of, or refused, below these values, whatever the model. Turned by more than 15 degrees, or on a
+background above 0.25, three in four healthy heads have findings; of those upright and on black, one in five."""
+FAR: Final = {"distance": 1.1, "misfit": 1.0, "pose": 1.1, "contrast": 1.2, "turn": 1.2, "background": 1.5}
 """Refused is what is so many times beyond the healthy scans' threshold for warnings, and beyond the floor."""
+NEW: Final = {"turn", "background"}
+"""Tests that models of thorad 0.1 have no healthy scores of, and go without."""
 
 PLACED: Final = {"misfit"}
 """Tests whose thresholds come from the pictures as they are, not from copies that lie elsewhere in the frame."""
@@ -64,6 +72,61 @@ CONTRASTS: Final = {
 T1W: Final = (0.0, 0.1, 0.3, 0.6, 0.85, 1.0)
 
 ENLARGED: Final = (1.33, 1.67, 2.5)
+
+TURNS: Final = range(-45, 46, 3)
+"""Degrees, clockwise, that a picture is looked for at; beside them, `SIZES` and any shift up to `FARTHEST` px of F."""
+SIZES: Final = (0.6, 0.7, 0.8, 0.9, 1, 1.12, 1.25, 1.4, 1.6)
+FARTHEST = 8
+RECOGNISED = 0.45
+"""Correlation with the mean healthy picture, as it would have to lie, from which a picture is known to lie so. Chosen
+on pictures at hand: turned heads, sick ones too, have 0.48 or more; 10 mm too high 0.44; wrists and noise 0.31."""
+CERTAIN = 0.7
+"""From which nothing else is why: of most heads turned, moved or enlarged it is higher; of slices 20 mm too high and of
+heads without their skull lower."""
+BETTER, TURNED_BETTER = 0.15, 0.08
+"""By so much it must rise with turn, size and place for these to be why; with the turn alone for that to be known."""
+
+
+@dataclass(frozen=True)
+class Lying:
+    """How a picture lies beside the mean healthy one, found by the correlation of their fine features."""
+
+    turn: float
+    """Degrees, clockwise."""
+    size: float
+    """Times as large."""
+    down: float
+    """Shares of the frame's side that it is moved by."""
+    right: float
+    correlation: float
+    """With the mean as it would have to lie."""
+    unturned: float
+    """With the mean as it would have to lie, but for its turn."""
+    as_it_is: float
+    """With the mean itself."""
+
+    @property
+    def turned(self) -> str:
+        """In words."""
+        return f"turned by {abs(self.turn):.0f} degrees {'clockwise' if self.turn > 0 else 'anticlockwise'}"
+
+    @property
+    def known_turn(self) -> float:
+        """Degrees either way; 0 where it fits unturned nearly as well, or where it fits nowhere."""
+        known = self.correlation >= max(RECOGNISED, self.unturned + TURNED_BETTER)
+        return abs(self.turn) if known else 0.0
+
+    def __str__(self) -> str:
+        """What is to be seen of it."""
+        found = [self.turned] if self.known_turn >= 5 else []
+        if self.size != 1:
+            end = {SIZES[0]: " or less", SIZES[-1]: " or more"}.get(self.size, "")
+            margin = " (as when its margin is cut off)" if self.size > 1 else ""
+            found.append(f"{self.size:.1f} times{end} as large in its frame{margin}")
+        for moved, words in ((self.down, ("up", "down")), (self.right, ("to the left", "to the right"))):
+            if abs(moved) >= 0.03:
+                found.append(f"moved {words[moved > 0]} by {100 * abs(moved):.0f} % of the frame")
+        return " and ".join(found)
 
 
 @dataclass(frozen=True)
@@ -85,6 +148,21 @@ class Strangeness:
     """Share of the picture whose contrasts are nearer to another sequence's than to the healthy pictures'."""
     like: str
     """Which one; empty where the model isn't for T1w."""
+    lying: Lying
+    turn: float
+    """Degrees that it is turned by either way; 0 where it isn't known how it lies."""
+    background: float
+    """Median of the frame's second lightest side: of two, because a head may touch one, and pictures are padded."""
+
+    @property
+    def displaced(self) -> str:
+        """How it lies, in words, where that is why it is strange; empty where it isn't, or isn't known.
+
+        Where the model's region fits better as it is, it lies well, and what is around is missing.
+        """
+        best = self.lying.correlation
+        known = best >= RECOGNISED and best > self.lying.as_it_is + BETTER and best > 1 - self.misfit
+        return str(self.lying) if known else ""
 
 
 @cache
@@ -93,6 +171,11 @@ def _area_matrix(size: int, to: int) -> Array:
     edges = np.arange(to)[:, None] * (size / to)
     shared = np.minimum(edges + size / to, np.arange(size) + 1) - np.maximum(edges, np.arange(size))
     return np.asarray(np.clip(shared, 0, None) * (to / size))
+
+
+def _background(picture: NDArray[Any]) -> float:
+    sides = picture[0], picture[-1], picture[:, 0], picture[:, -1]
+    return float(sorted(np.median(side) for side in sides)[-2])
 
 
 @cache
@@ -140,6 +223,15 @@ def _poses(picture: Array) -> dict[str, Array]:
     return poses
 
 
+def _top(values: Array) -> float:
+    """Index of the highest value, between the px: of the parabola through it and its neighbours."""
+    at = int(values.argmax())
+    if at in (0, len(values) - 1):
+        return at
+    before, peak, after = values[at - 1 : at + 2]
+    return at + float((after - before) / (2 * (2 * peak - before - after) + 1e-12))
+
+
 def _correlation(one: Array, other: Array, inside: NDArray[np.bool_]) -> float:
     a, b = one[inside] - one[inside].mean(), other[inside] - other[inside].mean()
     return float(a @ b / math.sqrt((a @ a) * (b @ b) + 1e-12))
@@ -170,6 +262,7 @@ class Likeness:
         fine = _features(on_grid, FINE)[0]
         distances = {pose: float(self._distances(turned).min()) for pose, turned in _poses(on_grid).items()}
         as_it_is = distances.pop("as it is")
+        lying = self._lying(fine)
         better = min(distances, key=lambda pose: distances[pose])
         around = 1 - _correlation(fine, self.fine_mean, np.ones_like(self.region))
         inside = 1 - _correlation(fine, self.fine_mean, self.region)
@@ -183,6 +276,39 @@ class Likeness:
             better=better,
             contrast=shares.get(like, 0.0),
             like=like,
+            lying=lying,
+            turn=lying.known_turn,
+            background=_background(on_grid[0]),
+        )
+
+    @cached_property
+    def _displaced_means(self) -> NDArray[np.complex128]:
+        """(turns * sizes, F, F // 2 + 1): spectra of the mean's fine features, turned and enlarged, of norm 1."""
+        middle, means = np.full(2, (SIDE - 1) / 2), []
+        for turn in np.deg2rad(TURNS):
+            for size in SIZES:
+                matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / size
+                means.append(affine_transform(self.fine_mean, matrix, middle - matrix @ middle, order=1))
+        centred = np.stack(means) - np.mean(means, axis=(1, 2), keepdims=True)
+        norms = np.sqrt((centred**2).sum((1, 2), keepdims=True))
+        return np.asarray(np.fft.rfft2(centred / (norms + 1e-12)).conj())
+
+    def _lying(self, fine: Array) -> Lying:
+        """Of fine features, (F, F): where their correlation with the mean's is highest."""
+        centred = fine - fine.mean()
+        spectrum = np.fft.rfft2(centred / (np.sqrt((centred**2).sum()) + 1e-12))
+        shifts = np.arange(-FARTHEST, FARTHEST + 1)
+        everywhere = np.fft.irfft2(spectrum * self._displaced_means, s=(SIDE, SIDE))
+        found = everywhere[:, shifts[:, None], shifts].reshape(len(TURNS), len(SIZES), len(shifts), len(shifts))
+        turn, size, down, right = (int(i) for i in np.unravel_index(found.argmax(), found.shape))
+        return Lying(
+            turn=TURNS[0] + TURNS.step * _top(found[:, size, down, right]),
+            size=SIZES[size],
+            down=(_top(found[turn, size, :, right]) - FARTHEST) / SIDE,
+            right=(_top(found[turn, size, down]) - FARTHEST) / SIDE,
+            correlation=float(found[turn, size, down, right]),
+            unturned=float(found[TURNS.index(0)].max()),
+            as_it_is=float(found[TURNS.index(0), SIZES.index(1), FARTHEST, FARTHEST]),
         )
 
     def _distances(self, coarse: Array) -> Array:
@@ -206,12 +332,23 @@ def _cells(votes: Array) -> Array:
 
 def _reasons(found: Strangeness, usual_distance: float) -> dict[str, str]:
     """What each test finds, in words, the most telling first; how it lies only where turned it would be as usual."""
+    certain = found.lying.correlation >= CERTAIN
+    or_else = ": correct that first" if certain else ", or another slice, or its outer part is missing, as the skull"
+    lies = f"compared with healthy scans it is {{}}{or_else}"
+    displaced = found.displaced and lies.format(found.displaced)
+    unknown = displaced or (
+        "its shapes are others, as of another view, slice or body part, cropped, enlarged, without the skull, or with "
+        "large changes"
+    )
     reasons = {
-        "distance": "its shapes are strange",
-        "contrast": f"its contrasts are like those of {found.like}",
-        "misfit": "it has little in common with the mean healthy picture",
+        "background": displaced or "it has no dark background: that is grey, or it is a negative, or shows a part only",
+        "turn": displaced or lies.format(found.lying.turned),
+        "distance": unknown,
+        "contrast": displaced
+        or f"its contrasts are nearer to {found.like}: another sequence, modality or slice, or changed grey",
+        "misfit": unknown,
     }
-    pose = {"pose": f"it would fit better {found.better}"}
+    pose = {"pose": displaced or f"it would fit better {found.better}, unless it is another slice or view"}
     return {**pose, **reasons} if found.distance / found.pose <= usual_distance else {**reasons, **pose}
 
 
@@ -221,7 +358,7 @@ class PictureDomain:
 
     likeness: Likeness
     healthy: dict[str, NDArray[np.float32]]
-    """{distance, misfit, pose, contrast: rising} of held-out healthy pictures."""
+    """{test: rising} of held-out healthy pictures, for the tests of `FLOORS`."""
 
     def thresholds(self, test: str) -> tuple[float, float]:
         """Where warnings begin, and refusals."""
@@ -241,12 +378,18 @@ class PictureDomain:
         refused: list[str] = []
         warned: list[str] = []
         for test, reason in _reasons(found, self.thresholds("distance")[0]).items():
+            if test not in self.healthy:
+                continue
             value, (warn, refuse) = getattr(found, test), self.thresholds(test)
             if value > warn:
                 detail = f"{reason} ({test} {value:.2f}, of healthy scans below {warn:.2f})"
                 (refused if value > refuse else warned).append(detail)
         if not refused and not warned and found.misfit_around > self.thresholds("misfit")[0]:
-            warned.append("what lies around the region that the model looks at is strange, as without the skull")
+            around = (
+                "what is around the region that the model looks at is strange: the skull missing or cut off, or the "
+                "picture larger or smaller in its frame"
+            )
+            warned.append(_reasons(found, math.inf)["misfit"] if found.displaced else around)
         if not refused and not warned:
             return NOTHING_FOUND
         expected = f"; expected {section.picture}" if section.picture else ""
@@ -291,12 +434,29 @@ class PictureDomain:
                 contrasts=contrasts,
                 region=tensors["region"].astype(np.bool_),
             )
-            domain = cls(likeness, {test: tensors[f"healthy.{test}"] for test in FLOORS})
+            tests = [test for test in FLOORS if test not in NEW or f"healthy.{test}" in tensors]
+            domain = cls(likeness, {test: tensors[f"healthy.{test}"] for test in tests})
             if not math.isfinite(likeness.strangeness(np.eye(SIDE)).distance):  # shapes that don't fit raise here
                 raise ValueError("values that are not finite")
         except (SafetensorError, KeyError, ValueError) as error:
             raise ThoradError(f"{source}: damaged ({error}). Take it from its source again.") from error
         return domain
+
+
+def check_size(shape: tuple[int, ...], size: int, model: str) -> Check:
+    """Refuse a picture of (height, width) px that is far smaller than the grid of `size` px that a model sees it on.
+
+    Below `SMALLEST` of its side, healthy heads have findings that they don't have in full size.
+    """
+    smallest = math.ceil(SMALLEST * size)
+    height, width = shape
+    if max(shape) >= smallest:
+        return NOTHING_FOUND
+    reason = (
+        f"it is too small, {width} x {height} px, for model {model!r}, which sees {size} x {size} px; expected "
+        f"{smallest} px or more along the longer side, and not enlarged from less"
+    )
+    return Check(refusals=(reason,))
 
 
 def conformal_threshold(healthy: Sequence[float] | NDArray[Any], level: float) -> float:

@@ -221,6 +221,11 @@ class ResultFolder:
         return tuple(float(score) for score in self.run.get("healthy_scores") or ())
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What all results of the run may mean less for."""
+        return tuple(self.run.get("warnings") or ())
+
+    @property
     def with_status(self) -> Mapping[str, Sequence[CaseRecord]]:
         """The cases of each of `STATUSES`, by name."""
         return {status: [case for case in self.cases if case.status == status] for status in STATUSES}
@@ -285,6 +290,7 @@ class _Run(BaseModel):
     overlay_maximum: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     healthy_scores: list[Finite] | None = None
     left_out: dict[str, int] | None = None
+    warnings: list[str] | None = None
     method: dict[str, str | float | None] | None = None
     command: str | None = None
     seconds: Finite = 0.0

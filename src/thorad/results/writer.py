@@ -176,7 +176,7 @@ class ResultWriter:
     def _write_dicom(self, folder: Path, series: Series, result: Detection | VolumeDetection) -> Check:
         """Write the objects of a DICOM source; warns where some are missing, for the rest is still of use."""
         algorithm = f"{self._run['options']['method']}, {self._run['options']['model']}"
-        check = result.check
+        check = result.check + Check(warnings=tuple(self._run.get("warnings", ())))
         reason = _message(check) if check.refusals else f"warning: {check.message}" if check.warnings else ""
         derivation = DerivationInfo(algorithm, __version__, self._began, reason)
         try:
