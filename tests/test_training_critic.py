@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from test_cli import thorad_command
 from thorad.apps.train_critic import train_critic_of
+from thorad.critic.critic import Critic
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.evaluation.metrics import average_precision
@@ -16,6 +18,7 @@ from thorad.io.images import write_png8
 from thorad.model import load_model, save_model
 from thorad.recipe import AugmentationSection, CriticSection, Recipe
 from thorad.training.critic import SURROUNDINGS, WEIGHTS, make_examples
+from thorad.training.fit_critic import MadeUp, how_good
 
 SIDE = 32
 SECTION = CriticSection(channels=(4, 8), networks=1, steps=4, batch_size=4, validate_every=4, warm_up=0)
@@ -115,11 +118,26 @@ def test_a_critic_learns_to_tell_what_is_not_healthy(
     )
     folder, facts = train_critic_of(model, longer, *folders, accelerator="cpu")
     assert facts["trained on"] == "8 healthy images, 100 steps of 16"
+    said = r"\d+ % of their pixels found; average precision 0\.\d{3}, that of the z-score 0\.\d{3}"
+    assert re.fullmatch(said, facts["made-up anomalies"])
     region = torch.ones(SIDE, SIDE, dtype=torch.bool)
     examples = make_examples(heads(32, seed=2), region, longer.augmentation, torch.Generator().manual_seed(9))
     probability = load_model(folder).own_critic(examples.image).probability
     found = average_precision(probability.flatten().numpy(), examples.mask.flatten().numpy())
     assert found > 3 * float(examples.mask.float().mean())
+
+
+def test_a_critic_that_sees_less_than_no_network_says_so() -> None:
+    """Four pixels, two of them not healthy; the critic puts one of these first, or neither."""
+    critic, masks = Critic([]), np.array([True, True, False, False])
+    zscores = np.array([3, 1, 2, 0], np.float32)  # average precision (1 + 2 / 3) / 2
+    better = how_good(critic, MadeUp(np.array([2.0, 1.0, -1.0, -2.0]), zscores, masks))
+    assert better == {
+        "made-up anomalies": "100 % of their pixels found; average precision 1.000, that of the z-score 0.833"
+    }
+    worse = how_good(critic, MadeUp(np.array([-2.0, 0.5, 1.0, 2.0]), zscores, masks))
+    assert worse["made-up anomalies"].startswith("50 % of their pixels found; average precision 0.417")
+    assert worse["warning"].startswith("it finds made-up anomalies no better than the z-score")
 
 
 def test_what_a_critic_can_not_be_made_of(tiny_model: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -112,8 +112,11 @@ def train_critic(
         section = section.model_copy(update={"steps": steps})
     folder, facts = train_critic_of(model, section, train, validation, out, **vars(machine))
     write_json(json, {"model": folder, "critic": facts})
+    warning = facts.pop("warning", None)
     for name, value in facts.items():
         print_line(f"{name}: {value}")
+    if warning:
+        print_warning(f"Warning: the critic is written, but {warning}.")
     print_line(f"Model: {folder}")
     print_line(f"Use it: thorad detect INPUT --model {folder} -o DIR")
 

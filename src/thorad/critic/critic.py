@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from thorad import __version__
 from thorad.critic.network import CriticNetwork, Verdict
 from thorad.errors import ThoradError
+
+WARNING: Final = "warning"
+"""The fact of a critic that says why nobody should rely on it; most have none."""
 
 
 class Judgement(NamedTuple):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, cast
 
+import numpy as np
 import tomli_w
 import torch
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from torch import Tensor
 
-from thorad.critic.critic import Critic
+from thorad.critic.critic import WARNING, Critic
 from thorad.critic.network import CriticNetwork
 from thorad.errors import ThoradError
 from thorad.methods.critic import THRESHOLD
+from thorad.methods.zscore import ZScoreOptions, zscore
 from thorad.model import Model
 from thorad.recipe import CriticSection
 from thorad.training.critic import CriticTraining, make_examples
@@ -58,10 +64,14 @@ def fit_critic(
         for number in range(section.networks)
     ]
     critic = Critic(networks).eval()
-    critic.scale, critic.offset = _line_of_probabilities(critic, validation, section)
+    made_up = _judge_made_up(critic, validation, section)
+    # Platt's scaling (Platt 1999): the loss weighs small anomalies up, which moves the logits.
+    line = LogisticRegression(C=1e6).fit(made_up.logits[:, None], made_up.masks)
+    critic.scale, critic.offset = float(line.coef_[0, 0]), float(line.intercept_[0])
     facts = {
         "trained on": f"{len(train)} healthy images, {section.steps} steps of {section.batch_size}",
         "validated on": f"{len(validation)} healthy images of other subjects",
+        **how_good(critic, made_up),
         "healthy pixels found": f"{100 * _share_found(critic, validation):.2f} % of the region in the validation "
         "images as they are",
         "made on": f"torch {torch.__version__}, {platform.machine()}",
@@ -122,23 +132,39 @@ def _fresh_network(model: Model) -> CriticNetwork:
     return CriticNetwork((mean + 1) / 2, deviation / 2, region, channels=channels)
 
 
-def _line_of_probabilities(critic: Critic, validation: Images, section: CriticSection) -> tuple[float, float]:
-    """Scale and offset with which sigmoid(scale * logit + offset) is the share of pixels that are not healthy.
+class MadeUp(NamedTuple):
+    """Pixels of the region in validation images with anomalies made up in them, (N,) each."""
 
-    Platt's scaling (Platt 1999) on anomalies made up in `COPIES` of each healthy image: the loss weighs small anomalies
-    up, which moves the logits.
-    """
-    logits, masks = [], []
+    logits: NDArray[np.float64]
+    zscores: NDArray[np.float32]
+    """What the z-score, two-sided, says of them."""
+    masks: NDArray[np.bool_]
+
+
+def _judge_made_up(critic: Critic, validation: Images, section: CriticSection) -> MadeUp:
+    network = cast(CriticNetwork, critic.networks[0])
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for index in range(len(validation)):
         generator = generator_at(section.seed, -1 - index, 1)
         copies = validation[index][None].expand(COPIES, -1, -1, -1)
         examples = make_examples(copies, critic.region, section.augmentation, generator)
         logit, _ = critic.logits(examples.image)
-        logits.append(logit[..., critic.region].flatten())
-        masks.append(examples.mask[..., critic.region].flatten())
-    x, y = torch.cat(logits).double().numpy(), torch.cat(masks).numpy()
-    line = LogisticRegression(C=1e6).fit(x[:, None], y)
-    return float(line.coef_[0, 0]), float(line.intercept_[0])
+        statistics = ZScoreOptions(2 * network.mean - 1, 2 * network.deviation, critic.region, two_sided=True)
+        distance = zscore(None, 2 * examples.image - 1, None, None, None, options=statistics).anomaly_map
+        parts.append((logit.double(), distance, examples.mask))
+    layers = (torch.cat(of_all)[..., critic.region].flatten().numpy() for of_all in zip(*parts, strict=True))
+    return MadeUp(*layers)
+
+
+def how_good(critic: Critic, made_up: MadeUp) -> dict[str, str]:
+    """What a critic finds of made-up anomalies, in words; and a `WARNING` where no network at all finds as much."""
+    found = critic.scale * made_up.logits[made_up.masks] + critic.offset > math.log(THRESHOLD / (1 - THRESHOLD))
+    precision, floor = (float(average_precision_score(made_up.masks, x)) for x in (made_up.logits, made_up.zscores))
+    compared = f"average precision {precision:.3f}, that of the z-score {floor:.3f}"
+    facts = {"made-up anomalies": f"{100 * found.mean():.0f} % of their pixels found; {compared}"}
+    if precision <= floor:
+        facts[WARNING] = f"it finds made-up anomalies no better than the z-score ({compared}): train it longer"
+    return facts
 
 
 def _share_found(critic: Critic, healthy: Images) -> float:
