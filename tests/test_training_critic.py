@@ -15,7 +15,7 @@ from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.evaluation.metrics import average_precision
 from thorad.io.images import write_png8
-from thorad.model import load_model, save_model
+from thorad.model import CRITIC, copy_model, has_critic, load_model, model_folder, save_model
 from thorad.recipe import AugmentationSection, CriticSection, Recipe
 from thorad.training.critic import SURROUNDINGS, WEIGHTS, make_examples
 from thorad.training.fit_critic import MadeUp, how_good
@@ -138,6 +138,13 @@ def test_a_critic_that_sees_less_than_no_network_says_so() -> None:
     worse = how_good(critic, MadeUp(np.array([-2.0, 0.5, 1.0, 2.0]), zscores, masks))
     assert worse["made-up anomalies"].startswith("50 % of their pixels found; average precision 0.417")
     assert worse["warning"].startswith("it finds made-up anomalies no better than the z-score")
+
+
+def test_what_trains_a_critic_doesn_t_leave_another_one_where_it_stops(tmp_path: Path) -> None:
+    copy_model(model_folder("brain-t1-compact"), tmp_path, without=CRITIC)
+    assert has_critic("brain-t1-compact")
+    assert not has_critic(tmp_path)
+    assert Detector(tmp_path, device="cpu").method == "thor"
 
 
 def test_what_a_critic_can_not_be_made_of(tiny_model: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -330,10 +330,10 @@ def own_folder(model: str | Path, out: Path | None) -> Path:
     return out
 
 
-def copy_model(source: Path, folder: Path) -> None:
-    """Copy what a model's folder holds and the other does not yet, the calibration last."""
+def copy_model(source: Path, folder: Path, *, without: str = "") -> None:
+    """Copy what a model's folder holds and the other does not yet, `without` one file, the calibration last."""
     for file in FILES:
-        if (source / file).is_file() and not (folder / file).is_file():
+        if file != without and (source / file).is_file() and not (folder / file).is_file():
             write_atomic(folder / file, _read(source / file))
 
 

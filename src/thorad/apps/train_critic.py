@@ -45,7 +45,7 @@ def train_critic_of(
     loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"critic": section}))
     made_for = read_by_critics(*loaded.statistics, loaded.region)
     images, held_out = open_images(train, validation, loaded.recipe, leave_out=folder)
-    copy_model(model_folder(model), folder)  # first: what was begun there can be resumed
+    copy_model(model_folder(model), folder, without=CRITIC)  # first: what was begun there can be resumed
     critic, facts = fit_critic(loaded, images, held_out, folder / TRAINING, **where)
     write_atomic(folder / CRITIC, critic.to_bytes({**facts, "recipe": section.model_dump_json()}, made_for))
     return folder, facts
