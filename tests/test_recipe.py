@@ -8,7 +8,7 @@ import pytest
 
 from thorad.errors import ThoradError
 from thorad.model import build_network, load_model
-from thorad.recipe import Recipe, UNetSection, bundled_recipes, load_recipe
+from thorad.recipe import CriticSection, Recipe, UNetSection, bundled_recipes, load_recipe
 
 HOSTILE = {
     "[network]\nchannels = [65536, 65536, 65536]": "network.channels.0|less than or equal to 2048",
@@ -65,3 +65,8 @@ def test_what_would_take_gigabytes_is_never_allocated(tmp_path: Path, tiny_model
 
 def test_the_bundled_recipes_are_within_the_bounds() -> None:
     assert all(load_recipe(name).network.why_too_large(128) is None for name in bundled_recipes())
+
+
+def test_a_critic_s_networks_are_fitted_for_longer_and_longer() -> None:
+    assert CriticSection(networks=3, steps=100).steps_of_networks == (33, 66, 100)
+    assert CriticSection(networks=3, steps=1).steps_of_networks == (1, 1, 1)

@@ -95,7 +95,7 @@ def train_critic(
     recipe: Annotated[
         str | None, Option(help="A recipe whose critic section says how to train. Default: the model's own.")
     ] = None,
-    steps: Annotated[int | None, Option(help="Training steps of each network, instead of the recipe's.", min=1)] = None,
+    steps: Annotated[int | None, Option(help="Steps of the last network, instead of the recipe's.", min=1)] = None,
     json: opt.Json = None,
 ) -> None:
     """Teach a model's critic, from healthy images alone, to tell what is not healthy.

@@ -69,7 +69,8 @@ def fit_critic(
     line = LogisticRegression(C=1e6).fit(made_up.logits[:, None], made_up.masks)
     critic.scale, critic.offset = float(line.coef_[0, 0]), float(line.intercept_[0])
     facts = {
-        "trained on": f"{len(train)} healthy images, {section.steps} steps of {section.batch_size}",
+        "trained on": f"{len(train)} healthy images, {' and '.join(map(str, section.steps_of_networks))} steps of "
+        f"{section.batch_size}",
         "validated on": f"{len(validation)} healthy images of other subjects",
         **how_good(critic, made_up),
         "healthy pixels found": f"{100 * _share_found(critic, validation):.2f} % of the region in the validation "
@@ -94,6 +95,7 @@ def _fit_network(
     model: Model, number: int, train: Images, validation: Images, out: Path, where: Mapping[str, Any]
 ) -> CriticNetwork:
     section = model.recipe.critic
+    section = section.model_copy(update={"steps": section.steps_of_networks[number]})
     torch.manual_seed(section.seed + number)  # the one place where fresh weights are drawn
     network = _fresh_network(model)
     loop = Loop(
@@ -105,7 +107,7 @@ def _fit_network(
         precision=section.precision,
         **where,
     )
-    as_trained = model.recipe.model_copy(update={"training": section})
+    as_trained = model.recipe.model_copy(update={"training": section, "critic": section})
     facts = {
         "training": f"critic of {model.recipe.name}, network {number + 1} of {section.networks}, in {out}",
         "images": f"{len(train)} to train on, {len(validation)} to validate on",
@@ -114,7 +116,7 @@ def _fit_network(
     data = TrainingData(as_trained, train, validation)
     settings = tomli_w.dumps({"critic": section.model_dump(mode="json")})
     history = History(out, facts, settings, batch_size=section.batch_size, measured_on=MEASURED_ON)
-    run_training(CriticTraining(model.recipe, network, number), data, loop, history)
+    run_training(CriticTraining(as_trained, network, number), data, loop, history)
     if not all(bool(weights.isfinite().all()) for weights in network.state_dict().values()):
         raise ThoradError(f"{out}: the training diverged, weights are not finite. Lower critic.learning_rate.")
     return network.eval()
