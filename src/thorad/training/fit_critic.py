@@ -68,16 +68,14 @@ def fit_critic(
     # Platt's scaling (Platt 1999): the loss weighs small anomalies up, which moves the logits.
     line = LogisticRegression(C=1e6).fit(made_up.logits[:, None], made_up.masks)
     critic.scale, critic.offset = float(line.coef_[0, 0]), float(line.intercept_[0])
-    facts = {
+    return critic, {
         "trained on": f"{len(train)} healthy images, {' and '.join(map(str, section.steps_of_networks))} steps of "
         f"{section.batch_size}",
         "validated on": f"{len(validation)} healthy images of other subjects",
         **how_good(critic, made_up),
-        "healthy pixels found": f"{100 * _share_found(critic, validation):.2f} % of the region in the validation "
-        "images as they are",
+        **_healthy_found(critic, validation),
         "made on": f"torch {torch.__version__}, {platform.machine()}",
     }
-    return critic, facts
 
 
 def _refuse_unfit(model: Model, validation: Images) -> None:
@@ -169,7 +167,9 @@ def how_good(critic: Critic, made_up: MadeUp) -> dict[str, str]:
     return facts
 
 
-def _share_found(critic: Critic, healthy: Images) -> float:
-    """Of the region's pixels in healthy images, those above `THRESHOLD`."""
-    probabilities = [critic(healthy[index][None]).probability[0, 0] for index in range(len(healthy))]
-    return float((torch.stack(probabilities)[:, critic.region] > THRESHOLD).float().mean())
+def _healthy_found(critic: Critic, healthy: Images) -> dict[str, str]:
+    """What the critic finds, wrongly, in healthy images, in words."""
+    probabilities = [critic(healthy[index][None]).probability[0, 0, critic.region] for index in range(len(healthy))]
+    found = torch.stack(probabilities) > THRESHOLD
+    share = f"{100 * float(found.float().mean()):.2f} % of the region in the validation images as they are"
+    return {"healthy pixels found": f"{share}, in {int(found.any(dim=1).sum())} of {len(found)}"}
