@@ -54,23 +54,21 @@ def fit_critic(
         The critic, and what made it, in words.
 
     Raises:
-        ThoradError: an image side that the networks can't halve so often, no validation images, a model without
-            statistics, a training that diverged.
+        ThoradError: an image side that can't be halved so often, no validation images, a model without statistics, a
+            training that diverged.
     """
-    section = model.recipe.critic
     _refuse_unfit(model, validation)
+    section = model.recipe.critic
     networks = [
         _fit_network(model, number, train, validation, out / f"network-{number}", where)
         for number in range(section.networks)
     ]
     critic = Critic(networks).eval()
     made_up = _judge_made_up(critic, validation, section)
-    # Platt's scaling (Platt 1999): the loss weighs small anomalies up, which moves the logits.
-    line = LogisticRegression(C=1e6).fit(made_up.logits[:, None], made_up.masks)
-    critic.scale, critic.offset = float(line.coef_[0, 0]), float(line.intercept_[0])
+    critic.scale, critic.offset = _line_of_probabilities(made_up)
+    steps = " and ".join(map(str, section.steps_of_networks))
     return critic, {
-        "trained on": f"{len(train)} healthy images, {' and '.join(map(str, section.steps_of_networks))} steps of "
-        f"{section.batch_size}",
+        "trained on": f"{len(train)} healthy images, {steps} steps of {section.batch_size}",
         "validated on": f"{len(validation)} healthy images of other subjects",
         **how_good(critic, made_up),
         **_healthy_found(critic, validation),
@@ -154,6 +152,15 @@ def _judge_made_up(critic: Critic, validation: Images, section: CriticSection) -
         parts.append((logit.double(), distance, examples.mask))
     layers = (torch.cat(of_all)[..., critic.region].flatten().numpy() for of_all in zip(*parts, strict=True))
     return MadeUp(*layers)
+
+
+def _line_of_probabilities(made_up: MadeUp) -> tuple[float, float]:
+    """Scale and offset with which sigmoid(scale * logit + offset) is the share of pixels that are not healthy.
+
+    Platt's scaling (Platt 1999): the loss weighs small anomalies up, which moves the logits.
+    """
+    line = LogisticRegression(C=1e6).fit(made_up.logits[:, None], made_up.masks)
+    return float(line.coef_[0, 0]), float(line.intercept_[0])
 
 
 def how_good(critic: Critic, made_up: MadeUp) -> dict[str, str]:
