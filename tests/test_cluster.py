@@ -102,7 +102,7 @@ def test_detect_is_the_same_though_workers_die(
     assert found.pop("killer")["status"] == "failed"
     assert list(found.values()) == expected, "the file that can't be read failed with the same words"
     same = ("*.npy", "*.png")
-    assert len(files(Path("there"), *same)) == 10 * 5
+    assert len(files(Path("there"), *same)) == 10 * 6  # map, spread, scan, pseudo-healthy, judged, overlay
     here = {name: content for name, content in files(Path("here"), *same).items() if "/killer/" not in name}
     assert files(Path("there"), *same) == here
     run, other = (json.loads(Path(folder, "run.json").read_text()) for folder in ("there", "here"))
