@@ -56,7 +56,7 @@ def test_each_case_has_its_status(tiny_model: Path, tmp_path: Path, foreign: Cal
     run = (tiny_model, tmp_path / "in", "--out", out, "--threshold", 0.01)
     result = detect(*run)
     assert result.exit_code == 1
-    assert "2 done, 1 warned, 1 refused, 1 failed" in result.output
+    assert "2 done (1 of them warned), 1 refused, 1 failed" in result.output
     assert "Left out 2: .txt (1), hidden (1)." in result.output
     assert f"hand refused: {HAND}; large" in result.output
     assert "--force detects in it all the same" in result.output
