@@ -10,12 +10,12 @@ from torch import Tensor
 
 from test_cli import thorad_command
 from thorad.apps.train_critic import train_critic_of
-from thorad.critic.critic import Critic
+from thorad.critic.critic import WARNING, Critic
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.evaluation.metrics import average_precision
 from thorad.io.images import write_png8
-from thorad.model import CRITIC, copy_model, has_critic, load_model, model_folder, save_model
+from thorad.model import CRITIC, copy_model, has_critic, load_model, model_folder, read_by_critics, save_model
 from thorad.recipe import AugmentationSection, CriticSection, Recipe
 from thorad.training.critic import SURROUNDINGS, WEIGHTS, make_examples
 from thorad.training.fit_critic import MadeUp, how_good
@@ -138,6 +138,20 @@ def test_a_critic_that_sees_less_than_no_network_says_so() -> None:
     worse = how_good(critic, MadeUp(np.array([-2.0, 0.5, 1.0, 2.0]), zscores, masks))
     assert worse["made-up anomalies"].startswith("50 % of their pixels found; average precision 0.417")
     assert worse["warning"].startswith("it finds made-up anomalies no better than the z-score")
+
+
+def test_a_critic_that_warns_of_itself_is_warned_of_in_every_run(tmp_path: Path) -> None:
+    copy_model(model_folder("brain-t1-compact"), tmp_path, without=CRITIC)
+    model = load_model("brain-t1-compact")
+    content = model.own_critic.to_bytes(
+        {WARNING: "it finds less than the z-score"}, read_by_critics(*model.statistics, model.region)
+    )
+    (tmp_path / CRITIC).write_bytes(content)
+    assert Detector(tmp_path, device="cpu").warnings == (
+        "the critic of model 'brain-t1-compact' is not to be relied on: it finds less than the z-score",
+    )
+    assert Detector(tmp_path, method="thor", device="cpu").warnings == ()
+    assert Detector("brain-t1-compact", device="cpu").warnings == ()
 
 
 def test_what_trains_a_critic_doesn_t_leave_another_one_where_it_stops(tmp_path: Path) -> None:

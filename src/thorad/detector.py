@@ -19,6 +19,7 @@ from torch import Tensor
 from thorad import __version__
 from thorad.calibration import matching_calibration, read_calibrations
 from thorad.check import Check, RefusedError
+from thorad.critic.critic import WARNING
 from thorad.diffusion import ENGINES, FIRST_WAVELENGTH
 from thorad.diffusion.engine import Engine
 from thorad.diffusion.noise import case_generator
@@ -235,17 +236,18 @@ class Detector:
         return self.model.picture_domain.check(picture, self.model.recipe.domain, self.model_name)
 
     def _model_warnings(self) -> tuple[str, ...]:
-        """A method that asks what is usual at a place needs a model whose training images lie on one another."""
-        if not (self._method.statistics or self._method.critic):
-            return ()
-        share = detail_share(*self.model.statistics)
-        if share >= ALIGNED:
-            return ()
-        return (
-            f"the training images of model {self.model_name!r} don't lie on one another ({100 * share:.0f} % of "
-            f"what differs in detail is common to them, expected {100 * ALIGNED:.0f} % or more), so what is usual "
-            f"at a place means little, and method {self.method!r} goes by it: take thor",
-        )
+        """A poor critic's own; and a method that asks what is usual at a place needs training images that lie alike."""
+        found: list[str] = []
+        if self._method.critic and (reason := self.model.own_critic.facts.get(WARNING)):
+            found.append(f"the critic of model {self.model_name!r} is not to be relied on: {reason}")
+        goes_by_place = self._method.statistics or self._method.critic
+        if goes_by_place and (share := detail_share(*self.model.statistics)) < ALIGNED:
+            found.append(
+                f"the training images of model {self.model_name!r} don't lie on one another ({100 * share:.0f} % of "
+                f"what differs in detail is common to them, expected {100 * ALIGNED:.0f} % or more), so what is usual "
+                f"at a place means little, and method {self.method!r} goes by it: take thor"
+            )
+        return tuple(found)
 
     def detect(self, image: ImageLike, on_step: OnStep | None = None) -> Detection:
         """Find what is not healthy in one image.
