@@ -19,7 +19,6 @@ from torch import Tensor
 from thorad import __version__
 from thorad.calibration import matching_calibration, read_calibrations
 from thorad.check import Check, RefusedError
-from thorad.critic.critic import WARNING
 from thorad.diffusion import ENGINES, FIRST_WAVELENGTH
 from thorad.diffusion.engine import Engine
 from thorad.diffusion.noise import case_generator
@@ -238,7 +237,7 @@ class Detector:
     def _model_warnings(self) -> tuple[str, ...]:
         """A poor critic's own; and a method that asks what is usual at a place needs training images that lie alike."""
         found: list[str] = []
-        if self._method.critic and (reason := self.model.own_critic.facts.get(WARNING)):
+        if self._method.critic and (reason := self.model.own_critic.warning):
             found.append(f"the critic of model {self.model_name!r} is not to be relied on: {reason}")
         goes_by_place = self._method.statistics or self._method.critic
         if goes_by_place and (share := detail_share(*self.model.statistics)) < ALIGNED:

@@ -20,7 +20,7 @@ from thorad.critic.network import CriticNetwork, Verdict
 from thorad.errors import ThoradError
 
 WARNING: Final = "warning"
-"""The fact of a critic that says why nobody should rely on it; most have none."""
+"""The fact that `Critic.warning` is."""
 
 
 class Judgement(NamedTuple):
@@ -50,6 +50,11 @@ class Critic(nn.Module):
         self.networks = nn.ModuleList(networks)
         self.scale, self.offset, self.sha256 = scale, offset, ""
         self.facts: Mapping[str, str] = {}
+
+    @property
+    def warning(self) -> str:
+        """Why nobody should rely on it; empty for most."""
+        return self.facts.get(WARNING, "")
 
     @property
     def region(self) -> Tensor:
