@@ -457,8 +457,10 @@ def test_evaluate_tells_when_the_floor_wins(
         *("--out", tmp_path / "out", "--device", "cpu", "--bootstrap", "0"),
     )
     assert result.exit_code == 0, result.output
-    said = " ".join(result.stdout.split())
+    said = " ".join(result.stderr.split())
     assert ("zscore needs no network and reaches 40.0 %" in said) == told
+    warnings = json.loads((tmp_path / "out" / "run.json").read_text())["warnings"]
+    assert any("zscore needs no network" in text for text in warnings) == told
     assert ("anoddpm (simplex) (39.0 %)" in said) == told
 
 

@@ -455,6 +455,7 @@ def test_user_is_told_when_the_z_score_is_at_or_above_a_network_method() -> None
     assert baseline_warning([thor]) is None
     assert baseline_warning([floor, two_sided]) is None
     assert baseline_warning([floor, result_row("thor", None, 9)]) is None
+    assert "critic-only (39.0 %)" in str(baseline_warning([result_row("critic-only", 39.0, 0), floor]))
     warning = baseline_warning([thor, floor, two_sided, result_row("ddpm", 8.0, 8, "gaussian")])
     assert warning is not None
     assert "zscore-two-sided needs no network and reaches 45.0 %" in warning

@@ -116,10 +116,10 @@ def test_a_critic_learns_to_tell_what_is_not_healthy(
     longer = SECTION.model_copy(
         update={"channels": (8, 16), "steps": 100, "batch_size": 16, "learning_rate": 1e-2, "augmentation": still}
     )
-    folder, facts = train_critic_of(model, longer, *folders, accelerator="cpu")
-    assert facts["trained on"] == "8 healthy images, 100 steps of 16"
+    folder, critic = train_critic_of(model, longer, *folders, accelerator="cpu")
+    assert critic.facts["trained on"] == "8 healthy images, 100 steps of 16"
     said = r"\d+ % of their pixels found; average precision 0\.\d{3}, that of the z-score 0\.\d{3}"
-    assert re.fullmatch(said, facts["made-up anomalies"])
+    assert re.fullmatch(said, critic.facts["made-up anomalies"])
     region = torch.ones(SIDE, SIDE, dtype=torch.bool)
     examples = make_examples(heads(32, seed=2), region, longer.augmentation, torch.Generator().manual_seed(9))
     probability = load_model(folder).own_critic(examples.image).probability
@@ -140,14 +140,18 @@ def test_a_critic_that_sees_less_than_no_network_says_so() -> None:
     assert worse["warning"].startswith("it finds made-up anomalies no better than the z-score")
 
 
-def test_a_critic_that_warns_of_itself_is_warned_of_in_every_run(tmp_path: Path) -> None:
+def test_a_critic_that_warns_of_itself_is_warned_of_in_every_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     copy_model(model_folder("brain-t1-compact"), tmp_path, without=CRITIC)
     model = load_model("brain-t1-compact")
     content = model.own_critic.to_bytes(
         {WARNING: "it finds less than the z-score"}, read_by_critics(*model.statistics, model.region)
     )
     (tmp_path / CRITIC).write_bytes(content)
-    assert Detector(tmp_path, device="cpu").warnings == (
+    warnings = Detector(tmp_path, device="cpu").warnings
+    assert [*warnings] == caplog.messages
+    assert warnings == (
         "the critic of model 'brain-t1-compact' is not to be relied on: it finds less than the z-score",
     )
     assert Detector(tmp_path, method="thor", device="cpu").warnings == ()

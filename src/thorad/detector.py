@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,8 @@ from thorad.model import Model, load_model
 from thorad.recipe import Recipe
 from thorad.records import Detection, StepPictures
 from thorad.selection import default_method, possible_noises
+
+log = logging.getLogger("thorad.detector")
 
 Group = TypeVar("Group")
 Made = TypeVar("Made")
@@ -89,6 +92,9 @@ class Detector:
         force: detect also in what the model can't judge (`check`); the detection says so.
         settings: values of the method's own options (the dataclass in its file), such as `{"threshold": 0.13}` for
             AutoDDPM or `{"window": 7}` for THOR.
+
+    Attributes:
+        warnings: what all its results may mean less for, such as a poor critic; also logged, by ``thorad.detector``.
 
     Raises:
         ThoradError: unknown model, method, noise, engine or device, a damaged model, one for images in [0, 1], steps
@@ -141,6 +147,8 @@ class Detector:
         self._lpips_weights, self._compare = self._comparison(perceptual_weights)
         self._region = torch.from_numpy(self.model.region).to(self.device)
         self.warnings = self._model_warnings()
+        for warning in self.warnings:
+            log.warning(warning)
         self.calibrations = read_calibrations(self.model.calibration, f"model {self.model_name!r}")
         self._take_calibrated_threshold()
         self.calibration = matching_calibration(self.calibrations, self.provenance(), false_positives)

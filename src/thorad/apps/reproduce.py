@@ -223,7 +223,7 @@ class _Task(NamedTuple):
             on_progress=self.on_progress,
             keep_maps=True,
         )
-        write_evaluation_run(detectors, self.out, time.perf_counter() - began)
+        write_evaluation_run(detectors, results, self.out, time.perf_counter() - began)
         return data, results
 
     def report(

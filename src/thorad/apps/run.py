@@ -20,6 +20,7 @@ import torch
 from thorad.check import Check, RefusedError
 from thorad.detector import Detector, OnStep
 from thorad.errors import ThoradError
+from thorad.evaluation.evaluate import baseline_warning
 from thorad.executor import Executor, here, wait_for
 from thorad.io.atomic import write_atomic
 from thorad.io.images import Image
@@ -145,14 +146,20 @@ def refused_images(detectors: Sequence[Detector], images: Sequence[Path]) -> dic
 
 def write_evaluation_run(
     detectors: Sequence[Detector],
+    results: Sequence[Mapping[str, Any]],
     out: Path,
     seconds: float,
     refused: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     command: str | None = None,
 ) -> None:
-    """Write `out`/run.json: what made the figures of an evaluation; `refused` is of `refused_images`."""
+    """Write `out`/run.json: what made the figures of an evaluation, and what speaks against them.
+
+    `results` is of `thorad.evaluation.evaluate`, `refused` of `refused_images`.
+    """
     made = [{**detector.provenance(), "about": _about_method(detector.method)} for detector in detectors]
     run: dict[str, Any] = {"detectors": made, "refused": dict(refused), "command": command}
+    told = [*(warning for detector in detectors for warning in detector.warnings), baseline_warning(results)]
+    run["warnings"] = list(dict.fromkeys(filter(None, told)))
     run |= {**_software(), "seconds": round(seconds, 1)}
     write_atomic(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thorad.io.atomic import write_atomic
 from thorad.model import CRITIC, copy_model, load_model, model_folder, own_folder, read_by_critics
 from thorad.recipe import CriticSection
 from thorad.training.data import Source, open_images
 from thorad.training.fit_critic import fit_critic
+
+if TYPE_CHECKING:
+    from thorad.critic.critic import Critic
 
 TRAINING = "critic-training"
 """Folder in a model's for the checkpoints and logs of its critic."""
@@ -23,7 +26,7 @@ def train_critic_of(
     validation: Source,
     out: Path | None = None,
     **where: Any,
-) -> tuple[Path, dict[str, str]]:
+) -> tuple[Path, Critic]:
     """Fit a model's critic, or resume where an earlier fit stopped.
 
     Args:
@@ -35,7 +38,7 @@ def train_critic_of(
         where: accelerator, devices and progress_bar, as for `fit`.
 
     Returns:
-        The model's folder, and what made the critic, in words.
+        The model's folder, and the critic.
 
     Raises:
         ThoradError: as `own_folder`, `open_images` and `fit_critic`.
@@ -46,6 +49,6 @@ def train_critic_of(
     made_for = read_by_critics(*loaded.statistics, loaded.region)
     images, held_out = open_images(train, validation, loaded.recipe, leave_out=folder)
     copy_model(model_folder(model), folder, without=CRITIC)  # first: what was begun there can be resumed
-    critic, facts = fit_critic(loaded, images, held_out, folder / TRAINING, **where)
-    write_atomic(folder / CRITIC, critic.to_bytes({**facts, "recipe": section.model_dump_json()}, made_for))
-    return folder, facts
+    critic = fit_critic(loaded, images, held_out, folder / TRAINING, **where)
+    write_atomic(folder / CRITIC, critic.to_bytes({**critic.facts, "recipe": section.model_dump_json()}, made_for))
+    return folder, critic

@@ -98,8 +98,6 @@ def detect(
         wanted: Any = {"indices": indices, "keep_steps": keep_steps}
         with progress_bar("detect", quiet) as report:
             summary = detect_files(detector, scans, results, **wanted, on_progress=report, executor=executor)
-    for warning in detector.warnings:
-        print_warning(warning)
     print_warnings(summary.warned)
     if not quiet:
         print_outcome(summary, f"Shard {part}: " if part else "")

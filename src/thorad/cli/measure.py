@@ -209,15 +209,15 @@ def _measure(
                 keep_maps=True,
                 executor=executor,
             )
-        write_evaluation_run(detectors, folder, monotonic() - began, refused, opt.command_line())
+        write_evaluation_run(detectors, found[seed], folder, monotonic() - began, refused, opt.command_line())
     first = next(iter(found.values()))
     table, means = (table_of(first, brief=True), first) if len(found) == 1 else write_seeds(found, out)
     if compared.several_costs:
         write_cost_figure(means, out)
+    if warning := baseline_warning(first):
+        print_warning(warning)
     if not quiet:
         print_table(table)
-        if warning := baseline_warning(first):
-            print_line(warning, style="yellow")
         explained = "table.md explains the columns" if len(found) == 1 else "seeds.md, and a folder for each seed"
         print_line(f"Results: {out} ({explained}{', cost.png' if compared.several_costs else ''})")
     return found

@@ -47,13 +47,21 @@ log = logging.getLogger("thorad")
 
 
 class _Lines(logging.Handler):
-    """Writes a log to stderr: plain lines above a bar on a terminal, lines with the time elsewhere."""
+    """Writes a log to stderr: lines above a bar on a terminal, with the time elsewhere; each warning once a verb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         text = printable(record.getMessage())
+        warns = record.levelno >= logging.WARNING
+        if warns and text in self._warned:
+            return
+        self._warned |= {text} if warns else set()
         if not error_console.is_terminal:
             text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}"
-        error_console.print(text, markup=False, highlight=False)
+        error_console.print(text, style="yellow" if warns else None, markup=False, highlight=False)
 
 
 def set_log_level(level: str) -> None:

@@ -110,13 +110,13 @@ def train_critic(
     section = (load_recipe_of(model) if recipe is None else load_recipe(recipe)).critic
     if steps is not None:
         section = section.model_copy(update={"steps": steps})
-    folder, facts = train_critic_of(model, section, train, validation, out, **vars(machine))
-    write_json(json, {"model": folder, "critic": facts})
-    warning = facts.pop("warning", None)
-    for name, value in facts.items():
-        print_line(f"{name}: {value}")
-    if warning:
-        print_warning(f"Warning: the critic is written, but {warning}.")
+    folder, critic = train_critic_of(model, section, train, validation, out, **vars(machine))
+    write_json(json, {"model": folder, "critic": critic.facts})
+    for name, value in critic.facts.items():
+        if value != critic.warning:
+            print_line(f"{name}: {value}")
+    if critic.warning:
+        print_warning(f"Warning: the critic is written, but {critic.warning}.")
     print_line(f"Model: {folder}")
     print_line(f"Use it: thorad detect INPUT --model {folder} -o DIR")
 

@@ -40,7 +40,7 @@ def fit_critic(
     validation: Images,
     out: Path,
     **where: Any,
-) -> tuple[Critic, dict[str, str]]:
+) -> Critic:
     """Fit the networks of `recipe.critic` one after the other, or resume in `out`.
 
     Args:
@@ -51,7 +51,7 @@ def fit_critic(
         where: accelerator, devices and progress_bar, as for `thorad.training.fit.fit`.
 
     Returns:
-        The critic, and what made it, in words.
+        The critic, with the facts that made it.
 
     Raises:
         ThoradError: an image side that can't be halved so often, no validation images, a model without statistics, a
@@ -67,13 +67,14 @@ def fit_critic(
     made_up = _judge_made_up(critic, validation, section)
     critic.scale, critic.offset = _line_of_probabilities(made_up)
     steps = " and ".join(map(str, section.steps_of_networks))
-    return critic, {
+    critic.facts = {
         "trained on": f"{len(train)} healthy images, {steps} steps of {section.batch_size}",
         "validated on": f"{len(validation)} healthy images of other subjects",
         **how_good(critic, made_up),
         **_healthy_found(critic, validation),
         "made on": f"torch {torch.__version__}, {platform.machine()}",
     }
+    return critic
 
 
 def _refuse_unfit(model: Model, validation: Images) -> None:
