@@ -54,8 +54,7 @@ def fit_critic(
         The critic, with the facts that made it.
 
     Raises:
-        ThoradError: an image side that can't be halved so often, no validation images, a model without statistics, a
-            training that diverged.
+        ThoradError: an image side not halved so often, no validation images or statistics, a training that diverged.
     """
     _refuse_unfit(model, validation)
     section = model.recipe.critic
@@ -66,9 +65,9 @@ def fit_critic(
     critic = Critic(networks).eval()
     made_up = _judge_made_up(critic, validation, section)
     critic.scale, critic.offset = _line_of_probabilities(made_up)
-    steps = " and ".join(map(str, section.steps_of_networks))
+    steps = f"{' and '.join(map(str, section.steps_of_networks))} steps of {section.batch_size}"
     critic.facts = {
-        "trained on": f"{len(train)} healthy images, {steps} steps of {section.batch_size}",
+        "trained on": f"{len(train)} healthy images, {steps}",
         "validated on": f"{len(validation)} healthy images of other subjects",
         **how_good(critic, made_up),
         **_healthy_found(critic, validation),
