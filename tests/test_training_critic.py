@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from thorad.evaluation.metrics import average_precision
 from thorad.io.images import write_png8
 from thorad.model import CRITIC, copy_model, has_critic, load_model, model_folder, read_by_critics, save_model
 from thorad.recipe import AugmentationSection, CriticSection, Recipe
+from thorad.results.folder import read_folder
+from thorad.results.methods_text import detection_text
 from thorad.training.critic import SURROUNDINGS, WEIGHTS, make_examples
 from thorad.training.fit_critic import MadeUp, how_good
 
@@ -106,6 +109,31 @@ def test_a_critic_becomes_part_of_a_copy_of_the_model(
     assert Detector(tiny_model, device="cpu").method == "thor"
 
 
+def test_what_made_a_map_names_the_critic_not_the_model_alone(
+    tiny_model: Path, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Two copies of a model, each with a critic of its own."""
+    scan = write_heads(tmp_path / "scans", 1, seed=7)
+    told = []
+    for name in "ab":
+        section = SECTION.model_copy(update={"seed": ord(name)})
+        folder, _ = train_critic_of(tiny_model, section, *folders, tmp_path / name, accelerator="cpu")
+        out = tmp_path / f"results-{name}"
+        result = thorad_command("detect", scan, "--model", folder, "-o", out, "--device", "cpu", "--report")
+        assert result.exit_code == 0, result.output
+        sha256 = load_model(folder).own_critic.sha256[:12]
+        results = read_folder(out)
+        assert f"model tiny, critic {sha256}" in results.subtitle
+        said = f"(SHA-256 {sha256}; in the folder {name}; trained on 8 healthy images, 4 steps of 4; validated on 4 "
+        assert said in detection_text(results).paragraph
+        assert f"{sha256}; in the folder {name}; trained on" in (out / "report.html").read_text()
+        assert repr(Detector(folder, device="cpu")).startswith(f"Detector('tiny, critic {sha256}', method='critic")
+        assert f"critic      sha256 {sha256}" in thorad_command("models", folder).stdout
+        told.append(sha256)
+    assert told[0] != told[1]
+    assert repr(Detector(folder, method="thor", device="cpu")).startswith("Detector('tiny', method='thor'")
+
+
 def test_a_critic_learns_to_tell_what_is_not_healthy(
     tiny_model: Path, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -151,8 +179,10 @@ def test_a_critic_that_warns_of_itself_is_warned_of_in_every_run(
     (tmp_path / CRITIC).write_bytes(content)
     warnings = Detector(tmp_path, device="cpu").warnings
     assert [*warnings] == caplog.messages
-    assert warnings == (
-        "the critic of model 'brain-t1-compact' is not to be relied on: it finds less than the z-score",
+    (warning,) = warnings
+    assert warning == (
+        f"the critic {hashlib.sha256(content).hexdigest()[:12]} of model 'brain-t1-compact', in the folder "
+        f"{tmp_path.name}, is not to be relied on: it finds less than the z-score"
     )
     assert Detector(tmp_path, method="thor", device="cpu").warnings == ()
     assert Detector("brain-t1-compact", device="cpu").warnings == ()

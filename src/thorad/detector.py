@@ -40,7 +40,7 @@ from thorad.methods.published import PublishedMap
 from thorad.methods.settings import settable, with_settings
 from thorad.model import Model, load_model
 from thorad.recipe import Recipe
-from thorad.records import Detection, StepPictures
+from thorad.records import Detection, StepPictures, model_title
 from thorad.selection import default_method, possible_noises
 
 log = logging.getLogger("thorad.detector")
@@ -159,8 +159,8 @@ class Detector:
         """One line: model, method, noise, calls, engine and device."""
         noise = f", noise={self.noise!r}" if self.noise else ""
         return (
-            f"Detector({self.model_name!r}, method={self.method!r}{noise}, network_calls={self.network_calls}, "
-            f"engine={self.engine!r}, device={str(self.device)!r})"
+            f"Detector({model_title(self.provenance())!r}, method={self.method!r}{noise}, "
+            f"network_calls={self.network_calls}, engine={self.engine!r}, device={str(self.device)!r})"
         )
 
     @property
@@ -246,7 +246,8 @@ class Detector:
         """A poor critic's own; and a method that asks what is usual at a place needs training images that lie alike."""
         found: list[str] = []
         if self._method.critic and (reason := self.model.own_critic.warning):
-            found.append(f"the critic of model {self.model_name!r} is not to be relied on: {reason}")
+            critic = f"critic {self.model.own_critic.sha256[:12]} of model {self.model_name!r}"
+            found.append(f"the {critic}, {self.model.critic_source}, is not to be relied on: {reason}")
         goes_by_place = self._method.statistics or self._method.critic
         if goes_by_place and (share := detail_share(*self.model.statistics)) < ALIGNED:
             found.append(

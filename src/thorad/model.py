@@ -66,6 +66,8 @@ class Model:
     """What its pictures look like; None in models of earlier versions and imported ones, which take any picture."""
     critic: Critic | None = None
     """What `thorad train-critic` made for it, if it did."""
+    folder: Path | None = None
+    """That it was read from."""
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -94,6 +96,13 @@ class Model:
                 "thorad train-critic MODEL --train HEALTHY --validation OTHER_HEALTHY -o FOLDER."
             )
         return self.critic
+
+    @property
+    def critic_source(self) -> str:
+        """Where the critic comes from: `as it comes with thorad`, or `in the folder my-model`."""
+        if self.folder is None or is_bundled(self.folder):
+            return "as it comes with thorad"
+        return f"in the folder {self.folder.resolve().name}"
 
     @property
     def parameters(self) -> int:
@@ -190,6 +199,7 @@ def load_model(name_or_path: str | Path) -> Model:
         perceptual_weights=_perceptual_weights(folder, calibration),
         picture_domain=_picture_domain(folder / DOMAIN),
         critic=_critic(folder / CRITIC, **statistics, region=region),
+        folder=folder,
     )
 
 

@@ -221,6 +221,15 @@ def _agreement(masks: Sequence[NDArray[np.bool_]]) -> float | None:
     return float(np.mean([2 * common / total if total else 1.0 for common, total in both]))
 
 
+def model_title(options: Mapping[str, Any]) -> str:
+    """`brain-t1-compact, critic 276e7701f2ed`: the model of a detector's options, and the critic if that made the map.
+
+    Copies of a model go by its name, each with a critic of its own.
+    """
+    critic = options.get("critic_sha256")
+    return f"{options.get('model')}, critic {critic[:12]}" if critic else str(options.get("model"))
+
+
 def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """A detector's options as earlier versions kept them, in today's words.
 

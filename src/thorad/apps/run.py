@@ -111,7 +111,7 @@ def open_results(
     options = {**result_options(detector), "slices": None if indices is None else list(indices)}
     # The scores are what a case's score is compared with.
     scores = None if detector.calibration is None else list(detector.calibration.scores)
-    made: dict[str, Any] = {"options": options, "method": _about_method(detector.method), "command": command}
+    made: dict[str, Any] = {"options": options, "method": _about_method(detector), "command": command}
     made["warnings"] = list(detector.warnings)
     run = {**made, "healthy_scores": scores, "left_out": dict(left_out or {}), **_software()}
     return ResultWriter(out, run, overlay_maximum=detector.overlay_maximum, shard=shard, side=side)
@@ -156,7 +156,7 @@ def write_evaluation_run(
 
     `results` is of `thorad.evaluation.evaluate`, `refused` of `refused_images`.
     """
-    made = [{**detector.provenance(), "about": _about_method(detector.method)} for detector in detectors]
+    made = [{**detector.provenance(), "about": _about_method(detector)} for detector in detectors]
     run: dict[str, Any] = {"detectors": made, "refused": dict(refused), "command": command}
     told = [*(warning for detector in detectors for warning in detector.warnings), baseline_warning(results)]
     run["warnings"] = list(dict.fromkeys(filter(None, told)))
@@ -164,10 +164,14 @@ def write_evaluation_run(
     write_atomic(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
 
 
-def _about_method(name: str) -> dict[str, Any]:
-    """What a report says of a method."""
-    method = METHODS[name]
-    facts = {"title": method.title, "paper": method.paper, "compare": method.compare}
+def _about_method(detector: Detector) -> dict[str, Any]:
+    """What a report says of a method, and of the critic that it asks."""
+    method = METHODS[detector.method]
+    facts: dict[str, Any] = {"title": method.title, "paper": method.paper, "compare": method.compare}
+    if method.critic:
+        made = detector.model.own_critic.facts
+        how = [f"{what} {made[what]}" for what in ("trained on", "validated on") if what in made]
+        facts["critic"] = "; ".join([detector.model.critic_source, *how])
     return {**facts, "own_threshold": method.own_threshold}
 
 

@@ -218,7 +218,9 @@ def _print_model(model: str, json: Path | None) -> None:
     print_line(f"sha256      {loaded.sha256} (checked: the weights are as they were saved)")
     known = "judged" if loaded.picture_domain else "not judged: no domain.safetensors, which `thorad calibrate` adds"
     print_line(f"pictures    {known}")
-    made = "none: thorad train-critic makes one" if loaded.critic is None else "the default method; figures below"
+    made = "none: thorad train-critic makes one"
+    if loaded.critic is not None:
+        made = f"sha256 {loaded.critic.sha256}, {loaded.critic_source}; the default method, figures below"
     print_line(f"critic      {made}")
     measured = {key: value for key, value in loaded.calibration.items() if key != "weights_sha256"}
     if "calibrations" in measured:
@@ -235,6 +237,7 @@ def _print_model(model: str, json: Path | None) -> None:
         for line in ("", f"--- {title} ---", *text.strip().splitlines()):
             print_line(line)
     facts = {"folder": model_folder(model), "parameters": loaded.parameters, "weights_sha256": loaded.sha256}
+    facts |= {} if loaded.critic is None else {"critic_sha256": loaded.critic.sha256}
     write_json(json, {**facts, "recipe": loaded.recipe.model_dump(), "calibration": measured})
 
 

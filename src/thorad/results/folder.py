@@ -61,7 +61,7 @@ from thorad.io.tables import listing
 from thorad.io.template import MNI_2009A, cut_axial
 from thorad.io.volumes import read_volume
 from thorad.pictures import Side
-from thorad.records import current_options
+from thorad.records import current_options, model_title
 
 Bytes8 = NDArray[np.uint8]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -249,7 +249,7 @@ class ResultFolder:
     @property
     def subtitle(self) -> str:
         """When, with which model and version, and the folder's name."""
-        model, version = self.options.get("model"), self.options.get("thorad", "?")
+        model, version = model_title(self.options), self.options.get("thorad", "?")
         facts = [self.date, f"model {model}", f"thorad {version}", f"folder {self.path.resolve().name}"]
         return " · ".join(filter(None, facts))
 

@@ -97,6 +97,9 @@ def _with_settings(options: Mapping[str, Any], about: Mapping[str, Any], cite: _
     words += f" with the model {options.get('model')}"
     if options.get("model_sha256"):
         words += f" (SHA-256 {options['model_sha256'][:12]})"
+    if options.get("critic_sha256"):
+        made = f"; {about['critic']}" if about.get("critic") else ""
+        words += f" and its critic (SHA-256 {options['critic_sha256'][:12]}{made})"
     if options.get("noise") and about.get("compare") in COMPARISONS:
         perceptual = "" if about["compare"] == "residual" else PERCEPTUAL
         words += f"; the map is {COMPARISONS[about['compare']]}{cite(perceptual)}"

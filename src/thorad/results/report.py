@@ -21,6 +21,7 @@ from thorad.evaluation.tables import table_of
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import counted
 from thorad.pictures import Side
+from thorad.records import model_title
 from thorad.results.evaluation_gallery import evaluation_gallery, operating_point
 from thorad.results.folder import (
     RUN,
@@ -245,6 +246,7 @@ def _evaluation_page(folder: Path) -> str:
             titles=[method_title(result) for result in results],
             run=run,
             date=date_of(run),
+            models="; ".join(dict.fromkeys(map(model_title, run.get("detectors") or results))),
             methods=evaluation_text(results, run),
             gallery=evaluation_gallery(folder, results, LARGEST_PAGE),
             points=[operating_point(result) for result in results],

@@ -23,7 +23,7 @@ from thorad.io.tables import listing, write_table
 from thorad.io.template import MNI_2009A
 from thorad.io.volumes import write_nifti
 from thorad.pictures import Side, montage, overlay, template_slice, three_planes
-from thorad.records import Detection, StepPictures, VolumeDetection, current_options
+from thorad.records import Detection, StepPictures, VolumeDetection, current_options, model_title
 from thorad.results import folder as layout
 from thorad.results.dicom import (
     DerivationInfo,
@@ -175,7 +175,7 @@ class ResultWriter:
 
     def _write_dicom(self, folder: Path, series: Series, result: Detection | VolumeDetection) -> Check:
         """Write the objects of a DICOM source; warns where some are missing, for the rest is still of use."""
-        algorithm = f"{self._run['options']['method']}, {self._run['options']['model']}"
+        algorithm = f"{self._run['options']['method']}, {model_title(self._run['options'])}"
         check = result.check + Check(warnings=tuple(self._run.get("warnings", ())))
         reason = _message(check) if check.refusals else f"warning: {check.message}" if check.warnings else ""
         derivation = DerivationInfo(algorithm, __version__, self._began, reason)

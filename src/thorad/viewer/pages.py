@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
+from thorad.records import model_title
 from thorad.results.folder import (
     CASE,
     OVERLAY,
@@ -156,7 +157,8 @@ class Results:
         except ThoradError as error:
             return {"title": self.title, "message": str(error)}
         return {
-            **{key: folder.options.get(key) for key in ("model", "method", "noise")},
+            **{key: folder.options.get(key) for key in ("method", "noise")},
+            "model": model_title(folder.options),
             "title": self.title,
             "cases": len(folder.cases),
             "failed": sum(case.status == "failed" for case in folder.cases),
