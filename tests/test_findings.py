@@ -39,6 +39,13 @@ def test_a_volume() -> None:
     assert (second.pixels, second.peak_position, second.volume_mm3) == (1, (3, 4, 5), 1.0)
 
 
+def test_a_volume_counts_what_was_looked_at() -> None:
+    values = np.zeros((3, 4, 5), np.float32)
+    values[0, 0, 4], values[1, 1, 1], values[1, 1, 2] = 2, 3, 5
+    first, second = findings_in(values, values > 1, (1.0, 1.0, 3.0), share=np.array([1, 0.5, 0.25]))
+    assert (first.pixels, first.volume_mm3, second.volume_mm3) == (2, 0.75 * 3, 3.0)
+
+
 def test_nothing_above() -> None:
     assert findings_in(MAP, MAP > 9) == ()
 

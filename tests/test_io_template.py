@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from thorad.io.template import MNI_2009A, Grid, cut_axial, paste_axial
+from thorad.io.template import MNI_2009A, Grid, cut_axial, looked_at_share, paste_axial
 from thorad.io.volumes import Volume, read_volume
 
 GRID = Grid((48, 56, 40), (-24, -28, -18), axial_slice=20)
@@ -74,6 +74,25 @@ def test_there_and_back_on_every_orientation(spacing: tuple[float, float, float]
         between = np.isfinite(pasted) & (z >= -1) & (z <= 6)
         np.testing.assert_allclose(pasted[between], volume.voxels[between], atol=3 * linear)
         assert np.count_nonzero(between) > 500 / np.prod(spacing)
+
+
+@pytest.mark.parametrize("spacing", [*SPACINGS, (3.0, 1.0, 1.0)], ids=str)
+def test_what_is_looked_at_of_the_voxels_that_slices_meet_is_the_slices_volume(
+    spacing: tuple[float, float, float],
+) -> None:
+    """A disc of 15 mm in one slice or in three of 1 mm, whatever the voxels that they lie in."""
+    rows, columns = np.indices((56, 48))
+    disc = ((columns - 24) ** 2 + (rows - 27) ** 2 <= 15**2).astype(np.float32)
+    for axes in (ORIENTATIONS[0], ORIENTATIONS[21], OBLIQUE):
+        volume = native_grid(axes, spacing, MOVED)
+        for indices in ([20], [19, 20, 21]):
+            pasted = paste_axial(np.stack([disc] * len(indices)), indices, volume, MOVED, GRID)
+            voxels = np.argwhere(np.nan_to_num(pasted) > 0.5)
+            share = looked_at_share(voxels, indices, volume, MOVED, GRID)
+            assert 0 <= share.min() <= share.max() <= 1 + 1e-9
+            found_mm3 = share.sum() * np.prod(spacing) * np.linalg.det(MOVED[:3, :3])
+            assert found_mm3 == pytest.approx(len(indices) * disc.sum(), rel=0.05)
+            assert len(voxels) > 1.3 * share.sum() or len(indices) > 1  # the voxels by themselves are more
 
 
 @pytest.mark.parametrize("spacing", SPACINGS, ids=str)

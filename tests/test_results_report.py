@@ -337,6 +337,7 @@ def test_tables_and_their_notes_become_html() -> None:
         "gallery": None,
         "points": [],
         "titles": [],
+        "models": "tiny",
         "run": {},
         "counts": [],
         "sizes": [],
@@ -411,6 +412,8 @@ def test_sliders_change_pixels(chromium: Any, tmp_path: Path) -> None:
     make_results(tmp_path / "results", 3, names=[EVIL], steps=3)
     opened = Opened(chromium, write_report(tmp_path / "results").path)
     opened.show_cases()
+    opened.page.locator("#judged").uncheck()
+    opened.settle()
     start = opened.pixels()
     # The current case is the one of the highest score: its map has a disc of 0.06, above the threshold.
     coloured = np.abs(start[..., 0] - start[..., 1]) > 20
@@ -431,6 +434,7 @@ def test_sliders_change_pixels(chromium: Any, tmp_path: Path) -> None:
     opened.slide("#level", 20)
     assert opened.pixels(panel=0).sum() > scan.sum()  # a lower level is a brighter picture
     opened.page.locator("#reset").click()
+    opened.page.locator("#judged").uncheck()
     opened.settle()
     np.testing.assert_array_equal(opened.pixels(), start)
     opened.page.locator("#colours").select_option("viridis")
@@ -455,11 +459,11 @@ def test_threshold_outlines_exactly_the_runs_mask(chromium: Any, tmp_path: Path)
     opened.check_quiet()
 
 
-def test_what_was_judged_is_outlined_if_asked(chromium: Any, tmp_path: Path) -> None:
+def test_what_was_judged_is_outlined_until_switched_off(chromium: Any, tmp_path: Path) -> None:
     make_results(tmp_path / "results", 1)
     opened = Opened(chromium, write_report(tmp_path / "results").path)
     opened.show_cases()
-    assert not opened.page.locator("#judged").is_checked()
+    assert opened.page.locator("#judged").is_checked()
     before = [opened.pixels(panel=panel) for panel in range(3)]
     opened.page.keyboard.press("g")
     opened.settle()

@@ -44,7 +44,10 @@ def peak_pixels(labels: NDArray[np.int32], values: NDArray[Any]) -> NDArray[np.i
 
 
 def findings_in(
-    anomaly_map: NDArray[Any], mask: NDArray[np.bool_], spacing: Sequence[float] | None = None
+    anomaly_map: NDArray[Any],
+    mask: NDArray[np.bool_],
+    spacing: Sequence[float] | None = None,
+    share: NDArray[np.float64] | None = None,
 ) -> tuple[Finding, ...]:
     """Describe the connected components of a mask, the highest peak first; none is too small to be kept.
 
@@ -52,12 +55,15 @@ def findings_in(
         anomaly_map: (H, W) or (I, J, K); finite within the mask.
         mask: of the same shape.
         spacing: of the pixels or voxels along each axis, mm, where known.
+        share: (N,) of the mask's N voxels, in the order of `numpy.argwhere`: how much of each counts for the volume;
+            None for all of it.
     """
     if not mask.any():
         return ()
     box = _box_around(mask)  # a volume of which a few slices were looked at is mostly empty, and may be large
     values, inside = np.asarray(anomaly_map[box], np.float64), mask[box]
     labels, sizes = components(inside)
+    counted = sizes if share is None else np.bincount(labels[inside], share, minlength=sizes.size + 1)[1:]
     sums = np.bincount(labels[inside], values[inside], minlength=sizes.size + 1)[1:]
     corner = np.array([side.start for side in box])
     each_mm = None if spacing is None else math.prod(spacing)
@@ -65,12 +71,12 @@ def findings_in(
         Finding(
             pixels=int(size),
             area_mm2=None if each_mm is None or mask.ndim != 2 else float(size * each_mm),
-            volume_mm3=None if each_mm is None or mask.ndim != 3 else float(size * each_mm),
+            volume_mm3=None if each_mm is None or mask.ndim != 3 else float(volume * each_mm),
             peak=float(values.flat[peak]),
             peak_position=tuple((corner + np.unravel_index(peak, inside.shape)).tolist()),
             mean=float(total / size),
         )
-        for size, total, peak in zip(sizes, sums, peak_pixels(labels, values), strict=True)
+        for size, volume, total, peak in zip(sizes, counted, sums, peak_pixels(labels, values), strict=True)
     ]
     return tuple(sorted(found, key=lambda finding: -finding.peak))
 

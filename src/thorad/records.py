@@ -32,7 +32,7 @@ class Finding:
     area_mm2: float | None
     """None for a volume, and where the image's spacing isn't known."""
     volume_mm3: float | None
-    """None for an image."""
+    """Of what was looked at: a voxel counts by how much of it slices, 1 mm thick, take. None for an image."""
     peak: float
     """The map's highest value in it."""
     peak_position: tuple[int, ...]

@@ -21,10 +21,10 @@ from thorad.findings import findings_in
 from thorad.io.inputs import as_volume
 from thorad.io.registration import Registration, register
 from thorad.io.slices import axial_images
-from thorad.io.template import MNI_2009A, paste_axial
+from thorad.io.template import MNI_2009A, looked_at_share, paste_axial
 from thorad.io.volumes import Volume
 from thorad.recipe import VolumeSection
-from thorad.records import VolumeDetection, format_indices
+from thorad.records import Finding, VolumeDetection, format_indices
 
 LARGEST_NEGATIVE = 0.1
 """Of the 99th percentile: what resampling overshoots is smaller."""
@@ -84,6 +84,7 @@ def detect_volume(
     detections = tuple(detector.detect_batch(slices, on_step, keep_steps=keep_steps))
     anomaly_map = _pasted([one.anomaly_map for one in detections], chosen, volume, registration)
     mask = None if detector.threshold is None else np.nan_to_num(anomaly_map, nan=0.0) > detector.threshold
+    findings = None if mask is None else _findings(anomaly_map, mask, chosen, volume, registration)
     return VolumeDetection(
         name=volume.name,
         source=volume.source,
@@ -100,8 +101,19 @@ def detect_volume(
         check=check,
         p_value=_bonferroni([one.p_value for one in detections]) if mask is not None else None,
         mask=mask,
-        findings=None if mask is None else findings_in(anomaly_map, mask, volume.spacing),
+        findings=findings,
     )
+
+
+def _findings(
+    anomaly_map: NDArray[Any],
+    mask: NDArray[np.bool_],
+    indices: Sequence[int],
+    volume: Volume,
+    registration: Registration,
+) -> tuple[Finding, ...]:
+    share = looked_at_share(np.argwhere(mask), indices, volume, registration.to_template)
+    return findings_in(anomaly_map, mask, volume.spacing, share)
 
 
 def checked_indices(section: VolumeSection, indices: Sequence[int] | None, model: str) -> list[int]:

@@ -154,6 +154,9 @@ def _print_scores(summary: RunSummary, detector: Detector, model: str) -> None:
         print_line(f"Masks and findings: above the threshold that {share} of the healthy scans' pixels exceed.")
     elif detector.threshold is not None:
         print_line(f"Masks and findings: above {detector.threshold:g}.")
+    begins = detector.threshold or 0.0
+    if any(each.finding_count and summary.done[name] <= begins for name, each in summary.verdicts.items()):
+        print_line("A score is a mean over pixels: of a case whose findings are small it may be below that.")
     if drawn:
         print_line("draws agree: Dice between the masks of draws with other noise. 1: the same, 0: nothing in common.")
 

@@ -126,6 +126,32 @@ def paste_axial(
     return pasted
 
 
+def looked_at_share(
+    voxels: NDArray[np.int64],
+    indices: Sequence[int],
+    volume: Volume,
+    to_template: NDArray[np.float64],
+    grid: Grid = MNI_2009A,
+) -> NDArray[np.float64]:
+    """How much of each voxel lies in slabs of slices, each 1 mm thick, by its extent along the template's z.
+
+    Args:
+        voxels: (N, 3) of the volume, N of them.
+        indices, volume, to_template, grid: as `paste_axial`.
+
+    Returns:
+        (N,) in [0, 1].
+    """
+    z_row = _to_grid(volume, to_template, grid)[2]
+    extent = np.abs(z_row[:3]).sum()
+    z = voxels @ z_row[:3] + z_row[3]
+    share = np.zeros(len(voxels))
+    for height in set(indices):
+        low, high = np.maximum(z - extent / 2, height - 0.5), np.minimum(z + extent / 2, height + 0.5)
+        share += np.clip(high - low, 0, None) / extent
+    return share
+
+
 def _to_grid(volume: Volume, to_template: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
     """(4, 4): native voxel index to the template's."""
     return np.asarray(np.linalg.inv(grid.affine) @ to_template @ volume.affine)

@@ -52,7 +52,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, TypeAdapter, ValidationError
 
 from thorad.datasets.cases import Case, read_cases
 from thorad.errors import ThoradError
@@ -87,7 +87,7 @@ STATUSES: Final = ("ok", "warned", "refused", "failed")
 class FindingRecord:
     """As `thorad.records.Finding`; what some versions did not keep may be missing."""
 
-    pixels: int
+    pixels: Annotated[int, Field(validation_alias=AliasChoices("pixels", "voxels"))]
     peak: Finite
     area_mm2: Finite | None = None
     volume_mm3: Finite | None = None

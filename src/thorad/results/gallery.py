@@ -117,12 +117,13 @@ def gallery_index(
 
 def looking(folder: ResultFolder, largest: float) -> dict[str, Any]:
     """What the controls of `looking.js` start from; `largest` is the map value at which sliders and colours end."""
+    own = (folder.run.get("method") or {}).get("own_threshold")  # maps that have one are probabilities
     return {
         "threshold": folder.threshold,
         "start": folder.maximum / 4 if folder.threshold is None else folder.threshold,
         "maximum": largest,
         "largest": largest,
-        "unit": "map value (no unit)",
+        "unit": "map value (no unit)" if own is None else "probability",
         "colours": COLOUR_MAPS,
     }
 

@@ -23,7 +23,7 @@ from thorad.io.tables import listing, write_table
 from thorad.io.template import MNI_2009A
 from thorad.io.volumes import write_nifti
 from thorad.pictures import Side, montage, overlay, template_slice, three_planes
-from thorad.records import Detection, StepPictures, VolumeDetection, current_options, model_title
+from thorad.records import Detection, Finding, StepPictures, VolumeDetection, current_options, model_title
 from thorad.results import folder as layout
 from thorad.results.dicom import (
     DerivationInfo,
@@ -202,7 +202,7 @@ class ResultWriter:
             source=result.source,
             score=float(result.score),
             p_value=result.p_value,
-            findings=None if result.findings is None else [asdict(finding) for finding in result.findings],
+            findings=None if result.findings is None else [_finding(finding) for finding in result.findings],
             draw_agreement=result.draw_agreement,
             network_calls=int(result.network_calls),
             seconds=float(result.seconds),
@@ -343,6 +343,11 @@ def _write_registration(folder: Path, registration: Registration, indices: Seque
     middle = [indices[len(indices) // 2]] if indices else []
     picture = three_planes(registration_picture(registration, *middle), MNI_2009A.shape)
     write_png8(folder / layout.REGISTRATION_PICTURE, picture)
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    content = asdict(finding)
+    return content if finding.volume_mm3 is None else {"voxels": content.pop("pixels"), **content}
 
 
 def _message(check: Check) -> str:
