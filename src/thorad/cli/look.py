@@ -123,10 +123,8 @@ def _print_scores(summary: RunSummary, detector: Detector, model: str) -> None:
     from thorad.apps.calibrate import calibrate_command
     from thorad.calibration import format_options
 
-    masked, drawn = (
-        detector.threshold is not None,
-        any(each.draw_agreement is not None for each in summary.verdicts.values()),
-    )
+    masked = detector.threshold is not None
+    drawn = any(each.draw_agreement is not None for each in summary.verdicts.values())
     figures = [*(["p"] if detector.calibration else []), *(["findings"] * masked), *(["draws agree"] * drawn)]
 
     def table(title: str, names: list[str]) -> None:
