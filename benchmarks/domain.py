@@ -104,7 +104,7 @@ def slices_of(head: Volume) -> dict[str, list[Image]]:
     registration = register(head)
     depth, k = MNI_2009A.shape[2], MNI_2009A.axial_slice
     stack = np.clip(cut_slices(registration, range(depth), skull=True), 0, None)  # (z, y downwards, x)
-    found = {f"{head.name}, {mm:+d} mm": [stack[k + mm]] for mm in (0, -10, 10, -20, 20, -40, 40)}
+    found = {f"{head.name}, {mm:+d} mm": [stack[k + mm]] for mm in (0, -10, 10, -15, -20, 20, -30, -40, 40)}
     found[f"{head.name}, sagittal"] = [stack[::-1, :, x] for x in (80, 90, 110, 120)]
     found[f"{head.name}, coronal"] = [stack[::-1, y] for y in (70, 90, 110, 130, 150)]
     return {name: [image_from_array(np.ascontiguousarray(each)) for each in group] for name, group in found.items()}

@@ -11,11 +11,11 @@ from thorad.apps.prepare import load_prepared, prepare_files, volume_section
 from thorad.errors import ThoradError
 from thorad.executor import processes
 from thorad.io.images import read_image
-from thorad.io.registration import Registration, template_brain
+from thorad.io.registration import Registration
 from thorad.io.registration_picture import registration_picture
 from thorad.io.scans import find_scans
 from thorad.io.tables import read_table
-from thorad.io.template import MNI_2009A, cut_axial, paste_axial
+from thorad.io.template import MNI_2009A, cut_axial, paste_axial, template_brain
 from thorad.io.volumes import Volume, read_volume, write_nifti
 
 SHIFT = np.array([[1, 0, 0, 3.0], [0, 1, 0, -4], [0, 0, 1, 5], [0, 0, 0, 1]])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import PIL.Image
 import pytest
@@ -36,8 +37,12 @@ from thorad.domain.pictures import (
 )
 from thorad.errors import ThoradError
 from thorad.io.images import Image, image_from_array, read_image, write_png8
+from thorad.io.intensity import scale
+from thorad.io.preprocess import to_model_input
 from thorad.io.scans import find_scans
 from thorad.io.tags import ScanTags
+from thorad.io.template import cut_axial, cut_template
+from thorad.io.volumes import read_volume
 from thorad.model import DOMAIN, bundled_models, load_model, load_recipe_of, model_folder
 from thorad.recipe import DomainSection, Recipe, TrainingSection
 from thorad.training.domain import learn_domain
@@ -61,7 +66,7 @@ def likeness(mean: float = 0.0) -> Likeness:
     """Variances 4 and 9 along the first two features, 0.25 along all others."""
     flat = np.zeros((SIDE, SIDE))
     components = np.eye(SIDE * SIDE)[:2]
-    return Likeness(np.full(SIDE * SIDE, mean), components, np.array([4, 9, 0.25]), flat, flat, {}, EVERYWHERE)
+    return Likeness(np.full(SIDE * SIDE, mean), components, np.array([4, 9, 0.25]), flat, flat, {}, {}, EVERYWHERE)
 
 
 def test_distance_is_mahalanobis_of_a_known_gaussian() -> None:
@@ -122,7 +127,8 @@ def blobs(count: int, seed: int, size: int = 32) -> Pixels:
 @pytest.fixture(scope="module")
 def learned() -> PictureDomain:
     pictures = blobs(60, 0)
-    found = fit_domain(pictures, blobs(60, 1)[None], np.ones((32, 32), bool), t1w=False)
+    lower = {10: pictures[0].T, 20: pictures[0, ::-1], 30: pictures[0].T[:, ::-1]}
+    found = fit_domain(pictures, blobs(60, 1)[None], np.ones((32, 32), bool), t1w=False, lower=lower)
     assert found is not None
     return found
 
@@ -140,6 +146,18 @@ def test_what_was_learned_is_kept_to_the_last_digits(learned: PictureDomain) -> 
     assert {test: learned.thresholds(test) for test in learned.healthy} == {
         test: again.thresholds(test) for test in again.healthy
     }
+
+
+def test_the_slice_that_a_picture_resembles_most_is_told(learned: PictureDomain) -> None:
+    new = blobs(1, 7)[0]
+    found = {"top": new, "left": new.T, "bottom": new[::-1], "right": new.T[:, ::-1]}
+    strange = {name: learned.likeness.strangeness(picture) for name, picture in found.items()}
+    assert {name: found.lower_mm for name, found in strange.items()} | {"top": 0} == {
+        **{"top": 0, "left": 0, "bottom": 20, "right": 30}
+    }, "the nearest one says nothing"
+    assert strange["left"].lower == 0
+    assert strange["top"].lower < 0.2
+    assert min(strange["bottom"].lower, strange["right"].lower) > 0.7
 
 
 def test_its_own_kind_passes_and_others_do_not(learned: PictureDomain) -> None:
@@ -233,7 +251,7 @@ def test_both_kinds_of_reasons_are_given(brain: Detector) -> None:
 @pytest.mark.parametrize("name", bundled_models())
 def test_bundled_models_know_their_pictures(name: str) -> None:
     folder = model_folder(name)
-    assert (folder / DOMAIN).stat().st_size < 320_000
+    assert (folder / DOMAIN).stat().st_size < 340_000
     assert load_model(name).picture_domain is not None
 
 
@@ -410,6 +428,63 @@ def test_models_of_earlier_versions_go_without_the_newer_tests(brain: Detector) 
     assert again.healthy.keys() == FLOORS.keys() - NEW
     noise = np.random.default_rng(0).random((128, 128))
     assert again.check(noise, DomainSection(), "m").status == "refused"
+
+
+def seen(pixels: Pixels) -> Pixels:
+    picture: Pixels = to_model_input(pixels, 128)[0][0].numpy()
+    return picture
+
+
+def test_the_template_s_own_slices_say_how_low_they_are(brain: Detector) -> None:
+    domain = brain.model.picture_domain
+    assert domain is not None
+    low = (15, 30, 45, 60)
+    found = [domain.likeness.strangeness(seen(one)) for one in cut_template([95 - mm for mm in (*low, -5, 0, 5, 10)])]
+    assert tuple(each.lower_mm for each in found[:4]) == low
+    assert min(each.lower for each in found[:4]) > 2 * max(each.lower for each in found[4:])
+
+
+def test_slices_too_low_are_refused_and_told_by_how_much(brain: Detector, shared_data: Path) -> None:
+    """On them half of the region may be marked, as if it were a finding. Colin27's space is nearly the template's."""
+    head = read_volume(shared_data / "volumes/colin27_t1_1mm.nii.gz")
+    for mm in (15, 20, 30, 40):
+        check = brain.check(cut_axial(head, np.eye(4), [95 - mm])[0])
+        assert check.status == "refused", mm
+        found = re.search(r"it looks like a slice about (\d+) mm lower in the head: take the right one", check.message)
+        assert found is not None, check.message
+        assert abs(int(found[1]) - mm) <= 5
+    for mm in (-5, 0, 5):
+        assert brain.check(cut_axial(head, np.eye(4), [95 - mm])[0]).status == "ok", mm
+
+
+@pytest.mark.parametrize("change", [{}, {"size": 0.85}, {"size": 1.15}, {"right": 12, "down": -8}])
+def test_flair_is_refused_by_its_name_wherever_it_lies(
+    brain: Detector, shared_data: Path, change: dict[str, float]
+) -> None:
+    volume = read_volume(shared_data / "heads/not_heads/flair20.nii.gz")
+    voxels = nibabel.as_closest_canonical(nibabel.Nifti1Image(volume.voxels, volume.affine)).get_fdata()
+    for height in (0.62, 0.65):
+        pixels = voxels[:, :, int(height * voxels.shape[2])].T[::-1].astype(np.float32)
+        rows, columns = (np.flatnonzero(head_of(pixels).any(axis)) for axis in (1, 0))
+        middle = (rows[0] + rows[-1]) // 2 + 150, (columns[0] + columns[-1]) // 2 + 150
+        framed = np.pad(pixels, 150)[middle[0] - 116 : middle[0] + 117, middle[1] - 98 : middle[1] + 99]
+        check = brain.check(moved(**change)(framed))
+        assert check.status == "refused", height
+        assert re.search("its contrasts are nearer to (CT or )?FLAIR", check.message), check.message
+
+
+def test_masks_and_blank_ellipses_are_refused(brain: Detector, hand: Detector) -> None:
+    y, x = np.mgrid[:233, :197]
+    ellipse = np.hypot((y - 80) / 30, (x - 60) / 20) < 1
+    for detector in (brain, hand):
+        for mask in (ellipse, 255 * ellipse.astype(np.uint8), ellipse + 0.5):
+            assert detector.check(mask.astype(np.float32)).message.startswith("it has two values only, as a mask has")
+    grey = ellipse * (0.6 + 0.1 * np.random.default_rng(0).standard_normal(ellipse.shape))
+    assert brain.check(grey.clip(0)).status == "refused"
+    small = (np.hypot(y - 80, x - 60) < 5).astype(np.float32)
+    assert brain.check(small).message.startswith("it has two values only")
+    with pytest.raises(ThoradError, match=r"nearly empty: .* Is it a mask\?"):
+        scale(small)
 
 
 def test_mirrored_heads_cannot_be_told(brain: Detector, shared_data: Path) -> None:

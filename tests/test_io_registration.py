@@ -11,9 +11,9 @@ from scipy.spatial.transform import Rotation
 
 from thorad.errors import ThoradError
 from thorad.io import registration
-from thorad.io.registration import Registration, register, template_brain, to_simple_itk
+from thorad.io.registration import Registration, register, to_simple_itk
 from thorad.io.slices import cut_slices
-from thorad.io.template import MNI_2009A
+from thorad.io.template import MNI_2009A, template_brain
 from thorad.io.volumes import Volume, read_volume
 
 

@@ -27,7 +27,7 @@ from thorad.domain.pictures import check_size
 from thorad.domain.tags import check_tags
 from thorad.errors import ThoradError
 from thorad.findings import findings_in
-from thorad.io.images import Image
+from thorad.io.images import Image, looks_like_mask
 from thorad.io.inputs import ImageLike, as_image
 from thorad.io.preprocess import Placement, mask_to_model_grid, to_input_grid, to_model_grid
 from thorad.maps.anomaly_map import AnomalyMap, residual
@@ -236,6 +236,8 @@ class Detector:
 
     def check_picture(self, image: Image) -> Check:
         """`check` by the picture alone."""
+        if looks_like_mask(image.pixels):
+            return Check(refusals=("it has two values only, as a mask has: expected a scan",))
         too_small = check_size(image.scaled.shape, self.model_size, self.model_name)
         if too_small.refusals or self.model.picture_domain is None:
             return too_small

@@ -2,7 +2,7 @@
 
 Brightness and contrast of another scanner must not matter, nor a lesion; orientation, size, view and the order of the
 tissues' brightness must. So a picture is compared by its contrast with its own surroundings (`_features`), on a coarse
-grid, in five ways (`Likeness`), and by how dark its rim is. Each has thresholds from healthy pictures that were held
+grid, in six ways (`Likeness`), and by how dark its rim is. Each has thresholds from healthy pictures that were held
 out, and from a floor below which no picture is strange, whatever the healthy ones are.
 
 Shapes: N pictures; S the model's grid; G = 64 the grid of local contrast; F = 32 the grid of features.
@@ -11,9 +11,10 @@ Shapes: N pictures; S the model's grid; G = 64 the grid of local contrast; F = 3
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -49,19 +50,30 @@ FLOORS: Final = {
     "distance": (0.0, 0.0),
     "misfit": (0.7, 0.9),
     "pose": (1.05, 1.15),
-    "contrast": (0.5, 0.6),
+    "contrast": (0.59, 0.65),
+    "lower": (0.33, 0.42),
     "turn": (12, 15),
     "background": (0.15, 0.25),
 }
 """No picture is warned of, or refused, below these values, whatever the model. Turned by more than 15 degrees, or on a
 background above 0.25, three in four healthy heads have findings; of those upright and on black, one in five."""
-FAR: Final = {"distance": 1.1, "misfit": 1.0, "pose": 1.1, "contrast": 1.2, "turn": 1.2, "background": 1.5}
+FAR: Final = {
+    "distance": 1.1,
+    "misfit": 1.0,
+    "pose": 1.1,
+    "contrast": 1.2,
+    "lower": 1.2,
+    "turn": 1.2,
+    "background": 1.5,
+}
 """Refused is what is so many times beyond the healthy scans' threshold for warnings, and beyond the floor."""
-NEW: Final = {"turn", "background"}
+NEW: Final = {"turn", "background", "lower"}
 """Tests that models of thorad 0.1 have no healthy scores of, and go without."""
 
-PLACED: Final = {"misfit"}
+PLACED: Final = {"misfit", "lower"}
 """Tests whose thresholds come from the pictures as they are, not from copies that lie elsewhere in the frame."""
+BOTH: Final = {"contrast", "misfit"}
+"""Tests that together refuse what each by itself warns of: the shapes are strange, and what is where bright."""
 
 CONTRASTS: Final = {
     "FLAIR": (0.0, 0.05, 0.1, 0.9, 0.6, 0.8),
@@ -70,6 +82,13 @@ CONTRASTS: Final = {
 }
 """What air, dark rim, fluid, grey matter, white matter and fat, at `T1W` in a T1w picture, are in others, roughly."""
 T1W: Final = (0.0, 0.1, 0.3, 0.6, 0.85, 1.0)
+
+LOWER: Final = range(10, 61, 5)
+"""mm below a model's lowest slice that the template is cut at, to see which of these slices a picture resembles most.
+The first says nothing: that is as far off as slices at the right height seem to be."""
+
+CLOSE: Final = 0.1
+"""Sequences whose shares of the picture differ by less can't be told apart."""
 
 ENLARGED: Final = (1.33, 1.67, 2.5)
 
@@ -147,7 +166,13 @@ class Strangeness:
     contrast: float
     """Share of the picture whose contrasts are nearer to another sequence's than to the healthy pictures'."""
     like: str
-    """Which one; empty where the model isn't for T1w."""
+    """Which one, or which ones; empty where the model isn't for T1w."""
+    moved_back: bool
+    """Whether it was clear that it lies elsewhere, so that the contrasts were compared as if it lay well."""
+    lower: float
+    """Share of the picture that is nearer to a slice farther down in the head."""
+    lower_mm: int
+    """How far down; 0 where there is no such slice."""
     lying: Lying
     turn: float
     """Degrees that it is turned by either way; 0 where it isn't known how it lies."""
@@ -253,6 +278,8 @@ class Likeness:
     """(F, F)."""
     contrasts: dict[str, Array]
     """(F, F) each: mean fine features of the healthy pictures as another sequence would show them."""
+    lower: dict[int, Array]
+    """{mm: (F, F)}: mean fine features of slices so much farther down in the head; empty where that isn't known."""
     region: NDArray[np.bool_]
     """(F, F): where the model looks for anomalies."""
 
@@ -266,16 +293,23 @@ class Likeness:
         better = min(distances, key=lambda pose: distances[pose])
         around = 1 - _correlation(fine, self.fine_mean, np.ones_like(self.region))
         inside = 1 - _correlation(fine, self.fine_mean, self.region)
-        shares = {kind: self._share_like(fine, mean) for kind, mean in self.contrasts.items()}
-        like = max(shares, key=lambda kind: shares[kind], default="")
+        placed = self._moved_back(fine)
+        shares = {kind: self._share_like(placed, mean) for kind, mean in self.contrasts.items()}
+        contrast = max(shares.values(), default=0.0)
+        lower = {mm: self._share_like(fine, mean) for mm, mean in self.lower.items()}
+        lower_mm = max(lower, key=lambda mm: lower[mm], default=0)
+        far = lower_mm > LOWER[0]
         return Strangeness(
             distance=float(self._distances(_features(on_grid, COARSE))[0]),
             misfit=min(around, inside),
             misfit_around=around,
             pose=as_it_is / distances[better],
             better=better,
-            contrast=shares.get(like, 0.0),
-            like=like,
+            contrast=contrast,
+            like=" or ".join(kind for kind, share in shares.items() if share > contrast - CLOSE),
+            moved_back=placed is not fine,
+            lower=lower[lower_mm] if far else 0.0,
+            lower_mm=lower_mm if far else 0,
             lying=lying,
             turn=lying.known_turn,
             background=_background(on_grid[0]),
@@ -283,23 +317,31 @@ class Likeness:
 
     @cached_property
     def _displaced_means(self) -> NDArray[np.complex128]:
-        """(turns * sizes, F, F // 2 + 1): spectra of the mean's fine features, turned and enlarged, of norm 1."""
-        middle, means = np.full(2, (SIDE - 1) / 2), []
-        for turn in np.deg2rad(TURNS):
-            for size in SIZES:
-                matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / size
-                means.append(affine_transform(self.fine_mean, matrix, middle - matrix @ middle, order=1))
-        centred = np.stack(means) - np.mean(means, axis=(1, 2), keepdims=True)
-        norms = np.sqrt((centred**2).sum((1, 2), keepdims=True))
-        return np.asarray(np.fft.rfft2(centred / (norms + 1e-12)).conj())
+        """As `_displaced` gives them, of the mean healthy picture, turned and enlarged."""
+        return _displaced([self.fine_mean], TURNS)
+
+    @cached_property
+    def _displaced_contrasts(self) -> NDArray[np.complex128]:
+        """As `_displaced` gives them, of the mean healthy picture and the other sequences', enlarged."""
+        return _displaced([self.fine_mean, *self.contrasts.values()], [0])
+
+    def _moved_back(self, fine: Array) -> Array:
+        """Fine features, (F, F), as they would lie on the mean's, where it is clear that they lie elsewhere.
+
+        Of which sequence the picture is isn't known, so all are asked.
+        """
+        if not self.contrasts:
+            return fine
+        found = _correlations(fine, self._displaced_contrasts).reshape(-1, len(SIZES), *(2 * FARTHEST + 1,) * 2)
+        _, size, down, right = (int(i) for i in np.unravel_index(found.argmax(), found.shape))
+        if found.max() < max(RECOGNISED, found[:, SIZES.index(1), FARTHEST, FARTHEST].max() + BETTER):
+            return fine
+        shift = (1 - SIZES[size]) * (SIDE - 1) / 2 + np.array([down, right]) - FARTHEST
+        return np.asarray(affine_transform(fine, np.eye(2) * SIZES[size], shift, order=1))
 
     def _lying(self, fine: Array) -> Lying:
         """Of fine features, (F, F): where their correlation with the mean's is highest."""
-        centred = fine - fine.mean()
-        spectrum = np.fft.rfft2(centred / (np.sqrt((centred**2).sum()) + 1e-12))
-        shifts = np.arange(-FARTHEST, FARTHEST + 1)
-        everywhere = np.fft.irfft2(spectrum * self._displaced_means, s=(SIDE, SIDE))
-        found = everywhere[:, shifts[:, None], shifts].reshape(len(TURNS), len(SIZES), len(shifts), len(shifts))
+        found = _correlations(fine, self._displaced_means).reshape(len(TURNS), len(SIZES), *(2 * FARTHEST + 1,) * 2)
         turn, size, down, right = (int(i) for i in np.unravel_index(found.argmax(), found.shape))
         return Lying(
             turn=TURNS[0] + TURNS.step * _top(found[:, size, down, right]),
@@ -326,6 +368,27 @@ class Likeness:
         return float(np.clip(found, -expected, expected).sum() / max(expected.sum(), 1e-12))
 
 
+def _displaced(means: Sequence[Array], turns: Sequence[int]) -> NDArray[np.complex128]:
+    """(means * turns * sizes, F, F // 2 + 1): spectra of fine features, turned and enlarged, of norm 1."""
+    middle, made = np.full(2, (SIDE - 1) / 2), []
+    for mean in means:
+        for turn in np.deg2rad(turns):
+            for size in SIZES:
+                matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / size
+                made.append(affine_transform(mean, matrix, middle - matrix @ middle, order=1))
+    centred = np.stack(made) - np.mean(made, axis=(1, 2), keepdims=True)
+    norms = np.sqrt((centred**2).sum((1, 2), keepdims=True))
+    return np.asarray(np.fft.rfft2(centred / (norms + 1e-12)).conj())
+
+
+def _correlations(fine: Array, displaced: NDArray[np.complex128]) -> Array:
+    """Of fine features, (F, F), with N `displaced` ones, moved down and to the right: (N, shifts, shifts)."""
+    centred = fine - fine.mean()
+    spectrum = np.fft.rfft2(centred / (np.sqrt((centred**2).sum()) + 1e-12))
+    shifts = np.arange(-FARTHEST, FARTHEST + 1)
+    return np.asarray(np.fft.irfft2(spectrum * displaced, s=(SIDE, SIDE))[:, shifts[:, None], shifts])
+
+
 def _cells(votes: Array) -> Array:
     return np.asarray(votes.reshape(SIDE // 2, 2, SIDE // 2, 2).sum((1, 3)))
 
@@ -343,13 +406,15 @@ def _reasons(found: Strangeness, usual_distance: float) -> dict[str, str]:
     reasons = {
         "background": displaced or "it has no dark background: that is grey, or it is a negative, or shows a part only",
         "turn": displaced or lies.format(found.lying.turned),
+        "lower": f"it looks like a slice about {found.lower_mm} mm lower in the head: take the right one, or give the "
+        "whole volume, which is registered",
         "distance": unknown,
-        "contrast": displaced
-        or f"its contrasts are nearer to {found.like}: another sequence, modality or slice, or changed grey",
+        "contrast": f"its contrasts are nearer to {found.like}: another sequence, modality or slice, or changed grey",
         "misfit": unknown,
     }
     pose = {"pose": displaced or f"it would fit better {found.better}, unless it is another slice or view"}
-    return {**pose, **reasons} if found.distance / found.pose <= usual_distance else {**reasons, **pose}
+    first = {"contrast": reasons["contrast"]} if found.moved_back else {}
+    return first | (pose | reasons if found.distance / found.pose <= usual_distance else reasons | pose)
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,24 +441,30 @@ class PictureDomain:
         """
         found = self.likeness.strangeness(picture)
         refused: list[str] = []
-        warned: list[str] = []
+        warned: dict[str, str] = {}
         for test, reason in _reasons(found, self.thresholds("distance")[0]).items():
             if test not in self.healthy:
                 continue
             value, (warn, refuse) = getattr(found, test), self.thresholds(test)
             if value > warn:
                 detail = f"{reason} ({test} {value:.2f}, of healthy scans below {warn:.2f})"
-                (refused if value > refuse else warned).append(detail)
+                if value > refuse:
+                    refused.append(detail)
+                else:
+                    warned[test] = detail
+        if warned.keys() >= BOTH:
+            refused.append(warned["contrast"])
         if not refused and not warned and found.misfit_around > self.thresholds("misfit")[0]:
             around = (
                 "what is around the region that the model looks at is strange: the skull missing or cut off, or the "
                 "picture larger or smaller in its frame"
             )
-            warned.append(_reasons(found, math.inf)["misfit"] if found.displaced else around)
+            warned["around"] = _reasons(found, math.inf)["misfit"] if found.displaced else around
         if not refused and not warned:
             return NOTHING_FOUND
         expected = f"; expected {section.picture}" if section.picture else ""
-        reason = f"this does not look like what model {model!r} was trained on: {(refused or warned)[0]}{expected}"
+        found_first = (refused or list(warned.values()))[0]
+        reason = f"this does not look like what model {model!r} was trained on: {found_first}{expected}"
         return Check(refusals=(reason,)) if refused else Check(warnings=(reason,))
 
     def to_bytes(self) -> bytes:
@@ -407,6 +478,7 @@ class PictureDomain:
             "fine.deviation": like.fine_deviation.astype(np.float32),
             "region": like.region,
             **{f"contrast.{kind}": mean.astype(np.float32) for kind, mean in like.contrasts.items()},
+            **{f"lower.{mm}": mean.astype(np.float16) for mm, mean in like.lower.items()},
             **{f"healthy.{test}": scores for test, scores in self.healthy.items()},
         }
         return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
@@ -420,11 +492,14 @@ class PictureDomain:
         """
         try:
             tensors = load(content)
-            contrasts = {
-                name.removeprefix("contrast."): mean.astype(np.float64)
-                for name, mean in sorted(tensors.items())
-                if name.startswith("contrast.")
-            }
+            contrasts, lower = (
+                {
+                    name.removeprefix(kind): mean.astype(np.float64)
+                    for name, mean in sorted(tensors.items())
+                    if name.startswith(kind)
+                }
+                for kind in ("contrast.", "lower.")
+            )
             likeness = Likeness(
                 mean=tensors["coarse.mean"].astype(np.float64),
                 components=tensors["coarse.components"].astype(np.float64),
@@ -432,6 +507,7 @@ class PictureDomain:
                 fine_mean=tensors["fine.mean"].astype(np.float64),
                 fine_deviation=tensors["fine.deviation"].astype(np.float64),
                 contrasts=contrasts,
+                lower={int(mm): mean for mm, mean in lower.items()},
                 region=tensors["region"].astype(np.bool_),
             )
             tests = [test for test in FLOORS if test not in NEW or f"healthy.{test}" in tensors]
@@ -470,7 +546,12 @@ def conformal_threshold(healthy: Sequence[float] | NDArray[Any], level: float) -
 
 
 def fit_domain(
-    pictures: NDArray[Any], varied: NDArray[Any], region: NDArray[np.bool_], *, t1w: bool
+    pictures: NDArray[Any],
+    varied: NDArray[Any],
+    region: NDArray[np.bool_],
+    *,
+    t1w: bool,
+    lower: Mapping[int, NDArray[Any]] = MappingProxyType({}),
 ) -> PictureDomain | None:
     """Learn what healthy pictures look like; each is judged by what was learned from the other folds.
 
@@ -479,6 +560,7 @@ def fit_domain(
         varied: (C, N, S, S), as other scanners and other placements might show them, in the same order.
         region: (S, S) of the model.
         t1w: whether they are T1w, so that it is known what other sequences look like.
+        lower: {mm: (S, S) in [0, 1]}: slices of a brain alone, so much farther down in the head.
 
     Returns:
         None where there are fewer than `FEWEST_IMAGES`.
@@ -489,19 +571,20 @@ def fit_domain(
     on_side = _area_matrix(region.shape[0], SIDE)
     inside = on_side @ region.astype(np.float64) @ on_side.T > 0.5
     fold = np.arange(len(pictures)) % FOLDS
-    scores: dict[str, list[float]] = {test: [] for test in FLOORS}
+    brains = {mm: _on_grid(brain[None])[0] for mm, brain in lower.items()}
+    scores: dict[str, list[float]] = {test: [] for test in FLOORS if test != "lower" or lower}
     for held_out in range(FOLDS):
-        likeness = _fit(grids[:, fold != held_out], inside, t1w)
+        likeness = _fit(grids[:, fold != held_out], inside, t1w, brains)
         for copy, of_copy in enumerate(grids[:, fold == held_out]):
             for found in map(likeness.strangeness, of_copy):
                 for test in scores if copy == 0 else scores.keys() - PLACED:
                     scores[test].append(getattr(found, test))
     healthy = {test: np.sort(values).astype(np.float32) for test, values in scores.items()}
-    return PictureDomain(_fit(grids, inside, t1w), healthy)
+    return PictureDomain(_fit(grids, inside, t1w, brains), healthy)
 
 
-def _fit(grids: Array, region: NDArray[np.bool_], t1w: bool) -> Likeness:
-    """Of (1 + C, N, G, G): the pictures, then their varied copies."""
+def _fit(grids: Array, region: NDArray[np.bool_], t1w: bool, brains: Mapping[int, Array]) -> Likeness:
+    """Of (1 + C, N, G, G): the pictures, then their varied copies. Of slices farther down the brain alone is known."""
     from sklearn.decomposition import PCA
 
     everything = grids.reshape(-1, GRID, GRID)
@@ -512,12 +595,17 @@ def _fit(grids: Array, region: NDArray[np.bool_], t1w: bool) -> Likeness:
     contrasts = {
         kind: _features(np.interp(grids[0], T1W, tones), FINE).mean(0) for kind, tones in CONTRASTS.items() if t1w
     }
+    usual, half = fine.mean(0), _area_matrix(GRID, SIDE)
+    lower = {
+        mm: np.where(half @ (brain > 0) @ half.T > 0.5, _features(brain, FINE), usual) for mm, brain in brains.items()
+    }
     return Likeness(
         mean=pca.mean_,
         components=pca.components_,
         variances=np.append(pca.explained_variance_, pca.noise_variance_),
-        fine_mean=fine.mean(0),
+        fine_mean=usual,
         fine_deviation=_features(everything, FINE).std(0),
         contrasts=contrasts,
+        lower=lower,
         region=region,
     )

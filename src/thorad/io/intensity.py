@@ -30,10 +30,11 @@ def scale(pixels: NDArray[Any]) -> NDArray[np.float32]:
         )
     brightest = float(np.percentile(pixels, BRIGHTEST))
     if brightest <= 0:
-        lit = 100 * np.count_nonzero(pixels > 0) / pixels.size
+        lit = pixels[pixels > 0]
+        advice = "Is it a mask?" if lit.size and lit.min() == lit.max() else "Crop it to the anatomy."
         raise ThoradError(
-            f"The image is nearly empty: only {lit:.2g} % of its pixels are above 0, and the {BRIGHTEST}th percentile, "
-            f"by which it would be scaled, is {brightest:g}. Crop it to the anatomy."
+            f"The image is nearly empty: only {100 * lit.size / pixels.size:.2g} % of its pixels are above 0, and the "
+            f"{BRIGHTEST}th percentile, by which it would be scaled, is {brightest:g}. {advice}"
         )
     scaled = np.clip(pixels, 0, brightest)  # of floats, for the bounds are
     scaled /= brightest  # in place: a volume may take 400 MB

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from thorad.errors import ThoradError
 from thorad.io.brain import find_brain
+from thorad.io.template import template_brain
 from thorad.io.volumes import Volume
 
 sitk: Any
@@ -26,8 +26,6 @@ try:
     import SimpleITK as sitk  # noqa: N813
 except ImportError:
     sitk = None
-
-TEMPLATE: Final = "mni152-2009a-t1-brain-2mm.nii.gz"
 
 HEAD_MM: Final = 1.0
 """Grid that the brain is looked for on."""
@@ -168,14 +166,6 @@ def register(volume: Volume, *, skull: bool = True) -> Registration:
     )
 
 
-def template_brain() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """The template's T1w brain: (99, 117, 95) in [0, 255], 0 outside the brain; and its (4, 4) voxel to RAS mm."""
-    template = sitk.DICOMOrient(_template(), "RAS")
-    affine = np.diag([*template.GetSpacing(), 1.0])
-    affine[:3, 3] = (_RAS @ [*template.GetOrigin(), 1.0])[:3]
-    return sitk.GetArrayFromImage(template).T, affine
-
-
 def to_simple_itk(volume: Volume) -> Any:
     """The volume as a float32 SimpleITK image, each voxel where the affine puts it, be that left-handed or sheared."""
     affine = _RAS @ volume.affine
@@ -202,8 +192,7 @@ def _template() -> Any:
     """The template's brain, 2 mm, axes along LPS."""
     if sitk is None:
         raise ThoradError("registration needs SimpleITK, which is not installed. pip install 'thorad[volumes]'")
-    with resources.as_file(resources.files("thorad") / "assets" / "templates" / TEMPLATE) as path:
-        return sitk.DICOMOrient(sitk.ReadImage(str(path), sitk.sitkFloat32), "LPS")
+    return sitk.DICOMOrient(to_simple_itk(Volume(*template_brain(), source="", name="")), "LPS")
 
 
 def _shrink(image: Any, millimetres: float) -> Any:

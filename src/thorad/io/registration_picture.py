@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from thorad.io.registration import Registration, template_brain
-from thorad.io.template import MNI_2009A
+from thorad.io.registration import Registration
+from thorad.io.template import MNI_2009A, template_brain
 from thorad.io.volumes import Volume
 
 EXPECTED: Final = (255, 96, 0)

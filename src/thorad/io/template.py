@@ -4,8 +4,10 @@ Shapes: I, J, K the volume's own grid; n slices; H, W the template's axial plane
 anterior up and x ascending to the right, as the models were trained.
 """
 
+import gzip
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +38,11 @@ class Grid:
 MNI_2009A: Final = Grid((197, 233, 189), (-98, -134, -72), axial_slice=95)
 """MNI152NLin2009aSym; its slice 95 lies at z = +23 mm."""
 
+TEMPLATE: Final = "mni152-2009a-t1-brain-2mm.nii.gz"
+"""The bundled template's brain, of 2 mm: every second voxel of `MNI_2009A`."""
+NIFTI_HEADER: Final = 352
+"""Bytes."""
+
 TOUCH: Final = 1e-3
 """mm of a slice's slab that a voxel must share to take its values: neighbours that only touch share none."""
 
@@ -61,6 +68,22 @@ def cut_axial(
         inside = _within(position, last)
         picture[inside] = _linear(volume.voxels, np.clip(position, 0, last)[:, inside])
     return pictures
+
+
+def template_brain() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The template's T1w brain: (99, 117, 95) in [0, 255], 0 outside the brain; and its (4, 4) voxel to RAS mm.
+
+    Its file is read without the libraries for volumes, as models may be trained without them.
+    """
+    content = (resources.files("thorad") / "assets" / "templates" / TEMPLATE).read_bytes()
+    stored = np.frombuffer(gzip.decompress(content), np.uint8, offset=NIFTI_HEADER)
+    shape = tuple(-(-side // 2) for side in MNI_2009A.shape)
+    return stored.reshape(shape, order="F").astype(np.float32), MNI_2009A.affine @ np.diag([2.0, 2.0, 2.0, 1.0])
+
+
+def cut_template(indices: Sequence[int]) -> NDArray[np.float32]:
+    """(n, H, W): axial slices of the template's own brain, as `cut_axial` gives them."""
+    return cut_axial(Volume(*template_brain(), source="", name=""), np.eye(4), indices)
 
 
 def reach_axial(

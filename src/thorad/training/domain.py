@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from thorad.domain.pictures import FEWEST_IMAGES, MOST_PICTURES, PictureDomain, fit_domain
+from thorad.domain.pictures import FEWEST_IMAGES, LOWER, MOST_PICTURES, PictureDomain, fit_domain
+from thorad.io.preprocess import to_model_input
+from thorad.io.template import cut_template
 from thorad.model import load_region
 from thorad.recipe import Recipe
 from thorad.training.augmentation import augment
@@ -25,10 +29,18 @@ def learn_domain(images: Images, recipe: Recipe) -> PictureDomain | None:
     used = torch.stack([images[index * len(images) // count] for index in range(count)])  # (N, 1, S, S)
     copies = min(COPIES, MOST_PICTURES // count - 1)
     generator = generator_at(recipe.training.seed, -1, -1)
+    t1w, lowest = recipe.domain.weighting == "T1w", recipe.volume.axial_slices[0]
+    lower: dict[int, NDArray[np.float32]] = {}
+    if t1w and recipe.volume.template and lowest >= LOWER[-1]:
+        slices = cut_template([lowest - mm for mm in LOWER])
+        lower = {
+            mm: to_model_input(each, recipe.image.size)[0][0].numpy() for mm, each in zip(LOWER, slices, strict=True)
+        }
     varied = torch.stack([augment(used, recipe.augmentation, generator) for _ in range(copies)])
     return fit_domain(
         used[:, 0].numpy(),
         varied[:, :, 0].numpy(),
         load_region(recipe.image.region, recipe.image.size),
-        t1w=recipe.domain.weighting == "T1w",
+        t1w=t1w,
+        lower=lower,
     )
