@@ -192,6 +192,8 @@ def test_each_noise_takes_the_first_model_that_knows_it(tiny_model: Path, tmp_pa
     models = {(method, noise): model for model, method, noise in asked}
     assert models["thor", "gaussian"] == models["ddpm", "gaussian"] == models["zscore", None] == folders["gaussian"]
     assert models["thor", "simplex"] == models["anoddpm", "simplex"] == folders["simplex"]
+    noises = [noise for _, method, noise in asked if method == "thor"]
+    assert noises == ["simplex", "gaussian"], "the first THOR is what others are compared with, whatever the models"
 
 
 # ---- table 2

@@ -48,6 +48,7 @@ def inputs(size: int = 16) -> tuple[Tensor, Tensor, Tensor]:
         ("brain-t1-compact", 4.638, 10.05),
         # The same network on a quarter of the pixels; attention is cheaper still.
         ("hand-xray64", 4.638, 2.19),
+        ("brain-t1-gaussian", 4.638, 10.05),
         ("brain-t1-patched", 4.638, 10.05),
     ],
 )

@@ -842,7 +842,7 @@ def test_intensity_changes_some_images_and_stays_in_range() -> None:
 
 
 def test_bundled_recipes_are_valid_and_survive_a_round_trip() -> None:
-    assert bundled_recipes() == ["brain-t1", "brain-t1-compact", "brain-t1-patched", "hand-xray64"]
+    assert bundled_recipes() == ["brain-t1", "brain-t1-compact", "brain-t1-gaussian", "brain-t1-patched", "hand-xray64"]
     for name in bundled_recipes():
         recipe = load_recipe(name)
         assert recipe.name == name
@@ -859,6 +859,14 @@ def test_brain_t1_patched_can_start_from_brain_t1_compact() -> None:
     assert patched.noise.trained_kinds == ["simplex"]
     assert patched.noise.train_below > 500  # where pDDPM noises to
     assert 2 * patched.noise.patch_noise == patched.image.size
+
+
+def test_brain_t1_gaussian_goes_on_from_brain_t1_compact_with_gaussian_noise_alone() -> None:
+    gaussian, compact = load_recipe("brain-t1-gaussian"), load_recipe("brain-t1-compact")
+    same = ("image", "network", "augmentation", "domain")
+    assert [getattr(gaussian, part) for part in same] == [getattr(compact, part) for part in same]
+    assert gaussian.noise.kinds == compact.noise.kinds
+    assert gaussian.noise.trained_kinds == ["gaussian"]
 
 
 def test_brain_t1_is_the_papers() -> None:

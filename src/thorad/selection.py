@@ -85,7 +85,7 @@ def comparison(
         asked: only these kinds of noise; None for all.
 
     Returns:
-        (model, method, noise) of each detector; noise is None for a method without.
+        (model, method, noise) of each detector, the noises in their method's order; noise is None for a method without.
 
     Raises:
         ThoradError: unknown model, method or noise, or no model that can do a method that was named.
@@ -103,7 +103,8 @@ def comparison(
                 refusals.append(str(error))
         if methods is not None and not of_noise:
             raise ThoradError(" ".join(refusals))
-        found += [(model, method, noise) for noise, model in of_noise.items()]
+        in_order = METHODS[method].noises or (None,)
+        found += [(of_noise[noise], method, noise) for noise in in_order if noise in of_noise]
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 from typer import Argument, Exit, Option, Typer
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from thorad.detector import Detector
 
 app = Typer(rich_help_panel="Evaluate and reproduce")
+
+BRAIN_MODELS: Final = "brain-t1-gaussian,brain-t1-compact,brain-t1-patched"
+"""Each method of the paper on a network that was trained for its kind of noise."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +271,7 @@ def reproduce(
     out: Annotated[Path | None, opt.OutOption(help="Folder for report.md and the rest; --check needs none.")] = None,
     models: Annotated[
         str | None,
-        Option(help="Models. Default: hand-xray64 for table2, otherwise brain-t1-compact,brain-t1-patched."),
+        Option(help=f"Models. Default: hand-xray64 for table2, otherwise {BRAIN_MODELS}."),
     ] = None,
     check: Annotated[bool, Option("--check", help="Only check the folder and print what it holds.")] = False,
     json: opt.Json = None,
@@ -289,7 +292,7 @@ def reproduce(
     if out is None:
         raise ThoradError("--out is missing: name a folder for the results, or --check the data only.")
 
-    chosen = models or ("hand-xray64" if target == "table2" else f"{opt.DEFAULT_MODEL},brain-t1-patched")
+    chosen = models or ("hand-xray64" if target == "table2" else BRAIN_MODELS)
     settings = paper.Settings(**{**vars(options), "steps": opt.parse_steps(options.steps)})
     with progress_bar(target, quiet) as show:
         measured = paper.reproduce(target, data, opt.parse_words(chosen), out, settings, on_progress=show)
