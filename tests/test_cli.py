@@ -109,6 +109,26 @@ def test_what_speaks_against_the_model_is_said_once(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "report.html").read_text().count("All results: the training images of model") == 1
 
 
+def test_a_summary_says_like_reasons_once_and_what_is_there_twice(tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("colin_z+15", "colin_z_15", "colin_z=15"):  # '=' becomes '_', so the last two get a hash each
+        write_scan(tmp_path / "in" / f"{name}.png")
+    write_scan(tmp_path / "in" / "other.png", 1)
+    for name in "abc":
+        (tmp_path / "in" / f"{name}.png").write_bytes(b"")
+    options = ("--out", tmp_path / "out", "--method", "zscore", "--report")
+    for _ in range(2):
+        result = detect(tiny_model, tmp_path / "in", *options)
+        assert re.search(
+            r"^a and 2 more \(cases\.csv\) failed: .*a\.png: the file is empty", result.stderr, re.MULTILINE
+        )
+        assert len(result.stderr.splitlines()) == 2
+        told = r"The same pixels under several names: colin_z\+15, colin_z_15-\w{8}, colin_z_15-\w{8}\.\n"
+        assert re.search(told, result.stderr)
+    assert "The same pixels under several names: colin_z+15, " in (tmp_path / "out" / "report.html").read_text()
+    table = (tmp_path / "out" / "cases.csv").read_text()
+    assert all(f"{name}.png: the file is empty" in table for name in "abc")
+
+
 def test_results_among_the_images_are_no_images(tiny_model: Path, tmp_path: Path) -> None:
     write_scan(tmp_path / "in" / "a.png")
     for earlier in ("", " (1 of them before)"):

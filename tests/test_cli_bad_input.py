@@ -1,5 +1,6 @@
 """Every kind of bad input through the command line: an error that names the file, and the others' results are kept."""
 
+import csv
 import os
 import struct
 import zlib
@@ -107,8 +108,12 @@ def test_all_bad_files_among_good_ones(tiny_model: Path, tmp_path: Path) -> None
     result = detect(tiny_model, tmp_path / "in", "--out", tmp_path / "out", "--method", "zscore")
     assert result.exit_code == 1
     assert f"{len(GOOD)} done, {len(BAD)} failed" in result.stdout
-    for name in BAD:
-        assert f"{name} failed: {tmp_path / 'in' / name}.png: " in result.stderr
+    with (tmp_path / "out" / "cases.csv").open(newline="") as file:
+        told = {row["name"]: row["message"] for row in csv.DictReader(file)}
+    for name, (_, message) in BAD.items():
+        assert told[name].startswith(f"{tmp_path / 'in' / name}.png: ")
+        assert message in told[name]
+        assert message in result.stderr
         assert not (tmp_path / "out" / "cases" / name / "anomaly_map.npy").exists()
     maps = {name: np.load(tmp_path / "out" / "cases" / name / "anomaly_map.npy") for name in GOOD}
     for name in GOOD:

@@ -547,6 +547,7 @@ def test_the_same_name_in_two_folders(tmp_path: Path) -> None:
         ("größe.png", "größe"),
         ("gro\u0308ße.png", "größe"),  # as macOS may write it: the same name, so the same random numbers
         ("line\nbreak.png", "line_break"),
+        ("colin_z+15.png", "colin_z+15"),
     ],
 )
 def test_names_are_safe(relative: str, expected: str) -> None:

@@ -619,7 +619,13 @@ def test_drag_zooms_moves_and_sets_the_window(chromium: Any, tmp_path: Path) -> 
         page.mouse.up(button=button)
         if key:
             page.keyboard.up(key)
-        page.wait_for_timeout(250)  # it is drawn finer then
+        opened.settle()
+        page.wait_for_selector(".card.current[data-drawn]")  # finer, after it was enlarged
+
+    def point(x: float, y: float) -> str:
+        page.mouse.move(x, y)
+        opened.settle()
+        return str(page.locator(".card.current .reading").inner_text())
 
     before = opened.pixels(panel=0)
     ruler = page.locator(".card.current .ruler").first
@@ -632,17 +638,14 @@ def test_drag_zooms_moves_and_sets_the_window(chromium: Any, tmp_path: Path) -> 
     assert float(page.locator("#window-value").inner_text()) > 1
     page.click("#reset")
     drag(0, -100, button="right")
-    page.mouse.move(*middle)
-    reading, place = page.locator(".card.current .reading"), r"row (\d+), column (\d+)"
-    row, column = map(int, re.match(place, reading.inner_text()).groups())
+    place = r"row (\d+), column (\d+)"
+    row, column = map(int, re.match(place, point(*middle)).groups())
     assert (row, column) == (30, 24), "the middle stays"
     assert ruler.bounding_box()["width"] / int(ruler.inner_text().split()[0]) * 48 > 1.5 * box["width"]
     drag(40, 0, key="Shift")
-    page.mouse.move(*middle)
-    assert int(re.match(place, reading.inner_text())[2]) < column, "the picture went to the right"
+    assert int(re.match(place, point(*middle))[2]) < column, "the picture went to the right"
     page.keyboard.press("0")
-    page.mouse.move(box["x"] + 1, box["y"] + 1)
-    assert reading.inner_text().startswith("row 0, column 0 ")
+    assert point(box["x"] + 1, box["y"] + 1).startswith("row 0, column 0 ")
     opened.check_quiet()
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from thorad.check import NOTHING_FOUND, Check
 from thorad.errors import ThoradError
 from thorad.io.intensity import scale
+from thorad.io.tables import listing
 
 if TYPE_CHECKING:
     from thorad.io.registration import Registration
@@ -219,6 +220,15 @@ def _agreement(masks: Sequence[NDArray[np.bool_]]) -> float | None:
         for one, other in combinations(masks, 2)
     ]
     return float(np.mean([2 * common / total if total else 1.0 for common, total in both]))
+
+
+def same_pixels(pixels: Mapping[str, str]) -> str:
+    """What is to be said of {case: digest of its pixels} where several cases have the same; empty where none have."""
+    alike: dict[str, list[str]] = {}
+    for name, digest in pixels.items():
+        alike.setdefault(digest, []).append(name)
+    told = [", ".join(names) for names in alike.values() if len(names) > 1]
+    return f"The same pixels under several names: {listing(told)}." if told else ""
 
 
 def model_title(options: Mapping[str, Any]) -> str:

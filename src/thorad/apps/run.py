@@ -63,6 +63,8 @@ class RunSummary:
     """{name: why the model can't judge it}, with those that an earlier run refused."""
     warned: dict[str, str] = field(default_factory=dict)
     """{name: why its result may mean less than it looks like}, of those in `done`."""
+    pixels: dict[str, str] = field(default_factory=dict)
+    """{name: digest of what was looked at}, of all that are done."""
     already_done: int = 0  # how many of `done` were there before this run
     seconds: float = 0.0  # wall time of this run
 
@@ -73,12 +75,13 @@ class RunSummary:
             reasons[case.status][case.name] = case.message
         if case.done and case.score is not None:
             self.done[case.name] = case.score
+            self.pixels |= {case.name: case.pixels_sha256} if case.pixels_sha256 else {}
             self.verdicts[case.name] = Verdict(case.p_value, case.finding_count, case.draw_agreement)
 
     def end(self, names: Sequence[str], seconds: float) -> None:
         """Put the cases in the run's order, whatever the order in which they ended; the highest score first."""
         self.seconds = seconds
-        for cases in (self.done, self.verdicts, self.warned, self.refused, self.failed):
+        for cases in (self.done, self.verdicts, self.pixels, self.warned, self.refused, self.failed):
             found = dict[str, Any](cases)
             cases.clear()
             cases.update((name, found[name]) for name in names if name in found)

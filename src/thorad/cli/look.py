@@ -11,6 +11,7 @@ from typer import Argument, Option, Typer
 from thorad.cli import options as opt
 from thorad.cli.render import (
     RESUMES,
+    by_reason,
     case_figures,
     end_with_failures,
     print_left_out,
@@ -84,7 +85,7 @@ def detect(
     scans = find_scans(inputs, leave_out=out, keep_identity=keep_identity)
 
     from thorad.apps.run import detect_files, open_results
-    from thorad.records import parse_indices
+    from thorad.records import parse_indices, same_pixels
     from thorad.volume_detection import checked_indices
 
     indices = None if slices is None else parse_indices(slices)
@@ -98,7 +99,9 @@ def detect(
         wanted: Any = {"indices": indices, "keep_steps": keep_steps}
         with progress_bar("detect", quiet) as report:
             summary = detect_files(detector, scans, results, **wanted, on_progress=report, executor=executor)
-    print_warnings(summary.warned)
+    print_warnings(by_reason(summary.warned))
+    if same := same_pixels(summary.pixels):
+        print_warning(same)
     if not quiet:
         print_outcome(summary, f"Shard {part}: " if part else "")
         print_left_out(scans.left_out)
@@ -112,8 +115,8 @@ def detect(
     about_run = {"results": out, "left_out": scans.left_out, "warnings": detector.warnings}
     write_json(json, {**about_run, **case_figures(summary, found)})
     end_with_failures(
-        summary.failed,
-        summary.refused,
+        by_reason(summary.failed),
+        by_reason(summary.refused),
         "What was refused has no result. --force detects in it all the same; every result of it then says so.",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 import traceback
@@ -124,6 +125,17 @@ def end_with_failures(
         print_error(about)
     if failed or refused:
         raise typer.Exit(1)
+
+
+def by_reason(cases: Mapping[str, str]) -> dict[str, str]:
+    """{name: reason} with cases whose reasons differ in numbers and paths alone as one: `a and 7 more`."""
+    alike: dict[str, list[str]] = {}
+    for name, reason in cases.items():
+        alike.setdefault(re.sub(r"\S*/\S*|\d[\d.]*", "", reason), []).append(name)
+    return {
+        f"{first} and {len(others)} more (cases.csv)" if others else first: cases[first]
+        for first, *others in alike.values()
+    }
 
 
 def print_warnings(warned: Mapping[str, str]) -> None:

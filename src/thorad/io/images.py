@@ -222,12 +222,12 @@ def write_npy(path: Path, array: NDArray[Any]) -> None:
 
 
 def _safe_name(relative: PurePath) -> str:
-    """`a/b c.png` -> `a__b_c`: letters, digits, `_`, `-` and inner dots; no longer than file systems allow."""
+    """`a/b c.png` -> `a__b_c`: letters, digits, `_`, `-`, `+` and inner dots; no longer than file systems allow."""
     plain = relative.with_suffix("")
     plain = plain.with_suffix("") if relative.name.lower().endswith(".nii.gz") else plain
     parts = [part for part in plain.parts if part not in ("..", relative.anchor)]
     name = unicodedata.normalize("NFC", "__".join(parts))
-    name = re.sub(r"[^\w.-]", "_", name).strip(".-")
+    name = re.sub(r"[^\w.+-]", "_", name).strip(".-")
     if len(name.encode()) > 180:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
         name = name.encode()[-160:].decode(errors="ignore").lstrip(".-") + f"-{digest}"

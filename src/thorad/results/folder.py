@@ -61,7 +61,7 @@ from thorad.io.tables import listing
 from thorad.io.template import MNI_2009A, cut_axial
 from thorad.io.volumes import read_volume
 from thorad.pictures import Side
-from thorad.records import current_options, model_title
+from thorad.records import current_options, model_title, same_pixels
 
 Bytes8 = NDArray[np.uint8]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -113,6 +113,8 @@ class CaseRecord:
     """Mean Dice of the masks of every two draws; None without several draws or without a threshold."""
     network_calls: int | None = None
     seconds: Finite | None = None
+    pixels_sha256: str = ""
+    """Of what was looked at, which tells the same scan under another name; empty in folders of earlier versions."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """{file: bytes}."""
     spacing_mm: tuple[Finite, Finite] | None = None
@@ -224,6 +226,11 @@ class ResultFolder:
     def warnings(self) -> tuple[str, ...]:
         """What all results of the run may mean less for."""
         return tuple(self.run.get("warnings") or ())
+
+    @property
+    def same_pixels(self) -> str:
+        """Which cases show the same; empty where none do."""
+        return same_pixels({case.name: case.pixels_sha256 for case in self.cases if case.pixels_sha256})
 
     @property
     def with_status(self) -> Mapping[str, Sequence[CaseRecord]]:

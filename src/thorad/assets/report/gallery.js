@@ -471,6 +471,7 @@ class Card {
     view.zoom = zoom;
     this.pan(0, 0);
     clearTimeout(this.sharpen);
+    delete this.node.dataset.drawn;
     this.sharpen = setTimeout(() => this.draw(), 150);
   }
 
