@@ -90,7 +90,8 @@ def test_drop_watch_look_and_save(session: Session, tmp_path: Path) -> None:
     assert page.locator(".card h3").all_text_contents() == ["head.png"]
     assert "Not calibrated" in page.inner_text("#status")
     page.locator("#more").evaluate("details => { details.open = true; }")
-    page.uncheck("#outline")
+    for outline in ("#outline", "#judged"):
+        page.uncheck(outline)
     # The map hides nothing without opacity, and all three panels show something.
     scan, healthy, over = (session.pixels(panel) for panel in range(3))
     assert scan.std() > 5
