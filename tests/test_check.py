@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from thorad import Check, Detector, RefusedError
+from thorad.check import NOTHING_FOUND, check_marked
 from thorad.io.images import Image
 
 
@@ -27,3 +28,9 @@ def test_what_is_refused_is_detected_in_only_by_force(tiny_model: Path, monkeypa
     forced = Detector(tiny_model, method="zscore", device="cpu", force=True).detect(hand)
     assert forced.check.status == "refused"
     assert "refused" in repr(forced)
+
+
+def test_marks_on_more_than_any_sick_scan_at_hand_are_warned_of() -> None:
+    assert check_marked(40, 100) == check_marked(0, 0) == NOTHING_FOUND
+    (warning,) = check_marked(69, 100).warnings
+    assert warning.startswith("69 % of what was judged is marked: a very large lesion, or not the model's kind of scan")

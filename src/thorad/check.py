@@ -42,6 +42,23 @@ class Check:
 
 NOTHING_FOUND: Final = Check()
 
+MOST_MARKED: Final = 0.4
+"""Share of the pixels that are judged. Of the sick scans at hand the bundled critic marks up to 0.39 (21 gliomas) and
+0.19 (116 implants), of healthy ones up to 0.01."""
+
+
+def check_marked(marked: int, judged: int) -> Check:
+    """A warning where more pixels are marked than in any sick scan at hand: then the scan itself is the likelier cause.
+
+    Args:
+        marked: pixels above the threshold.
+        judged: pixels in which an anomaly counts.
+    """
+    if marked <= MOST_MARKED * judged:
+        return NOTHING_FOUND
+    share = f"{100 * marked / judged:.0f} % of what was judged is marked"
+    return Check(warnings=(f"{share}: a very large lesion, or not the model's kind of scan, height or sequence",))
+
 
 class RefusedError(ThoradError):
     """A scan that the model can't judge: its result would look valid and would not be."""

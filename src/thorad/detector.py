@@ -19,7 +19,7 @@ from torch import Tensor
 
 from thorad import __version__
 from thorad.calibration import matching_calibration, read_calibrations
-from thorad.check import Check, RefusedError
+from thorad.check import Check, RefusedError, check_marked
 from thorad.diffusion import ENGINES, FIRST_WAVELENGTH
 from thorad.diffusion.engine import Engine
 from thorad.diffusion.noise import case_generator
@@ -346,6 +346,8 @@ class Detector:
         for i, (image, (_, placement)) in enumerate(zip(images, inputs, strict=True)):
             anomaly_map, score = to_input_grid(maps[i, 0], placement), float(scores[i])
             mask = None if self.threshold is None else anomaly_map > self.threshold
+            judged = to_input_grid(inside[i, 0], placement) >= 0.5
+            marked = check_marked(0 if mask is None else int(mask.sum()), int(judged.sum()))
             yield Detection(
                 name=image.name,
                 source=image.source,
@@ -363,8 +365,8 @@ class Detector:
                 steps=tuple(kept[i]),
                 overlay_maximum=self.overlay_maximum,
                 spacing=image.spacing,
-                check=checks[i],
-                judged=to_input_grid(inside[i, 0], placement) >= 0.5,
+                check=checks[i] + marked,
+                judged=judged,
             )
 
     def _masks(self, maps: Iterable[Tensor], placement: Placement) -> tuple[NDArray[np.bool_], ...]:

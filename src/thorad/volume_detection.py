@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thorad.check import Check, RefusedError
+from thorad.check import Check, RefusedError, check_marked
 from thorad.detector import Detector, OnStep
 from thorad.domain.tags import check_tags
 from thorad.errors import ThoradError
@@ -82,6 +82,8 @@ def detect_volume(
     if check.refusals and not detector.force:
         raise RefusedVolumeError(volume.source, check, registration, chosen)
     detections = tuple(detector.detect_batch(slices, on_step, keep_steps=keep_steps))
+    counts = [(0 if one.mask is None else int(one.mask.sum()), int(one.judged.sum())) for one in detections]
+    check += _check_of_slices([check_marked(*each) for each in counts], chosen)
     anomaly_map = _pasted([one.anomaly_map for one in detections], chosen, volume, registration)
     mask = None if detector.threshold is None else np.nan_to_num(anomaly_map, nan=0.0) > detector.threshold
     findings = None if mask is None else _findings(anomaly_map, mask, chosen, volume, registration)

@@ -406,8 +406,8 @@ def _reasons(found: Strangeness, usual_distance: float) -> dict[str, str]:
     reasons = {
         "background": displaced or "it has no dark background: that is grey, or it is a negative, or shows a part only",
         "turn": displaced or lies.format(found.lying.turned),
-        "lower": f"it looks like a slice about {found.lower_mm} mm lower in the head: take the right one, or give the "
-        "whole volume, which is registered",
+        "lower": f"it looks like a slice at another height, most like one about {found.lower_mm} mm lower in the head: "
+        "take the right one, or give the whole volume, which is registered",
         "distance": unknown,
         "contrast": f"its contrasts are nearer to {found.like}: another sequence, modality or slice, or changed grey",
         "misfit": unknown,
