@@ -53,7 +53,7 @@ def test_each_case_has_its_status(tiny_model: Path, tmp_path: Path, foreign: Cal
     foreign("thick", Check(warnings=("thick slices",)))
     foreign("hand", Check(refusals=(HAND,), warnings=("large",)))
     out = tmp_path / "out"
-    run = (tiny_model, tmp_path / "in", "--out", out, "--threshold", 0.01)
+    run = (tiny_model, tmp_path / "in", "--out", out, "--threshold", 0.1)
     result = detect(*run)
     assert result.exit_code == 1
     assert "2 done (1 of them warned), 1 refused, 1 failed" in result.output
@@ -103,7 +103,7 @@ def test_nothing_of_an_earlier_result_stays_beside_a_refusal_or_a_failure(
     dataset = base(DX, "DX", blob((34, 33, 1))[:, :, 0].T.copy(), PixelSpacing=[0.2, 0.2])
     content = save(dataset, path).read_bytes()
     out = tmp_path / "out"
-    run = (tiny_model, tmp_path / "in", "--out", out, "--threshold", 0.01)
+    run = (tiny_model, tmp_path / "in", "--out", out, "--threshold", 0.1)
     assert detect(*run).exit_code == 0
     (name,) = cases_of(out)
     objects = out / "cases" / name / "dicom"
