@@ -31,6 +31,8 @@ def test_what_is_refused_is_detected_in_only_by_force(tiny_model: Path, monkeypa
 
 
 def test_marks_on_more_than_any_sick_scan_at_hand_are_warned_of() -> None:
-    assert check_marked(40, 100) == check_marked(0, 0) == NOTHING_FOUND
-    (warning,) = check_marked(69, 100).warnings
+    judged, pixel = np.ones((10, 10), bool), np.arange(100).reshape(10, 10)
+    assert check_marked(pixel < 40, judged) == check_marked(~judged, ~judged) == NOTHING_FOUND
+    assert check_marked(None, judged) == NOTHING_FOUND
+    (warning,) = check_marked(pixel < 69, judged).warnings
     assert warning.startswith("69 % of what was judged is marked: a very large lesion, or not the model's kind of scan")

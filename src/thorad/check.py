@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from thorad.errors import ThoradError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Status = Literal["ok", "warned", "refused"]
 
@@ -47,16 +51,16 @@ MOST_MARKED: Final = 0.4
 0.19 (116 implants), of healthy ones up to 0.01."""
 
 
-def check_marked(marked: int, judged: int) -> Check:
+def check_marked(mask: NDArray[np.bool_] | None, judged: NDArray[np.bool_]) -> Check:
     """A warning where more pixels are marked than in any sick scan at hand: then the scan itself is the likelier cause.
 
     Args:
-        marked: pixels above the threshold.
-        judged: pixels in which an anomaly counts.
+        mask: (H, W), what is above the threshold; None without one.
+        judged: (H, W), where an anomaly counts.
     """
-    if marked <= MOST_MARKED * judged:
+    if mask is None or mask.sum() <= MOST_MARKED * judged.sum():
         return NOTHING_FOUND
-    share = f"{100 * marked / judged:.0f} % of what was judged is marked"
+    share = f"{100 * mask.sum() / judged.sum():.0f} % of what was judged is marked"
     return Check(warnings=(f"{share}: a very large lesion, or not the model's kind of scan, height or sequence",))
 
 

@@ -347,7 +347,7 @@ class Detector:
             anomaly_map, score = to_input_grid(maps[i, 0], placement), float(scores[i])
             mask = None if self.threshold is None else anomaly_map > self.threshold
             judged = to_input_grid(inside[i, 0], placement) >= 0.5
-            marked = check_marked(0 if mask is None else int(mask.sum()), int(judged.sum()))
+            marked = check_marked(mask, judged)
             yield Detection(
                 name=image.name,
                 source=image.source,

@@ -82,8 +82,7 @@ def detect_volume(
     if check.refusals and not detector.force:
         raise RefusedVolumeError(volume.source, check, registration, chosen)
     detections = tuple(detector.detect_batch(slices, on_step, keep_steps=keep_steps))
-    counts = [(0 if one.mask is None else int(one.mask.sum()), int(one.judged.sum())) for one in detections]
-    check += _check_of_slices([check_marked(*each) for each in counts], chosen)
+    check += _check_of_slices([check_marked(one.mask, one.judged) for one in detections], chosen)
     anomaly_map = _pasted([one.anomaly_map for one in detections], chosen, volume, registration)
     mask = None if detector.threshold is None else np.nan_to_num(anomaly_map, nan=0.0) > detector.threshold
     findings = None if mask is None else _findings(anomaly_map, mask, chosen, volume, registration)
