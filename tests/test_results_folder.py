@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from test_fuzz import damaged
 from thorad.cli import app
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
-from thorad.results.folder import match_truth, method_title, read_folder, read_pictures, truth_of, usual_side
+from thorad.results.folder import match_truth, method_title, read_folder, read_pictures, truth_of
 from thorad.results.gallery import case_entry
 from thorad.results.report import write_report
 
@@ -85,15 +84,13 @@ def test_folder_of_an_earlier_version_opens(tmp_path: Path) -> None:
         assert [picture.label for picture in read_pictures(case)] == ["slice 90, z = +18 mm", "slice 95, z = +23 mm"]
 
 
-def test_sides_are_radiologys_for_dicom_alone(tmp_path: Path) -> None:
-    make_results(tmp_path / "volumes", 2, slices=1)
-    make_results(tmp_path / "pictures", 1)
-    volumes, pictures = (read_folder(tmp_path / name).cases for name in ("volumes", "pictures"))
-    assert usual_side(volumes) == usual_side(pictures) == usual_side([]) == "neurological"
-    (volumes[0].folder / "dicom").mkdir()
-    assert usual_side(volumes[:1]) == "radiological"
-    assert usual_side(volumes) == "neurological", "not all are DICOM"
-    assert usual_side([replace(volumes[1], source="DICOM series mr-1234, 160 files")]) == "radiological"
+def test_the_side_is_the_runs(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    make_results(results, 1, slices=1)
+    assert read_folder(results).side == "neurological", "of an earlier version, that did not say"
+    run = json.loads((results / "run.json").read_text())
+    (results / "run.json").write_text(json.dumps({**run, "side": "radiological"}))
+    assert read_folder(results).side == "radiological"
 
 
 def test_verbs_write_what_they_name(tmp_path: Path) -> None:

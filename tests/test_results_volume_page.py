@@ -242,13 +242,16 @@ def test_without_scan_threshold_or_with_another_scan(tmp_path: Path) -> None:
     assert "it lies on another grid" in write_volume_page(results, "head", out).read_text(encoding="utf-8")
 
 
-def test_the_side_is_asked_for_or_radiologys_for_dicom(tmp_path: Path) -> None:
+def test_the_side_is_asked_for_or_the_runs_whatever_the_scan_came_from(tmp_path: Path) -> None:
     results, out = tmp_path / "results", tmp_path / "page.html"
     make_results(results, GRIDS["oblique PIR"])
     assert about(write_volume_page(results, "head", out))["side"] == "neurological"
     assert about(write_volume_page(results, "head", out, side="radiological"))["side"] == "radiological"
     for beside in ("slices", "dicom"):
         (results / "cases" / "head" / beside).mkdir()
+    assert about(write_volume_page(results, "head", out))["side"] == "neurological"
+    run = json.loads((results / "run.json").read_text())
+    (results / "run.json").write_text(json.dumps({**run, "side": "radiological"}))
     assert about(write_volume_page(results, "head", out))["side"] == "radiological"
     assert about(write_volume_page(results, "head", out, side="neurological"))["side"] == "neurological"
 

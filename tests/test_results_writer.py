@@ -488,7 +488,8 @@ def test_a_volume(tmp_path: Path) -> None:
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["case.json"]
 
 
-def test_slices_lie_as_the_side_has_them(tmp_path: Path) -> None:
+def test_slices_lie_as_the_side_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ResultWriter, "_write_dicom", lambda *_: Check())
     rng = np.random.default_rng(0)
     slices = tuple(
         replace(finding(name), image=rng.random((120, 100), np.float32), anomaly_map=rng.random((120, 100)))
@@ -499,6 +500,13 @@ def test_slices_lie_as_the_side_has_them(tmp_path: Path) -> None:
         results = ResultWriter(tmp_path / side, RUN, overlay_maximum=0.5, side=side)
         results.write_volume(volume_of(slices))
         tiles[side] = np.asarray(PIL.Image.open(tmp_path / side / "cases" / "v" / "overlay.png"))
+        assert json.loads((tmp_path / side / "run.json").read_text())["side"] == side, "what the pages go by"
+    with pytest.raises(ThoradError, match=r"side \(there 'radiological', now 'neurological'\)"):
+        writer(tmp_path / "radiological")
+    of_dicom: Any = object()  # one folder may hold it beside NIfTI
+    writer(tmp_path / "dicom").write_volume(volume_of(slices), series=of_dicom)
+    from_dicom = np.asarray(PIL.Image.open(tmp_path / "dicom" / "cases" / "v" / "overlay.png"))
+    np.testing.assert_array_equal(from_dicom, tiles["neurological"])
     # Between letters, words and scale the pixels are the slices', x to the right or mirrored.
     for start, one in zip((0, 100), slices, strict=True):
         plain = overlay(one.image, one.anomaly_map, 0.5)

@@ -100,7 +100,7 @@ def open_results(
     *,
     indices: Sequence[int] | None = None,
     left_out: Mapping[str, int] | None = None,
-    side: Side | None = None,
+    side: Side = "neurological",
     command: str | None = None,
 ) -> ResultWriter:
     """The result folder of a detector's run, new or to be resumed; `indices` and `shard` as for `detect_files`.

@@ -90,7 +90,7 @@ def detect(
 
     indices = None if slices is None else parse_indices(slices)
     command = opt.command_line(inputs=not keep_identity and any(scan.series for scan in scans.values()))
-    about: Any = {"left_out": scans.left_out, "side": side, "command": command}
+    about: Any = {"left_out": scans.left_out, "side": side or "neurological", "command": command}
     with opt.workers(cluster, out) as (make, executor):
         detector = options.detector(make)
         if all(scan.is_volume for scan in scans.values()):  # an impossible wish should be refused at once

@@ -74,8 +74,8 @@ KeepIdentity = Annotated[bool, Option("--keep-identity", help="Keep DICOM files'
 Side = Annotated[
     Literal["neurological", "radiological"] | None,
     Option(
-        help="Patient's right on the right (neurological) or left (radiological) of slices. Default: the latter for "
-        "DICOM."
+        help="Patient's right on the right (neurological) or left (radiological) of slices. Default: the run's, on "
+        "the right."
     ),
 ]
 Report = Annotated[bool, Option("--report", help="Also write report.html, a page with every case to look at.")]

@@ -43,7 +43,7 @@ Shapes: H, W the image's own grid; S the model's grid.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -223,6 +223,11 @@ class ResultFolder:
         return tuple(float(score) for score in self.run.get("healthy_scores") or ())
 
     @property
+    def side(self) -> Side:
+        """Where its pictures of slices have the patient's right."""
+        return "radiological" if self.run.get("side") == "radiological" else "neurological"
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What all results of the run may mean less for."""
         return tuple(self.run.get("warnings") or ())
@@ -373,14 +378,6 @@ def slice_label(index: int | None) -> str:
 def slice_height(index: int) -> str:
     """Of an axial slice of the template: `z = +23 mm`."""
     return f"z = {MNI_2009A.origin_mm[2] + index:+g} mm"
-
-
-def usual_side(cases: Iterable[CaseRecord]) -> Side:
-    """Where pictures of slices have the patient's right unless asked otherwise: as in radiology for DICOM alone."""
-    of_dicom = [
-        (case.folder / "dicom").is_dir() or case.source.startswith("DICOM series") for case in cases if case.is_volume
-    ]
-    return "radiological" if of_dicom and all(of_dicom) else "neurological"
 
 
 def method_title(options: Mapping[str, Any]) -> str:

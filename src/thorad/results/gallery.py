@@ -47,7 +47,6 @@ from thorad.results.folder import (
     read_registration,
     slice_label,
     truth_of,
-    usual_side,
 )
 
 COLOUR_MAPS: Final[Mapping[str, Sequence[tuple[int, ...]]]] = {
@@ -99,7 +98,7 @@ def gallery_index(
         entries: of all cases.
         truth: whether it is known of some cases.
         dice_at: the threshold of the entries' Dice, in words.
-        side: where slices have the patient's right at first; None for `usual_side`.
+        side: where slices have the patient's right at first; None: as in the run.
     """
     done = [case for case in folder.cases if case.done]
     sound = [case for case in done if case.status == "ok"] or done
@@ -111,7 +110,7 @@ def gallery_index(
         "judged": any(_have(JUDGED, done)),
         "truth": truth,
         "diceAt": dice_at,
-        "side": side or usual_side(folder.cases),
+        "side": side or folder.side,
     }
 
 

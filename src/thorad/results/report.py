@@ -78,7 +78,7 @@ def write_report(
         results, out: the folder, and the HTML file; report.html in the folder where not given.
         truth: table with columns image and mask, as `thorad evaluate` takes it, of a folder of `thorad detect`.
         bootstrap, seed: resamples over subjects for the intervals, 0 for none, and their random seed.
-        side: where slices have the patient's right at first; None: as in radiology for DICOM alone.
+        side: where slices have the patient's right at first; None: as in the run.
         largest: bytes that the pictures may have together.
         on_progress: called with (cases done, cases in all).
 

@@ -37,7 +37,6 @@ from thorad.results.folder import (
     ResultFolder,
     match_truth,
     read_folder,
-    usual_side,
 )
 from thorad.results.gallery import finding_size, looking
 from thorad.results.page import LARGEST_PAGE, asset, render
@@ -146,7 +145,7 @@ def write_volume_page(
             None: the file that case.json names, if it is still there, and else a page with the pseudo-healthy volume
             alone.
         truth: table with columns image and mask; the mask of the case's row, in the scan's space, is outlined.
-        side: where the page has the patient's right at first; None: as in radiology for DICOM, otherwise on the right.
+        side: where the page has the patient's right at first; None: as in the run.
         largest: bytes that the page may have.
 
     Raises:
@@ -166,7 +165,7 @@ def write_volume_page(
     while True:
         grid = _Grid(volumes.anomaly_map.shape, volumes.affine, factor)
         if math.prod(grid.page_shape) <= MOST_VOXELS:
-            page = _page(folder, record, replace(volumes, truth=lesions), grid, note, side or usual_side([record]))
+            page = _page(folder, record, replace(volumes, truth=lesions), grid, note, side or folder.side)
             if len(page) <= largest or min(grid.page_shape) < LEAST_SIDE:
                 write_atomic(out, page)
                 return out

@@ -54,7 +54,7 @@ class ResultWriter:
             a folder is continued only with the same options. The rest (versions, date) may differ.
         overlay_maximum: value of the anomaly map that gets the strongest colour: one for the run, so cases compare.
         shard: the part of the run's cases that this process writes.
-        side: where the picture of a volume's slices has the patient's right; None: as in radiology for DICOM alone.
+        side: where the picture of a volume's slices has the patient's right; run.json keeps it, for all other pages.
 
     Raises:
         ThoradError: the folder can't be written, or holds the results of other options.
@@ -67,14 +67,14 @@ class ResultWriter:
         *,
         overlay_maximum: float,
         shard: Shard | None = None,
-        side: Side | None = None,
+        side: Side = "neurological",
     ) -> None:
         if overlay_maximum <= 0:
             raise ValueError(f"overlay_maximum must be above 0, found {overlay_maximum}")
         self._out = out
         self._overlay_maximum = overlay_maximum
         # As JSON gives it back: tuples are lists, paths are text.
-        self._run: dict[str, Any] = json.loads(_json({**run, "overlay_maximum": overlay_maximum}))
+        self._run: dict[str, Any] = json.loads(_json({**run, "overlay_maximum": overlay_maximum, "side": side}))
         self.shard, self._side = shard or Shard(), side
         self._began = datetime.now().astimezone()
         self._refuse_other_options()
@@ -125,13 +125,12 @@ class ResultWriter:
         slices = list(zip(result.indices, result.slices, strict=True))
         for index, detection in slices:
             self._write_pictures(folder / "slices" / f"{index:03d}", detection)
-        side: Side = self._side or ("neurological" if series is None else "radiological")
         overlays = [
             template_slice(
                 overlay(each.image, each.anomaly_map, self._overlay_maximum),
                 layout.slice_height(index),
                 self._overlay_maximum,
-                side,
+                self._side,
             )
             for index, each in slices
         ]
@@ -261,7 +260,7 @@ class ResultWriter:
             )
         if options is None:
             return
-        wanted = {**current_options(self._run["options"]), "overlay_maximum": self._run["overlay_maximum"]}
+        wanted = current_options(self._run["options"]) | {name: self._run[name] for name in ("overlay_maximum", "side")}
         different = [
             f"{name} (there {options.get(name)!r}, now {wanted.get(name)!r})"
             for name in sorted(options.keys() | wanted.keys())
@@ -278,7 +277,8 @@ class ResultWriter:
         path = self._out / layout.RUN
         try:
             before = json.loads(path.read_bytes())
-            return {**current_options(before["options"]), "overlay_maximum": before["overlay_maximum"]}
+            options = {**current_options(before["options"]), "overlay_maximum": before["overlay_maximum"]}
+            return {**options, "side": before.get("side", self._side)}  # earlier versions did not keep it
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
