@@ -1,6 +1,7 @@
 """Methods at equal cost and with several seeds."""
 
 import json
+import re
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -104,7 +105,7 @@ def test_the_figure_has_a_line_for_each_method(tmp_path: Path) -> None:
 def test_evaluate_at_equal_calls_with_seeds(tiny_model: Path, brain: Path, tmp_path: Path) -> None:  # noqa: F811
     done = thorad_command(
         *("evaluate", brain / "cases.csv", "--healthy", brain / "healthy", "--model", tiny_model, "--device", "cpu"),
-        *("--method", "anoddpm,zscore", "--calls", "2,4", "--seeds", "0,1", "--bootstrap", 0, "--permutations", 0),
+        *("--method", "anoddpm,zscore", "--calls", "2,5", "--seeds", "0,1", "--bootstrap", 0, "--permutations", 0),
         *("--out", tmp_path / "out"),
     )
     assert done.exit_code == 0, done.output
@@ -119,6 +120,8 @@ def test_evaluate_at_equal_calls_with_seeds(tiny_model: Path, brain: Path, tmp_p
     assert "| anoddpm | simplex | 2 |" in (tmp_path / "out" / "seed-0" / "table.md").read_text()
     assert (tmp_path / "out" / "cost.png").is_file()
     assert "anoddpm (simplex), 2 draws" in done.stdout
+    assert "**Not at equal calls** (2 or 5 were asked for)" in (tmp_path / "out" / "seeds.md").read_text()
+    assert re.search(r"^anoddpm \(simplex\), 2 draws +4 \*", done.stdout, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(

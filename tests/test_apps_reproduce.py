@@ -256,7 +256,15 @@ def test_figure_4(
 ) -> None:
     out = tmp_path / "out"
     told: list[tuple[int, int, str]] = []
+    floors: list[Any] = []
+    monkeypatch.setattr(reproduce, "baseline_warning", lambda best: floors.append(best) or "the floor wins")
     found = run("fig4", brain, [tiny_model], out, QUICK, on_progress=lambda *step: told.append(step))
+    report = (out / "report.md").read_text()
+    assert "Each at its best noise level: the floor wins" in report
+    best = max(found.results[6:8], key=lambda result: result["best_dice"]["average"])
+    assert len(floors[0]) == 5
+    assert best in floors[0]
+    assert "**Few subjects: " in report
     curves = [(result["method"], result["noise"], result["noise_level"]) for result in found.results]
     assert curves == [
         *(("ddpm", "gaussian", level) for level in (50, 400)),

@@ -129,6 +129,19 @@ def test_a_summary_says_like_reasons_once_and_what_is_there_twice(tiny_model: Pa
     assert all(f"{name}.png: the file is empty" in table for name in "abc")
 
 
+def test_reasons_on_a_terminal_are_short_and_of_all_that_they_name() -> None:
+    refused = {
+        "a": "it is turned by 23 degrees: correct that (turn 23.00, of healthy scans below 12.00); expected a slice",
+        "b": "it is turned by 9 degrees: correct that (turn 9.00, of healthy scans below 12.00); expected a slice",
+        "c": "in/c.png: another (see below)",
+        "d": "in/d.png: another (see below)",
+    }
+    assert render.by_reason(render.in_short(refused)) == {
+        "a and 1 more (cases.csv)": "it is turned by 9 to 23 degrees: correct that ...",
+        "c and 1 more (cases.csv)": "in/c.png: another (see below)",
+    }
+
+
 def test_results_among_the_images_are_no_images(tiny_model: Path, tmp_path: Path) -> None:
     write_scan(tmp_path / "in" / "a.png")
     for earlier in ("", " (1 of them before)"):
@@ -582,7 +595,7 @@ def test_implant_in_x_rays_and_evaluate(tiny_model: Path, tmp_path: Path) -> Non
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     kinds = found[0]["kinds"]
     assert {kind: figures["boxes"] for kind, figures in kinds.items()} == {"all": 6, "foreignbody": 3, "metal": 3}
-    shown = re.search(r"^anoddpm simplex +all +6 +(\S+) +(\S+)", result.stdout, flags=re.MULTILINE)
+    shown = re.search(r"^anoddpm simplex +1 +all +6 +(\S+) +(\S+)", result.stdout, flags=re.MULTILINE)
     assert shown is not None
     assert shown.groups() == (f"{kinds['all']['recall']:.3f}", f"{kinds['all']['f1']:.3f}")
     assert max(map(len, result.stdout.splitlines()[:8])) <= 100

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ def test_detect(tiny_model: Path, tmp_path: Path) -> None:
     }
     assert (bad["status"], "bad.png" in bad["message"]) == ("failed", True)
     assert figures["results"] == str(tmp_path / "out")
+    assert figures["warnings"] == []
+    shutil.copy(tmp_path / "in" / "good.png", tmp_path / "in" / "twice.png")
+    (warning,) = json_on_stdout("detect", tmp_path / "in", "--out", tmp_path / "twice", *options, exit_code=1)[
+        "warnings"
+    ]
+    assert warning == "The same pixels under several names: good, twice."
+    (tmp_path / "in" / "twice.png").unlink()
     written = tmp_path / "figures.json"
     result = thorad_command("detect", tmp_path / "in", "--out", tmp_path / "out", *options, "--json", written)
     assert f"Figures: {written}" in result.stdout
@@ -59,6 +67,7 @@ def test_calibrate_and_evaluate(tiny_model: Path, healthy: Path, bench: Path, tm
     assert figures["calibration"]["thresholds"].keys() == {"0.01", "0.02", "0.05"}
     options = (*options, "--bootstrap", "0", "--permutations", "0")
     figures = json_on_stdout("evaluate", bench, "--out", tmp_path / "evaluation", *options)
+    assert figures["warnings"] == json.loads((tmp_path / "evaluation" / "run.json").read_text())["warnings"]
     assert figures["results_of_seed"]["0"] == json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
 
 

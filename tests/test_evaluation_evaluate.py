@@ -146,6 +146,7 @@ def test_metrics_json_is_what_is_promised(bench: Bench) -> None:
             "lesion_pixels_outside_region": 0,
             "region_pixels": SIZE**2,
             "bootstrap_resamples": 100,
+            "subjects_with_findings": 3,
         }
         intervals = result["intervals"]
         for name, (low, high) in intervals["best_dice"].items():
@@ -404,7 +405,7 @@ def test_methods_are_compared_with_thor_over_subjects(bench: Bench) -> None:
         assert entry["interval"][0] <= entry["difference"] <= entry["interval"][1] < 0
         assert entry["p_value"] == 0.25  # three subjects: two of eight swaps are as far from zero, none and all
     table = (bench.folder / "out" / "table.md").read_text()
-    assert "| Mix - thor (simplex) [95 %] | p |" in table
+    assert "| Average - thor (simplex) [95 %] | p | Paper mix | Mix - thor (simplex) [95 %] | p |" in table
     assert f"| {mix['difference']:+.1f} [" in table
     assert "| Average - zscore [95 %] | p |" in table
     (alone,) = evaluate(bench.cases, [], [FakeDetector(bench.random)], bench.folder / "one", bootstrap=0)
@@ -488,7 +489,31 @@ def test_brief_table_is_for_a_terminal(bench: Bench) -> None:
     shown = dict(zip(table.columns, table.rows[1], strict=True))
     assert shown["diff."] == f"{average['difference']:+.1f}"
     assert shown["p"] == f"{average['p_value']:.4f}"
-    assert table.notes[-1] == "diff. of avg.: to thor simplex; p: permutation test within subjects."
+    assert table.notes[1] == "diff. of avg.: to thor simplex; p: permutation test within subjects."
+    full = table_of(results)
+    in_full = dict(zip(full.columns, full.rows[1], strict=True))["Average - thor (simplex) [95 %]"]
+    assert in_full.startswith(f"{shown['diff.']} ["), "the same difference"
+
+
+@pytest.mark.parametrize("brief", [False, True])
+def test_what_a_reader_would_take_for_more_is_told_under_the_table(bench: Bench, brief: bool) -> None:
+    floor = FakeDetector(bench.perfect, method="zscore", noise=None, steps=None, network_calls=0)
+    costly = FakeDetector(bench.random, method="autoddpm", noise="gaussian", network_calls=24)
+    detectors = [FakeDetector(bench.blurry), costly, floor]
+    found = evaluate(bench.cases, [], detectors, bench.folder / "a", bootstrap=0, asked_calls=[9])
+    table = table_of(found, brief=brief)
+    calls = [row[list(map(str.lower, table.columns)).index("calls")] for row in table.rows]
+    assert calls == ["9", "24 *", "0"]
+    notes = " ".join(table.notes)
+    assert "**Not at equal calls** (9 were asked for), marked *: autoddpm gaussian (24), the nearest possible." in notes
+    assert "**Few subjects: 3 with findings.**" in notes
+    assert "The average is of" not in notes
+
+    small = [case for case in bench.cases if GROUPS.get(case.name) == "small"]
+    six = [replace(small[0], name=f"{number}", subject=f"{number}") for number in range(6)]
+    found = evaluate(six, [], [replace(floor, maps=bench.random)], bench.folder / "b", bootstrap=0)
+    (note,) = [note for note in table_of(found, brief=brief).notes if note.startswith("**")]
+    assert note.startswith("**The average is of small lesions alone**: there are no medium or large ones here")
 
 
 def test_methods_at_an_asked_noise_level_are_compared_too(bench: Bench) -> None:

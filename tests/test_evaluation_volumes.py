@@ -175,6 +175,7 @@ def test_volumes_are_put_together_from_their_slices(tables: dict[str, list[Case]
         "subjects": 4,
         "mean_false_voxels_in_healthy": 0,
         "bootstrap_resamples": 50,
+        "subjects_with_findings": 3,
     }
     assert result["thresholds"]["mean_dice_source"] == "best mean Dice on 1 labelled validation volumes"
     auprcs = []

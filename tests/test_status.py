@@ -58,7 +58,7 @@ def test_each_case_has_its_status(tiny_model: Path, tmp_path: Path, foreign: Cal
     assert result.exit_code == 1
     assert "2 done (1 of them warned), 1 refused, 1 failed" in result.output
     assert "Left out 2: .txt (1), hidden (1)." in result.output
-    assert f"hand refused: {HAND}; large" in result.output
+    assert f"hand refused: {HAND} ...\n" in result.output, "the first reason; all are in the table"
     assert "--force detects in it all the same" in result.output
     ranked, _, apart = result.output.partition("warned, so not among them")
     assert "good" in ranked.partition("highest scores")[2]

@@ -45,7 +45,7 @@ def write_seeds(by_seed: Mapping[int, Sequence[Mapping[str, Any]]], out: Path) -
         ThoradError: as `over_seeds`.
     """
     summaries = over_seeds(by_seed)
-    table = seeds_table(summaries)
+    table = seeds_table(by_seed, summaries)
     write_atomic(out / "seeds.json", (json.dumps(summaries, indent=2) + "\n").encode())
     write_atomic(out / "seeds.md", table.markdown().encode())
     means: list[dict[str, Any]] = []

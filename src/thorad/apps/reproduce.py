@@ -22,7 +22,7 @@ from thorad.errors import ThoradError
 from thorad.evaluation.evaluate import baseline_warning, evaluate
 from thorad.evaluation.sizes import SIZE_GROUPS
 from thorad.evaluation.statistics import FLOOR, title
-from thorad.evaluation.tables import Figure, lay_out
+from thorad.evaluation.tables import Figure, cautions, lay_out
 from thorad.io.atomic import write_atomic
 from thorad.io.tables import listing
 from thorad.methods import METHODS
@@ -239,7 +239,7 @@ class _Task(NamedTuple):
         """Write report.md: the columns behind the one that names the method, a picture in Markdown, the notes."""
         every = f"Every {self.settings.every}-th case only." if self.settings.every > 1 else ""
         titled = [{"title": title(row), **row} for row in rows]
-        shown = [note for note in (*data.found, every, *notes) if note]
+        shown = [note for note in (*data.found, every, *notes, *cautions(results)) if note]
         table = lay_out([Figure("Method", "title"), *columns], titled, shown)
         failures = {**data.failures, **{one["name"]: one["reason"] for result in results for one in result["failures"]}}
         left_out = [f"Left out: {name}: {reason}" for name, reason in failures.items()]
@@ -357,9 +357,17 @@ def _figure_4(task: _Task) -> Reproduced:
         _models_note(results),
         f"Left out, no model for it: {', '.join(missing)}." if missing else "",
         f"Left out: {'; '.join(untrained)}." if untrained else "",
+        f"Each at its best noise level: {warning}" if (warning := baseline_warning(_best_levels(results))) else "",
     ]
     picture = "![best Dice against the noise level](figure4.png)"
     return task.report("Figure 4: noise levels", data, results, FIGURE_4, results, notes, picture)
+
+
+def _best_levels(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each curve at the noise level of its best average."""
+    rising = sorted(results, key=lambda result: result["best_dice"]["average"] or 0.0)
+    best = {(result["method"], result["noise"]): result for result in rising}
+    return list(best.values())
 
 
 def _sweep(

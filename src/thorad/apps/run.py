@@ -154,17 +154,18 @@ def write_evaluation_run(
     seconds: float,
     refused: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     command: str | None = None,
-) -> None:
-    """Write `out`/run.json: what made the figures of an evaluation, and what speaks against them.
+) -> list[str]:
+    """Write `out`/run.json: what made the figures of an evaluation, and what speaks against them, which it returns.
 
     `results` is of `thorad.evaluation.evaluate`, `refused` of `refused_images`.
     """
     made = [{**detector.provenance(), "about": _about_method(detector)} for detector in detectors]
     run: dict[str, Any] = {"detectors": made, "refused": dict(refused), "command": command}
     told = [*(warning for detector in detectors for warning in detector.warnings), baseline_warning(results)]
-    run["warnings"] = list(dict.fromkeys(filter(None, told)))
+    run["warnings"] = warnings = list(dict.fromkeys(filter(None, told)))
     run |= {**_software(), "seconds": round(seconds, 1)}
     write_atomic(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
+    return warnings
 
 
 def _about_method(detector: Detector) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from thorad.cli.render import (
     by_reason,
     case_figures,
     end_with_failures,
+    in_short,
     print_left_out,
     print_line,
     print_outcome,
@@ -99,8 +100,9 @@ def detect(
         wanted: Any = {"indices": indices, "keep_steps": keep_steps}
         with progress_bar("detect", quiet) as report:
             summary = detect_files(detector, scans, results, **wanted, on_progress=report, executor=executor)
-    print_warnings(by_reason(summary.warned))
-    if same := same_pixels(summary.pixels):
+    print_warnings(by_reason(in_short(summary.warned)))
+    same = same_pixels(summary.pixels)
+    if same:
         print_warning(same)
     if not quiet:
         print_outcome(summary, f"Shard {part}: " if part else "")
@@ -112,12 +114,13 @@ def detect(
     if make_report and summary.tried:
         print_report(out, side=side, quiet=quiet)
     found = {name: {"score": score, **summary.verdicts[name]._asdict()} for name, score in summary.done.items()}
-    about_run = {"results": out, "left_out": scans.left_out, "warnings": detector.warnings}
+    about_run = {"results": out, "left_out": scans.left_out, "warnings": [*detector.warnings, *filter(None, [same])]}
     write_json(json, {**about_run, **case_figures(summary, found)})
     end_with_failures(
         by_reason(summary.failed),
-        by_reason(summary.refused),
-        "What was refused has no result. --force detects in it all the same; every result of it then says so.",
+        by_reason(in_short(summary.refused)),
+        "What was refused has no result; cases.csv has the reasons in full. --force detects in it all the same; every "
+        "result of it then says so.",
     )
 
 

@@ -16,6 +16,7 @@ from thorad.cli.look import print_report
 from thorad.cli.render import (
     RESUMES,
     end_with_failures,
+    in_short,
     print_error,
     print_left_out,
     print_line,
@@ -149,12 +150,12 @@ def evaluate(
         by_seed = compared.by_seed(make)
         refused = _refused(by_seed, [*(case.image for case in (*read, *validation)), *healthy])
         of: Any = (measured, compared, refused)
-        found = _measure(read, healthy, validation, by_seed, out, *of, executor=executor, quiet=quiet)
+        found, warnings = _measure(read, healthy, validation, by_seed, out, *of, executor=executor, quiet=quiet)
     if not quiet:
         print_left_out({} if scans is None else scans.left_out)
     if make_report:
         print_report(out if len(by_seed) == 1 else out / f"seed-{next(iter(by_seed))}", quiet=quiet)
-    write_json(json, {"results_of_seed": found, "refused": refused})
+    write_json(json, {"results_of_seed": found, "refused": refused, "warnings": warnings})
     first = next(iter(found.values()))[0]
     end_with_failures({failure["name"]: failure["reason"] for failure in first["failures"]})
 
@@ -165,9 +166,10 @@ def _refused(by_seed: Mapping[int, list[Detector]], images: Sequence[Path]) -> d
 
     refused = refused_images(next(iter(by_seed.values())), images)
     for model, of_model in refused.items():
+        told = listing([f"{Path(path).name}: {why}" for path, why in in_short(of_model).items()])
         print_warning(
             f"{len(of_model)} of {len(images)} images are not what model {model!r} can judge, and are measured all the "
-            f"same (run.json lists them): {listing([f'{Path(path).name}: {why}' for path, why in of_model.items()])}"
+            f"same (run.json lists them): {told}"
         )
     return refused
 
@@ -184,8 +186,8 @@ def _measure(
     *,
     executor: Executor,
     quiet: bool,
-) -> dict[int, list[dict[str, Any]]]:
-    """Evaluate with each seed, and write, print and give what was found."""
+) -> tuple[dict[int, list[dict[str, Any]]], list[str]]:
+    """Evaluate with each seed, and write, print and give what was found, and what speaks against it."""
     from thorad.apps.compare import write_cost_figure, write_seeds
     from thorad.apps.run import write_evaluation_run
     from thorad.evaluation.evaluate import baseline_warning, evaluate
@@ -195,6 +197,7 @@ def _measure(
     if compared.several_costs:
         import_matplotlib()  # its absence should be told before the work
     found: dict[int, list[dict[str, Any]]] = {}
+    warnings: list[str] = []
     for seed, detectors in by_seed.items():
         folder, began = out if len(by_seed) == 1 else out / f"seed-{seed}", monotonic()
         with progress_bar("evaluate" if len(by_seed) == 1 else f"seed {seed}", quiet) as show:
@@ -208,11 +211,13 @@ def _measure(
                 bootstrap=measured.bootstrap,
                 permutations=measured.permutations,
                 seed=compared.seed,
+                asked_calls=opt.parse_numbers(compared.calls, "--calls", 1),
                 on_progress=show,
                 keep_maps=True,
                 executor=executor,
             )
-        write_evaluation_run(detectors, found[seed], folder, monotonic() - began, refused, opt.command_line())
+        told = write_evaluation_run(detectors, found[seed], folder, monotonic() - began, refused, opt.command_line())
+        warnings += [warning for warning in told if warning not in warnings]
     first = next(iter(found.values()))
     table, means = (table_of(first, brief=True), first) if len(found) == 1 else write_seeds(found, out)
     if compared.several_costs:
@@ -223,7 +228,7 @@ def _measure(
         print_table(table)
         explained = "table.md explains the columns" if len(found) == 1 else "seeds.md, and a folder for each seed"
         print_line(f"Results: {out} ({explained}{', cost.png' if compared.several_costs else ''})")
-    return found
+    return found, warnings
 
 
 Target = Annotated[

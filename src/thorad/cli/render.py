@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -127,15 +127,32 @@ def end_with_failures(
         raise typer.Exit(1)
 
 
+def in_short(cases: Mapping[str, str]) -> dict[str, str]:
+    """{name: the first of its reasons, without the figures in brackets}; dots for what was left out."""
+    short = {name: re.sub(r" \([^()]*\d[^()]*\)", "", reason).split("; ")[0] for name, reason in cases.items()}
+    return {name: reason if reason == cases[name] else f"{reason} ..." for name, reason in short.items()}
+
+
 def by_reason(cases: Mapping[str, str]) -> dict[str, str]:
-    """{name: reason} with cases whose reasons differ in numbers and paths alone as one: `a and 7 more`."""
-    alike: dict[str, list[str]] = {}
+    """{name: reason} with cases whose reasons differ in numbers and paths alone as one, `a and 7 more`: of their
+    numbers the smallest and the largest, of their paths the first.
+    """
+    alike: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for name, reason in cases.items():
-        alike.setdefault(re.sub(r"\S*/\S*|\d[\d.]*", "", reason), []).append(name)
-    return {
-        f"{first} and {len(others)} more (cases.csv)" if others else first: cases[first]
-        for first, *others in alike.values()
-    }
+        parts = re.split(r"(\S*/\S*|\d+(?:\.\d+)?)", reason)  # every other one is a path or a number
+        alike.setdefault(tuple(parts[::2]), {})[name] = parts
+    told = {}
+    for of_cases in alike.values():
+        first, *others = of_cases
+        together = [_together(parts) for parts in zip(*of_cases.values(), strict=True)]
+        told[f"{first} and {len(others)} more (cases.csv)" if others else first] = "".join(together)
+    return told
+
+
+def _together(parts: Sequence[str]) -> str:
+    if len(set(parts)) == 1 or "/" in parts[0]:
+        return parts[0]
+    return f"{min(parts, key=float)} to {max(parts, key=float)}"
 
 
 def print_warnings(warned: Mapping[str, str]) -> None:

@@ -244,7 +244,7 @@ def measure(run: DetectorRun[BoxTruth], resampling: Resampling) -> Measured[dict
     resampled = statistics.weighted_means(compared, weights[:, found.image_of_box])
     result: dict[str, Any] = {
         **run.about,
-        "kinds": {kind: _kind(found, members, weights) for kind, members in found.kinds.items()},
+        "kinds": {kind: _kind(found, members, weights, run.subjects) for kind, members in found.kinds.items()},
         "image_auroc": metrics.auroc(run.scores, diseased),
         "network_calls": run.detector.network_calls,
         "cpu_seconds_per_case": run.cpu_seconds_per_case,
@@ -299,12 +299,13 @@ BOXES: Final = Protocol[BoxTruth, dict[str, Floats]](
 )
 
 
-def _kind(found: _Found, members: Bools, weights: Floats) -> dict[str, Any]:
+def _kind(found: _Found, members: Bools, weights: Floats, subjects: Sequence[str]) -> dict[str, Any]:
     """Figures of the boxes of one kind, with intervals over the images' resamples."""
     compared = {name: found.of_box[name][members] for name in COMPARED}
     resampled = statistics.weighted_means(compared, weights[:, found.image_of_box[members]])
     return {
         "boxes": int(members.sum()),
+        "subjects": len({subjects[image] for image in found.image_of_box[members]}),
         "intervals": {name: interval(values) for name, values in resampled.items()},
         **{name: float(values[members].mean()) for name, values in found.of_box.items()},
         "froc": _froc(found.by_peak, members),

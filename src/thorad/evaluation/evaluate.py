@@ -46,6 +46,7 @@ def evaluate(
     bootstrap: int = 1000,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
+    asked_calls: Sequence[int] = (),
     on_progress: Progress | None = None,
     keep_maps: bool = False,
     executor: Executor = here,
@@ -66,6 +67,7 @@ def evaluate(
         bootstrap: resamples over subjects for the 95 % intervals; 0 for no intervals.
         permutations: of the test between methods; 0 for no p-values.
         seed: of the bootstrap and the permutations.
+        asked_calls: the network calls that methods were to have; the tables mark those that have others.
         on_progress: see `runs.Progress`.
         keep_maps: keep maps in `out`/maps, and take those that are there, so that an interrupted evaluation resumes.
         executor: where the maps are made; the figures are the same.
@@ -85,7 +87,8 @@ def evaluate(
         keep=out / "maps" if keep_maps else None,
         executor=executor,
     )
-    results = [_without_nan({"protocol": protocol, **result}) for result in found]
+    asked = {"asked_calls": list(asked_calls)} if asked_calls else {}
+    results = [_without_nan({"protocol": protocol, **asked, **result}) for result in found]
     columns = dict.fromkeys(
         key for row in rows for key in row
     )  # a row has draws or settings only where they were asked

@@ -507,6 +507,8 @@ class Protocol(Generic[TruthType, KeptType]):
 
         compared = versus([one.sample for one in measured], pair, resampling.swaps(measured[0].subjects))
         results = [one.result | {"versus": entries} for one, entries in zip(measured, compared, strict=True)]
+        for one in measured:
+            one.result["counts"]["subjects_with_findings"] = len(set(one.subjects))
         return results, [row for one in measured for row in one.rows]
 
     def _kept(self, run: DetectorRun[TruthType]) -> list[KeptCase]:

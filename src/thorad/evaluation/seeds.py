@@ -5,14 +5,17 @@ sample. Data and networks are the same for all seeds.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from thorad.errors import ThoradError
 from thorad.evaluation.statistics import ABOUT, title
-from thorad.evaluation.tables import LAYOUTS, Figure, Result, figure_of
+from thorad.evaluation.tables import LAYOUTS, Figure, Result, calls_cell, cautions, figure_of
 from thorad.table import Table
+
+ASKED: Final = ("draws", "settings", "asked_calls")
+"""What a result may say beside `ABOUT`."""
 
 
 def over_seeds(by_seed: Mapping[int, Sequence[Result]]) -> list[dict[str, Any]]:
@@ -42,7 +45,7 @@ def over_seeds(by_seed: Mapping[int, Sequence[Result]]) -> list[dict[str, Any]]:
         known = {path: of_seeds for path, of_seeds in values.items() if None not in of_seeds}
         summaries.append(
             {
-                **{key: result[key] for key in (*ABOUT, "draws", "settings", "protocol") if key in result},
+                **{key: result[key] for key in (*ABOUT, *ASKED, "protocol") if key in result},
                 "network_calls": result["network_calls"],
                 "seeds": list(by_seed),
                 "mean": {path: float(np.mean(of_seeds)) for path, of_seeds in known.items()},
@@ -53,8 +56,8 @@ def over_seeds(by_seed: Mapping[int, Sequence[Result]]) -> list[dict[str, Any]]:
     return summaries
 
 
-def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """Each figure as mean ± standard deviation; a method without noise has no spread."""
+def seeds_table(by_seed: Mapping[int, Sequence[Result]], summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """Each figure as mean ± standard deviation; a method without noise has no spread. Arguments as of `over_seeds`."""
     columns = [one for one in LAYOUTS[summaries[0]["protocol"]].columns if isinstance(one, Figure) and one.form]
 
     def cell(summary: Mapping[str, Any], figure: Figure) -> str:
@@ -65,10 +68,9 @@ def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
         return mean if summary["noise"] is None and not figure.path.startswith("cpu") else mean + spread
 
     rows = [
-        [title(summary), str(summary["network_calls"]), *(cell(summary, figure) for figure in columns)]
-        for summary in summaries
+        [title(summary), calls_cell(summary), *(cell(summary, figure) for figure in columns)] for summary in summaries
     ]
     headings = [figure.heading.replace(" [95 %]", "") for figure in columns]
     seeds = ", ".join(map(str, summaries[0]["seeds"]))
     note = f"Mean ± standard deviation over the seeds {seeds} of the noise; the data and the networks are the same."
-    return Table(["Method", "Calls", *headings], rows, notes=[note])
+    return Table(["Method", "Calls", *headings], rows, notes=[note, *cautions(next(iter(by_seed.values())))])

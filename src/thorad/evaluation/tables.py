@@ -13,9 +13,14 @@ from typing import Any, Final, NamedTuple
 from thorad.errors import ThoradError
 from thorad.evaluation.sizes import SIZE_GROUPS
 from thorad.evaluation.statistics import ABOUT, references, title
+from thorad.io.tables import listing
 from thorad.table import Table
 
 Result = Mapping[str, Any]
+
+FEW_SUBJECTS: Final = 6
+"""From so many on, intervals and tests over subjects are shown without a caution: of 5, the smallest p-value of a
+two-sided test that swaps within subjects is 2 / 2^5, above 0.05."""
 
 TEXT_COLUMNS: Final = frozenset(("Method", "Noise", "Kind", "Model", "Settings", "kind"))  # columns that hold words
 
@@ -101,15 +106,16 @@ def table_of(results: Sequence[Result], *, brief: bool = False) -> Table:
     if protocol not in LAYOUTS:
         raise ThoradError(f"Results of an unknown protocol, {protocol!r}. Known: {', '.join(LAYOUTS)}.")
     layout = LAYOUTS[protocol]
-    rows = [row for result in results for row in layout.rows(result)]
+    rows = [row for result in results for row in layout.rows({**result, "calls": calls_cell(result)})]
     compared_with = [
         {key: results[index].get(key) for key in ABOUT} for index in (references(results) if len(results) > 1 else [])
     ]
     reference = compared_with[0] if compared_with else None
     if brief:
-        return _brief_table(results[0], layout, rows, reference)
+        return _brief_table(results, layout, rows, reference)
     template = resources.files("thorad").joinpath("assets", "notes", f"{protocol}.md").read_text("utf-8")
     notes = _filled(template, results[0], comparison=_comparison_note(results[0], reference)).strip().split("\n\n")
+    notes += cautions(results)
     final = _final_notes(results)
     method = [Figure("Method", "method"), Figure("Noise", "noise")]
     if len({result["model"] for result in results}) > 1:
@@ -176,13 +182,51 @@ def lay_out(
     )
 
 
-def _brief_table(first: Result, layout: Layout, rows: Sequence[Result], reference: Result | None) -> Table:
+def _brief_table(results: Sequence[Result], layout: Layout, rows: Sequence[Result], reference: Result | None) -> Table:
     labelled = [{"label": _label(row), **row} for row in rows]
-    notes = [_filled(note, first) for note in layout.brief_notes]
+    notes = [_filled(note, results[0]) for note in layout.brief_notes]
     if reference is not None:
         figure = next(column.brief for column in layout.columns if isinstance(column, Difference) and column.brief)
         notes.append(f"diff. of {figure}: to {_label(reference)}; p: permutation test within subjects.")
+    notes += cautions(results)
     return lay_out([Figure("", "label", brief=layout.label), *layout.columns], labelled, notes, reference, brief=True)
+
+
+def calls_cell(result: Result) -> str:
+    """A result's network calls, with an asterisk where others were asked for."""
+    return f"{result['network_calls']}{' *' if _other_calls(result) else ''}"
+
+
+def _other_calls(result: Result) -> bool:
+    calls = result["network_calls"]
+    return calls > 0 and calls not in result.get("asked_calls", [calls])
+
+
+def cautions(results: Sequence[Result]) -> list[str]:
+    """Notes on what a reader would take for more than it is: other costs than asked for, few subjects, sizes that no
+    lesion has.
+    """
+    counts, notes = results[0].get("counts", {}), []
+    if others := [f"{_label(result)} ({result['network_calls']})" for result in results if _other_calls(result)]:
+        asked = " or ".join(map(str, results[0]["asked_calls"]))
+        notes.append(
+            f"**Not at equal calls** ({asked} were asked for), marked *: {listing(others)}, the nearest possible."
+        )
+    of_kinds = results[0].get("kinds") or {"findings": {"subjects": counts.get("subjects_with_findings")}}
+    with_kind = {kind: figures.get("subjects") or FEW_SUBJECTS for kind, figures in of_kinds.items()}
+    if few := [f"{subjects} with {kind}" for kind, subjects in with_kind.items() if subjects < FEW_SUBJECTS]:
+        notes.append(
+            f"**Few subjects: {listing(few)}.** Resampling so few shows too little of the chance: intervals "
+            "are too narrow, and differences and p-values tell next to nothing."
+        )
+    present = [group for group in SIZE_GROUPS if counts.get(group)]
+    absent = [group for group in SIZE_GROUPS if counts.get(group) == 0]
+    if present and absent:
+        notes.append(
+            f"**The average is of {' and '.join(present)} lesions alone**: there are no {' or '.join(absent)} ones "
+            "here, and so no figure of the paper's mix."
+        )
+    return notes
 
 
 def _filled(template: str, first: Result, **values: str) -> str:
@@ -228,10 +272,10 @@ def _kind_rows(result: Result) -> list[Result]:
 LAYOUTS: Final[Mapping[str, Layout]] = {
     "brain-lesions": Layout(
         columns=(
-            Figure("Calls", "network_calls", brief="calls"),
+            Figure("Calls", "calls", brief="calls"),
             *(Figure(group.capitalize(), f"best_dice/{group}", ".1f", brief=group) for group in SIZE_GROUPS),
             Figure("Average [95 %]", "best_dice/average", ".1f", brief="avg.", interval=True),
-            Difference("", "average", ".1f", brief="avg."),
+            Difference("Average", "average", ".1f", brief="avg."),
             Figure("Paper mix", "best_dice/paper_mix", ".1f"),
             Difference("Mix", "paper_mix", ".1f"),
             Figure("Pooled", "best_dice/pooled", ".1f"),
@@ -256,7 +300,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     ),
     "brain-volumes": Layout(
         columns=(
-            Figure("Calls", "network_calls", brief="calls"),
+            Figure("Calls", "calls", brief="calls"),
             Figure("Dice [95 %]", "mean_dice", ".3f", brief="Dice", interval=True),
             Figure("SD", "standard_deviation/mean_dice", ".3f"),
             Difference("Dice", "mean_dice", ".3f", brief="Dice"),
@@ -271,7 +315,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     ),
     "boxes": Layout(
         columns=(
-            Figure("Calls", "network_calls"),
+            Figure("Calls", "calls", brief="calls"),
             Figure("Kind", "kind", brief="kind"),
             Figure("Boxes", "boxes", brief="boxes"),
             Figure("Recall [95 %]", "recall", ".3f", brief="recall", interval=True),
