@@ -408,7 +408,9 @@ def test_calibrate_lists_what_it_left_out_and_ends_with_1(tiny_model: Path, heal
     lines = result.stderr.splitlines()
     assert lines[0].startswith("Warning: 22 scans of 21 subjects: scans of one subject are not independent")
     assert re.match(r"bad left out: .*bad\.png: the file is empty", lines[1])
-    assert re.match(r"mask left out: .*mask\.png: has only two values and looks like a mask", lines[2])
+    assert re.match(
+        r"mask left out: .*mask\.png: refused: it has 2 values only, as a mask or segmentation has", lines[2]
+    )
     assert len(lines) == 3
     assert "on 22 scans" in result.stdout
 

@@ -25,8 +25,6 @@ from thorad.check import RefusedError
 from thorad.detector import Detector
 from thorad.domain.pictures import (
     FEWEST_IMAGES,
-    FLOORS,
-    NEW,
     SIDE,
     Likeness,
     PictureDomain,
@@ -354,7 +352,7 @@ def test_turned_heads_are_refused_and_told_by_how_much(brain: Detector, shared_d
         heads += pictures(shared_data / "stroke-bench/healthy", every=6)
     for check in map(brain.check, changed(heads, moved(turn=degrees))):
         assert check.status == "refused"
-        found = re.search(r"turned by (\d+) degrees (\w+).*(: correct that first|, or another slice)", check.message)
+        found = re.search(r"turned by (\d+) degrees (\w+).*(: correct that first|, or it is a)", check.message)
         assert found is not None, check.message
         assert abs(int(found[1]) - abs(degrees)) <= 7
         assert found[2] == ("clockwise" if degrees > 0 else "anticlockwise")
@@ -388,8 +386,8 @@ def stripped(pixels: Pixels) -> Pixels:
 @pytest.mark.parametrize(
     ("change", "statuses", "reason"),
     [
-        (on_grey, {"refused"}, "it has no dark background: that is grey"),
-        (lambda x: x.max() - x, {"refused"}, "or it is a negative"),
+        (on_grey, {"refused"}, "it has no dark background: it is grey"),
+        (lambda x: x.max() - x, {"refused"}, "grey, a negative"),
         (to_its_box, {"warned"}, r"1\.1 times as large in its frame \(as when its margin is cut off|larger or smaller"),
         (moved(size=0.7), {"refused"}, r"it is .*0\.7 times as large in its frame"),
         (moved(size=1.4), {"refused"}, r"it is .*1\.[46] times.* as large in its frame"),
@@ -423,9 +421,10 @@ def test_small_pictures_are_refused(brain: Detector, side: int, status: str) -> 
 def test_models_of_earlier_versions_go_without_the_newer_tests(brain: Detector) -> None:
     domain = brain.model.picture_domain
     assert domain is not None
-    older = replace(domain, healthy={test: domain.healthy[test] for test in domain.healthy.keys() - NEW})
+    kept = {"distance", "misfit", "pose", "contrast"}
+    older = replace(domain, healthy={test: domain.healthy[test] for test in kept})
     again = PictureDomain.from_bytes(older.to_bytes(), "older")
-    assert again.healthy.keys() == FLOORS.keys() - NEW
+    assert again.healthy.keys() == kept < domain.healthy.keys()
     noise = np.random.default_rng(0).random((128, 128))
     assert again.check(noise, DomainSection(), "m").status == "refused"
 
@@ -457,6 +456,14 @@ def test_slices_too_low_are_refused_and_told_by_how_much(brain: Detector, shared
         assert brain.check(cut_axial(head, np.eye(4), [95 - mm])[0]).status == "ok", mm
 
 
+def test_slices_too_high_are_refused_and_told_that_they_may_be(brain: Detector, shared_data: Path) -> None:
+    head = read_volume(shared_data / "volumes/colin27_t1_1mm.nii.gz")
+    for mm in (20, 25, 40, 45, 50):
+        check = brain.check(cut_axial(head, np.eye(4), [95 + mm])[0])
+        assert check.status == "refused", mm
+        assert "a slice higher in the head" in check.message, check.message
+
+
 @pytest.mark.parametrize("change", [{}, {"size": 0.85}, {"size": 1.15}, {"right": 12, "down": -8}])
 def test_flair_is_refused_by_its_name_wherever_it_lies(
     brain: Detector, shared_data: Path, change: dict[str, float]
@@ -478,13 +485,25 @@ def test_masks_and_blank_ellipses_are_refused(brain: Detector, hand: Detector) -
     ellipse = np.hypot((y - 80) / 30, (x - 60) / 20) < 1
     for detector in (brain, hand):
         for mask in (ellipse, 255 * ellipse.astype(np.uint8), ellipse + 0.5):
-            assert detector.check(mask.astype(np.float32)).message.startswith("it has two values only, as a mask has")
+            assert detector.check(mask.astype(np.float32)).message.startswith("it has 2 values only, as a mask or segm")
     grey = ellipse * (0.6 + 0.1 * np.random.default_rng(0).standard_normal(ellipse.shape))
     assert brain.check(grey.clip(0)).status == "refused"
     small = (np.hypot(y - 80, x - 60) < 5).astype(np.float32)
-    assert brain.check(small).message.startswith("it has two values only")
+    assert brain.check(small).message.startswith("it has 2 values only")
     with pytest.raises(ThoradError, match=r"nearly empty: .* Is it a mask\?"):
         scale(small)
+
+
+@pytest.mark.parametrize(
+    ("levels", "status"), [(3, "refused"), (10, "refused"), (15, "refused"), (16, "ok"), (64, "ok")]
+)
+def test_segmentations_are_told_from_scans_of_few_grey_levels(brain: Detector, levels: int, status: str) -> None:
+    head = read_image(Path(str(model_folder("brain-t1-compact"))).parents[1] / "samples" / "head.png")
+    check = brain.check(image_from_array(np.floor(head.scaled * (levels - 0.01)) * 17))
+    assert check.status == status
+    assert check.message == (
+        f"it has {levels} values only, as a mask or segmentation has: expected a scan" if status == "refused" else ""
+    )
 
 
 def test_mirrored_heads_cannot_be_told(brain: Detector, shared_data: Path) -> None:

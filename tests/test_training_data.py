@@ -83,7 +83,7 @@ def test_training_on_masks(tmp_path: Path) -> None:
     scan(tmp_path / "train" / "a.png")
     mask(tmp_path / "train" / "a_mask.png")
     with pytest.raises(
-        ThoradError, match=r"train: 1 of 2 images have only two values and look like masks: a_mask\.png"
+        ThoradError, match=r"train: 1 of 2 images have few values only and look like masks: a_mask\.png"
     ):
         open_images(tmp_path / "train", None, RECIPE)
 

@@ -237,7 +237,8 @@ class Detector:
     def check_picture(self, image: Image) -> Check:
         """`check` by the picture alone."""
         if looks_like_mask(image.pixels):
-            return Check(refusals=("it has two values only, as a mask has: expected a scan",))
+            values = np.unique(image.pixels).size
+            return Check(refusals=(f"it has {values} values only, as a mask or segmentation has: expected a scan",))
         too_small = check_size(image.scaled.shape, self.model_size, self.model_name)
         if too_small.refusals or self.model.picture_domain is None:
             return too_small

@@ -18,7 +18,6 @@ from thorad.detector import Detector
 from thorad.domain.pictures import PictureDomain
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.io.images import looks_like_mask
 from thorad.io.preprocess import to_model_grid
 from thorad.io.scans import Scan
 from thorad.io.slices import images_of
@@ -97,10 +96,6 @@ def _model_inputs(detector: Detector, scans: Mapping[str, Scan], failed: dict[st
     for scan in scans.values():
         try:
             for image in images_of(scan, skull=section.skull, indices=indices):
-                if looks_like_mask(image.pixels):
-                    raise ThoradError(
-                        f"{scan.path}: has only two values and looks like a mask. Calibrate on healthy scans only."
-                    )
                 if (check := detector.check(image)).refusals:  # its map would move the thresholds
                     raise RefusedError(str(scan.path), check)
                 pixels, _ = to_model_grid(image.scaled, detector.model_size)

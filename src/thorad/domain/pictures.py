@@ -11,7 +11,7 @@ Shapes: N pictures; S the model's grid; G = 64 the grid of local contrast; F = 3
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import MappingProxyType
@@ -46,34 +46,6 @@ FOLDS = 5
 
 LEVEL = 0.01
 """Share of healthy scans that may be beyond each threshold for warnings (conformal), where it is above the floor."""
-FLOORS: Final = {
-    "distance": (0.0, 0.0),
-    "misfit": (0.7, 0.9),
-    "pose": (1.05, 1.15),
-    "contrast": (0.59, 0.65),
-    "lower": (0.33, 0.42),
-    "turn": (12, 15),
-    "background": (0.15, 0.25),
-}
-"""No picture is warned of, or refused, below these values, whatever the model. Turned by more than 15 degrees, or on a
-background above 0.25, three in four healthy heads have findings; of those upright and on black, one in five."""
-FAR: Final = {
-    "distance": 1.1,
-    "misfit": 1.0,
-    "pose": 1.1,
-    "contrast": 1.2,
-    "lower": 1.2,
-    "turn": 1.2,
-    "background": 1.5,
-}
-"""Refused is what is so many times beyond the healthy scans' threshold for warnings, and beyond the floor."""
-NEW: Final = {"turn", "background", "lower"}
-"""Tests that models of thorad 0.1 have no healthy scores of, and go without."""
-
-PLACED: Final = {"misfit", "lower"}
-"""Tests whose thresholds come from the pictures as they are, not from copies that lie elsewhere in the frame."""
-BOTH: Final = {"contrast", "misfit"}
-"""Tests that together refuse what each by itself warns of: the shapes are strange, and what is where bright."""
 
 CONTRASTS: Final = {
     "FLAIR": (0.0, 0.05, 0.1, 0.9, 0.6, 0.8),
@@ -174,6 +146,8 @@ class Strangeness:
     lower_mm: int
     """How far down; 0 where there is no such slice."""
     lying: Lying
+    other_slice: str
+    """Which one it may be; of heads that are small in their frame a higher one, where the model is for heads."""
     turn: float
     """Degrees that it is turned by either way; 0 where it isn't known how it lies."""
     background: float
@@ -187,7 +161,14 @@ class Strangeness:
         """
         best = self.lying.correlation
         known = best >= RECOGNISED and best > self.lying.as_it_is + BETTER and best > 1 - self.misfit
-        return str(self.lying) if known else ""
+        found = str(self.lying) if known else ""
+        return found and f"compared with healthy scans it is {found}{self.or_else}"
+
+    @property
+    def or_else(self) -> str:
+        """What else may be why it lies so."""
+        missing = f", or it is {self.other_slice}, or its outer part is missing, as the skull"
+        return ": correct that first" if self.lying.correlation >= CERTAIN else missing
 
 
 @cache
@@ -311,6 +292,7 @@ class Likeness:
             lower=lower[lower_mm] if far else 0.0,
             lower_mm=lower_mm if far else 0,
             lying=lying,
+            other_slice="a slice higher in the head" if self.lower and lying.size < 1 else "another slice",
             turn=lying.known_turn,
             background=_background(on_grid[0]),
         )
@@ -393,28 +375,70 @@ def _cells(votes: Array) -> Array:
     return np.asarray(votes.reshape(SIDE // 2, 2, SIDE // 2, 2).sum((1, 3)))
 
 
-def _reasons(found: Strangeness, usual_distance: float) -> dict[str, str]:
-    """What each test finds, in words, the most telling first; how it lies only where turned it would be as usual."""
-    certain = found.lying.correlation >= CERTAIN
-    or_else = ": correct that first" if certain else ", or another slice, or its outer part is missing, as the skull"
-    lies = f"compared with healthy scans it is {{}}{or_else}"
-    displaced = found.displaced and lies.format(found.displaced)
-    unknown = displaced or (
-        "its shapes are others, as of another view, slice or body part, cropped, enlarged, without the skull, or with "
-        "large changes"
-    )
-    reasons = {
-        "background": displaced or "it has no dark background: that is grey, or it is a negative, or shows a part only",
-        "turn": displaced or lies.format(found.lying.turned),
-        "lower": f"it looks like a slice at another height, most like one about {found.lower_mm} mm lower in the head: "
-        "take the right one, or give the whole volume, which is registered",
-        "distance": unknown,
-        "contrast": f"its contrasts are nearer to {found.like}: another sequence, modality or slice, or changed grey",
-        "misfit": unknown,
-    }
-    pose = {"pose": displaced or f"it would fit better {found.better}, unless it is another slice or view"}
-    first = {"contrast": reasons["contrast"]} if found.moved_back else {}
-    return first | (pose | reasons if found.distance / found.pose <= usual_distance else reasons | pose)
+Bounds = Mapping[str, tuple[float, float]]
+"""{test: where warnings begin, and refusals}."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """One way in which a picture may be strange: what is done with a field of `Strangeness`."""
+
+    warn: float
+    refuse: float
+    """No picture is warned of, or refused, below these values, whatever the model."""
+    far: float
+    """Refused is what is so many times beyond the healthy scans' threshold for warnings."""
+    reason: str
+    """What is strange, in words; {0} is the `Strangeness`."""
+    by_place: bool = True
+    """Whether how the picture lies is the reason instead, where that is known."""
+    first: Callable[[Strangeness, Bounds], bool] = lambda _found, _bounds: False
+    """Whether it tells more than those before it in the table: one reason is given."""
+    refuses_with: str = ""
+    """The test with which it refuses where each by itself warns of the picture."""
+    varied: bool = True
+    """Whether its thresholds also come from copies of the healthy pictures that lie elsewhere in the frame."""
+    scores: str = ""
+    """The test whose healthy scores it is judged by; empty: its own."""
+
+
+OTHER_SHAPES: Final = (
+    "its shapes are others, as of another view, slice or body part, cropped, enlarged, without the skull, or with "
+    "large changes"
+)
+TESTS: Final = {
+    "background": Test(0.15, 0.25, 1.5, "it has no dark background: it is grey, a negative, or shows a part only"),
+    "turn": Test(12, 15, 1.2, "compared with healthy scans it is {0.lying.turned}{0.or_else}"),
+    "lower": Test(
+        *(0.33, 0.42, 1.2),
+        "it looks like a slice at another height, most like one about {0.lower_mm} mm lower in the head: take the "
+        "right one, or give the whole volume, which is registered",
+        by_place=False,
+        varied=False,
+    ),
+    "distance": Test(0, 0, 1.1, OTHER_SHAPES),
+    "contrast": Test(
+        *(0.59, 0.65, 1.2),
+        "its contrasts are nearer to {0.like}: another sequence or modality, {0.other_slice}, or changed grey",
+        by_place=False,
+        first=lambda found, _bounds: found.moved_back,
+        refuses_with="misfit",
+    ),
+    "misfit": Test(0.7, 0.9, 1, OTHER_SHAPES, varied=False),
+    "pose": Test(
+        *(1.05, 1.15, 1.1),
+        "it would fit better {0.better}, unless it is {0.other_slice} or another view",
+        first=lambda found, bounds: found.distance / found.pose <= bounds["distance"][0],  # so it would be as usual
+    ),
+    "misfit_around": Test(
+        *(0.7, math.inf, 1),
+        "what is around the region that the model looks at is strange: the skull missing or cut off, or the picture "
+        "larger or smaller in its frame",
+        scores="misfit",
+    ),
+}
+"""What a picture is judged by, the most telling first. Turned by more than 15 degrees, or on a background above 0.25,
+three in four healthy heads have findings; of those upright and on black, one in five."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -423,13 +447,13 @@ class PictureDomain:
 
     likeness: Likeness
     healthy: dict[str, NDArray[np.float32]]
-    """{test: rising} of held-out healthy pictures, for the tests of `FLOORS`."""
+    """{test: rising} of held-out healthy pictures; models of earlier versions lack some tests, and go without."""
 
     def thresholds(self, test: str) -> tuple[float, float]:
         """Where warnings begin, and refusals."""
-        usual = conformal_threshold(self.healthy[test], LEVEL)
-        warn, refuse = FLOORS[test]
-        return max(usual, warn), max(usual * FAR[test], refuse)
+        how = TESTS[test]
+        usual = conformal_threshold(self.healthy[how.scores or test], LEVEL)
+        return max(usual, how.warn), max(usual * how.far, how.refuse)
 
     def check(self, picture: NDArray[Any], section: DomainSection, model: str) -> Check:
         """What speaks against a picture as the model sees it, (S, S) in [0, 1].
@@ -440,31 +464,18 @@ class PictureDomain:
             model: its name, for the reasons.
         """
         found = self.likeness.strangeness(picture)
-        refused: list[str] = []
-        warned: dict[str, str] = {}
-        for test, reason in _reasons(found, self.thresholds("distance")[0]).items():
-            if test not in self.healthy:
-                continue
-            value, (warn, refuse) = getattr(found, test), self.thresholds(test)
-            if value > warn:
-                detail = f"{reason} ({test} {value:.2f}, of healthy scans below {warn:.2f})"
-                if value > refuse:
-                    refused.append(detail)
-                else:
-                    warned[test] = detail
-        if warned.keys() >= BOTH:
-            refused.append(warned["contrast"])
-        if not refused and not warned and found.misfit_around > self.thresholds("misfit")[0]:
-            around = (
-                "what is around the region that the model looks at is strange: the skull missing or cut off, or the "
-                "picture larger or smaller in its frame"
-            )
-            warned["around"] = _reasons(found, math.inf)["misfit"] if found.displaced else around
-        if not refused and not warned:
+        bounds = {test: self.thresholds(test) for test, how in TESTS.items() if (how.scores or test) in self.healthy}
+        values = {test: getattr(found, test) for test in bounds}
+        warned = [test for test, (warn, _) in bounds.items() if values[test] > warn]
+        refused = [test for test in warned if values[test] > bounds[test][1]]
+        refused = refused or [test for test in warned if TESTS[test].refuses_with in warned]
+        if not warned:
             return NOTHING_FOUND
+        test = min(refused or warned, key=lambda test: not TESTS[test].first(found, bounds))
+        told = (TESTS[test].by_place and found.displaced) or TESTS[test].reason.format(found)
+        value = f"{test} {values[test]:.2f}, of healthy scans below {bounds[test][0]:.2f}"
         expected = f"; expected {section.picture}" if section.picture else ""
-        found_first = (refused or list(warned.values()))[0]
-        reason = f"this does not look like what model {model!r} was trained on: {found_first}{expected}"
+        reason = f"this does not look like what model {model!r} was trained on: {told} ({value}){expected}"
         return Check(refusals=(reason,)) if refused else Check(warnings=(reason,))
 
     def to_bytes(self) -> bytes:
@@ -492,13 +503,13 @@ class PictureDomain:
         """
         try:
             tensors = load(content)
-            contrasts, lower = (
+            contrasts, lower, healthy = (
                 {
                     name.removeprefix(kind): mean.astype(np.float64)
                     for name, mean in sorted(tensors.items())
                     if name.startswith(kind)
                 }
-                for kind in ("contrast.", "lower.")
+                for kind in ("contrast.", "lower.", "healthy.")
             )
             likeness = Likeness(
                 mean=tensors["coarse.mean"].astype(np.float64),
@@ -510,8 +521,7 @@ class PictureDomain:
                 lower={int(mm): mean for mm, mean in lower.items()},
                 region=tensors["region"].astype(np.bool_),
             )
-            tests = [test for test in FLOORS if test not in NEW or f"healthy.{test}" in tensors]
-            domain = cls(likeness, {test: tensors[f"healthy.{test}"] for test in tests})
+            domain = cls(likeness, {test: tensors[f"healthy.{test}"] for test in ("distance", *healthy)})
             if not math.isfinite(likeness.strangeness(np.eye(SIDE)).distance):  # shapes that don't fit raise here
                 raise ValueError("values that are not finite")
         except (SafetensorError, KeyError, ValueError) as error:
@@ -572,13 +582,16 @@ def fit_domain(
     inside = on_side @ region.astype(np.float64) @ on_side.T > 0.5
     fold = np.arange(len(pictures)) % FOLDS
     brains = {mm: _on_grid(brain[None])[0] for mm, brain in lower.items()}
-    scores: dict[str, list[float]] = {test: [] for test in FLOORS if test != "lower" or lower}
+    scores: dict[str, list[float]] = {
+        test: [] for test, how in TESTS.items() if not how.scores and (test != "lower" or lower)
+    }
     for held_out in range(FOLDS):
         likeness = _fit(grids[:, fold != held_out], inside, t1w, brains)
         for copy, of_copy in enumerate(grids[:, fold == held_out]):
             for found in map(likeness.strangeness, of_copy):
-                for test in scores if copy == 0 else scores.keys() - PLACED:
-                    scores[test].append(getattr(found, test))
+                for test in scores:
+                    if copy == 0 or TESTS[test].varied:
+                        scores[test].append(getattr(found, test))
     healthy = {test: np.sort(values).astype(np.float32) for test, values in scores.items()}
     return PictureDomain(_fit(grids, inside, t1w, brains), healthy)
 

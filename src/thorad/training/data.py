@@ -78,7 +78,7 @@ class FileImages:
             )
         if masks:  # a mistake that no loss curve shows
             raise ThoradError(
-                f"{given}: {len(masks)} of {len(scans)} images have only two values and look like masks: "
+                f"{given}: {len(masks)} of {len(scans)} images have few values only and look like masks: "
                 f"{listing(masks)}. Training takes healthy images only; move masks to another folder."
             )
 
