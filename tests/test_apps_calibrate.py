@@ -162,7 +162,7 @@ def test_bad_scans_are_left_out_and_told(detector: Detector, tmp_path: Path) -> 
     assert set(found.failed) == {"h4", "h7", "gone"}
     for name, reason in found.failed.items():
         assert str(named[name]) in reason
-    assert "looks like a mask" in found.failed["h7"]
+    assert "as a mask or segmentation has" in found.failed["h7"]
     del named["h4"], named["h7"], named["gone"]
     assert calibrate_files(detector, scans_of(named)).calibration == found.calibration
 
