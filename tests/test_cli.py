@@ -734,11 +734,22 @@ def test_train_with_a_wrong_recipe_ends_with_2(
 # ---- models
 
 
-def test_models_lists_recipes_and_models() -> None:
+def test_models_lists_recipes_and_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render.out_console, "width", 120)
     result = thorad_command("models")
     assert result.exit_code == 0
     for name in bundled_recipes():
         assert name in result.stdout
+    for name, noise, critic, method in (
+        ("brain-t1-compact", "gaussian, simplex", "yes", "critic-only"),
+        ("brain-t1-gaussian", "gaussian", "no", "thor"),
+        ("brain-t1-patched", "simplex", "no", "pddpm"),
+        ("hand-xray64", "gaussian, simplex", "no", "thor"),
+    ):
+        assert re.search(rf"^{name} +{noise} +{critic} +{method} +\d", result.stdout, flags=re.MULTILINE), name
+    shown = thorad_command("models", "brain-t1-gaussian").stdout
+    assert "method      thor, if none is asked for" in shown
+    assert re.search(r'kinds = \[\s+"gaussian",\s+\]\s+share = \[\s+1\.0,\s+\]', shown)
 
 
 def test_models_describes_one(tiny_model: Path) -> None:

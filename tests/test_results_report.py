@@ -145,6 +145,7 @@ def test_truth_gives_what_scikit_learn_and_counting_give(tmp_path: Path) -> None
         lesions.append(lesion.ravel())
     found = re.search(r"average precision of the pixels([0-9.]+) \[([0-9.]+), ([0-9.]+)\]", page.text)
     assert found
+    assert "Few subjects: 4 with a lesion." in page.text
     exact = average_precision_score(np.concatenate(lesions), np.concatenate(maps))
     # From 2001 thresholds instead of all.
     assert float(found[1]) == pytest.approx(exact, abs=0.002)
@@ -800,3 +801,16 @@ def test_the_methods_paragraph_says_whose_threshold_it_was(tmp_path: Path, own: 
     assert f"Pixels above 0.5, {words}, were counted as anomalous." in text.paragraph
     assert "with Critic (simplex noise" in text.paragraph, "no reference to this project itself"
     assert "this project" not in text.references
+
+
+@pytest.mark.parametrize("noise", [None, "simplex"])
+def test_a_report_speaks_of_draws_and_seed_only_where_there_is_noise(tmp_path: Path, noise: str | None) -> None:
+    make_results(tmp_path / "run", 1, slices=1 if noise else 0)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    run["options"] |= {"noise": noise, "draws": 1}
+    run["method"] = {"title": "Critic", "paper": "this project"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
+    page = write_report(tmp_path / "run").path.read_text()
+    assert ("<dt>draws</dt><dd>1</dd>" in page, "<dt>seed</dt><dd>0</dd>" in page) == (bool(noise),) * 2
+    assert ("seed 0" in detection_text(read_folder(tmp_path / "run")).paragraph) == bool(noise)
+    assert ("mask.nii.gz marks whole voxels" in page) == bool(noise), "of volumes alone"

@@ -388,6 +388,15 @@ class Recipe(_Section):
             draw = partial(draw, wavelength=self.noise.simplex_wavelength * self.image.size)
         return draw
 
+    def as_trained(self) -> Recipe:
+        """Without the kinds of noise that the network has a place for and never saw: to be read."""
+        noise = self.noise
+        seen = [index for index, share in enumerate(noise.share) if share > 0]
+        only = {
+            name: tuple(getattr(noise, name)[index] for index in seen) for name in ("kinds", "share", "loss_weight")
+        }
+        return self.model_copy(update={"noise": noise.model_copy(update=only)})
+
     def to_toml(self) -> str:
         """The recipe as TOML text, every value written out."""
         return tomli_w.dumps(self.model_dump(mode="json"))

@@ -109,12 +109,14 @@ def comparison(
 
 
 def default_method(model: str | Path) -> str:
-    """The method of a model where nobody asks for one: its critic, or THOR where it has none.
+    """The method of a model where nobody asks for one: its critic, THOR where it has none, or else the first that is
+    possible.
 
     Raises:
         ThoradError: unknown model.
     """
-    return "critic-only" if has_critic(model) else "thor"
+    possible = [method for method, _ in methods_for(model)]
+    return next((method for method in ("critic-only", "thor", *possible) if method in possible), "thor")
 
 
 def default_network_calls(model: str | Path, method: Method, noise: str | None) -> int:

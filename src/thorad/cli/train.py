@@ -189,14 +189,17 @@ def show_models(
 
     from thorad.model import bundled_models, load_model, weight_megabytes
     from thorad.recipe import bundled_recipes, load_recipe
+    from thorad.selection import default_method
 
-    rows = []
-    for name in bundled_models():
+    rows, defaults = [], {name: default_method(name) for name in bundled_models()}
+    for name, method in defaults.items():
         loaded = load_model(name)
-        size = (f"{weight_megabytes(name):.1f}", f"{loaded.parameters / 1e6:.1f} M")
-        rows.append((name, ", ".join(loaded.recipe.noise.trained_kinds), *size, loaded.recipe.description))
-    text = frozenset({"noise", "description"})
-    print_table(Table(("model", "noise", "MB", "parameters", "description"), rows, text_columns=text))
+        about = (", ".join(loaded.recipe.noise.trained_kinds), "no" if loaded.critic is None else "yes", method)
+        rows.append((name, *about, f"{weight_megabytes(name):.1f}", loaded.recipe.description))
+    text = frozenset({"noise", "critic", "method", "description"})
+    note = "critic: whether it has one. method: what `thorad detect` does with it unless --method says otherwise."
+    columns = ("model", "noise", "critic", "method", "MB", "description")
+    print_table(Table(columns, rows, notes=[note], text_columns=text))
     recipes = {name: load_recipe(name) for name in bundled_recipes()}
     described = [(name, ", ".join(recipe.noise.trained_kinds), recipe.description) for name, recipe in recipes.items()]
     print_line()
@@ -204,11 +207,12 @@ def show_models(
     print_line()
     print_line("`thorad models NAME` describes a model; `thorad train --recipe NAME` trains one.")
     said = {name: recipe.model_dump() for name, recipe in recipes.items()}
-    write_json(json, {"models": bundled_models(), "recipes": said})
+    write_json(json, {"models": bundled_models(), "default_methods": defaults, "recipes": said})
 
 
 def _print_model(model: str, json: Path | None) -> None:
     from thorad.model import load_model, model_card, model_folder, weight_megabytes
+    from thorad.selection import default_method
 
     loaded = load_model(model)
     print_line(f"{loaded.recipe.name}: {loaded.recipe.description}")
@@ -220,15 +224,16 @@ def _print_model(model: str, json: Path | None) -> None:
     print_line(f"pictures    {known}")
     made = "none: thorad train-critic makes one"
     if loaded.critic is not None:
-        made = f"sha256 {loaded.critic.sha256}, {loaded.critic_source}; the default method, figures below"
+        made = f"sha256 {loaded.critic.sha256}, {loaded.critic_source}; figures below"
     print_line(f"critic      {made}")
+    print_line(f"method      {default_method(model)}, if none is asked for")
     measured = {key: value for key, value in loaded.calibration.items() if key != "weights_sha256"}
     if "calibrations" in measured:
         measured["calibrations"] = [
             {key: value for key, value in made.items() if key != "scores"} for made in measured["calibrations"]
         ]
     parts = {
-        "recipe": loaded.recipe.to_toml(),
+        "recipe": loaded.recipe.as_trained().to_toml(),
         "calibration": dumps(measured, indent=2),
         **({} if loaded.critic is None else {"critic": "\n".join(f"{k}: {v}" for k, v in loaded.critic.facts.items())}),
         "model card": model_card(model),

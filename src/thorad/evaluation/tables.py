@@ -21,6 +21,9 @@ Result = Mapping[str, Any]
 FEW_SUBJECTS: Final = 6
 """From so many on, intervals and tests over subjects are shown without a caution: of 5, the smallest p-value of a
 two-sided test that swaps within subjects is 2 / 2^5, above 0.05."""
+FEW_SUBJECTS_TELL: Final = (
+    "Resampling so few shows too little of the chance: intervals are too narrow, and differences tell next to nothing."
+)
 
 TEXT_COLUMNS: Final = frozenset(("Method", "Noise", "Kind", "Model", "Settings", "kind"))  # columns that hold words
 
@@ -215,10 +218,7 @@ def cautions(results: Sequence[Result]) -> list[str]:
     of_kinds = results[0].get("kinds") or {"findings": {"subjects": counts.get("subjects_with_findings")}}
     with_kind = {kind: figures.get("subjects") or FEW_SUBJECTS for kind, figures in of_kinds.items()}
     if few := [f"{subjects} with {kind}" for kind, subjects in with_kind.items() if subjects < FEW_SUBJECTS]:
-        notes.append(
-            f"**Few subjects: {listing(few)}.** Resampling so few shows too little of the chance: intervals "
-            "are too narrow, and differences and p-values tell next to nothing."
-        )
+        notes.append(f"**Few subjects: {listing(few)}.** {FEW_SUBJECTS_TELL}")
     present = [group for group in SIZE_GROUPS if counts.get(group)]
     absent = [group for group in SIZE_GROUPS if counts.get(group) == 0]
     if present and absent:

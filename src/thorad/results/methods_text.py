@@ -87,11 +87,13 @@ def _with_settings(options: Mapping[str, Any], about: Mapping[str, Any], cite: _
         f"noise level {options['noise_level']}" if options.get("noise_level") else "",
         f"steps {options['steps']}" if options.get("steps") is not None else "",
         f"mean of {options['draws']} draws of the noise" if options["draws"] > 1 else "",
-        f"seed {options['seed']}" if options.get("seed") is not None else "",
+        f"seed {options['seed']}" if options.get("seed") is not None and options.get("noise") else "",
     ]
     title = about.get("title") or options.get("method")
     paper = about.get("paper") or ""
-    words = f"{title}{cite('' if paper == OWN else paper)} ({', '.join(filter(None, settings)) or 'no settings'})"
+    words = f"{title}{cite('' if paper == OWN else paper)}"
+    if any(settings):
+        words += f" ({', '.join(filter(None, settings))})"
     if "thorad" in options:
         words += f" in thorad {options['thorad']}"
     words += f" with the model {options.get('model')}"

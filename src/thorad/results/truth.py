@@ -16,6 +16,7 @@ from thorad.datasets.cases import Case as Labelled
 from thorad.evaluation import metrics
 from thorad.evaluation.metrics import Bools, Floats, ThresholdCounts
 from thorad.evaluation.sizes import SIZE_GROUPS, size_group
+from thorad.evaluation.tables import FEW_SUBJECTS, FEW_SUBJECTS_TELL
 from thorad.results.charts import Interval
 from thorad.results.folder import ResultFolder, read_pictures, truth_of
 
@@ -79,6 +80,8 @@ def measure(folder: ResultFolder, rows: Mapping[str, Labelled], *, bootstrap: in
         " Measured on the images' own grids, every pixel of them; pixels are pooled over the cases with a lesion. "
         f"Intervals: bootstrap over subjects, {bootstrap} resamples."
     )
+    if (subjects := len({case.subject for case in cases if case.lesion.any()})) < FEW_SUBJECTS:
+        words += f" Few subjects: {subjects} with a lesion. {FEW_SUBJECTS_TELL}"
     weights = metrics.subject_resamples([case.subject for case in cases], bootstrap, np.random.default_rng(seed))
     scores = [case.score for case in cases]
     auroc = _interval(metrics.auroc(scores, diseased), metrics.resampled_image_auroc(scores, diseased, weights))
