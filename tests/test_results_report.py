@@ -666,12 +666,23 @@ def test_findings_lead_to_their_places(chromium: Any, tmp_path: Path) -> None:
     opened.show_cases()
     page = opened.page
     assert page.locator("#findings-count").inner_text() == "3"
-    page.locator("#find").fill("002")  # the case is hidden: the list still leads there
+    page.locator("#find").fill("002")
+    assert page.locator("#findings-count").inner_text() == "1 of 3"
+    assert [text.split()[0] for text in page.locator("#findings-list button").all_inner_texts()] == ["case-002"]
+    page.locator("#find").fill("none of them")
+    assert page.locator("#findings-count").inner_text() == "0 of 3"
+    page.locator("#find").fill("")
     page.click("#findings button:has-text('case-001')")
     page.wait_for_selector(".card.current[data-drawn] .cross:visible")
     assert page.locator(".card.current h3").inner_text() == "case-001"
     assert page.locator(".card.current .reading").inner_text().startswith("row 20, column 11 ")
     assert "10 mm²" in page.locator("#findings button:has-text('case-001')").inner_text()
+    page.click("#keys summary")
+    for width in (1300, 1180, 720, 390):  # wherever the line of controls breaks, the list of keys is whole
+        page.set_viewport_size({"width": width, "height": 800})
+        keys, gallery = (page.locator(id).bounding_box() for id in ("#keys dl", "#gallery"))
+        assert keys["x"] >= gallery["x"], width
+        assert keys["x"] + keys["width"] <= gallery["x"] + gallery["width"], width
     opened.check_quiet()
 
 

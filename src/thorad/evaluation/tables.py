@@ -197,11 +197,11 @@ def _brief_table(results: Sequence[Result], layout: Layout, rows: Sequence[Resul
 
 def calls_cell(result: Result) -> str:
     """A result's network calls, with an asterisk where others were asked for."""
-    return f"{result['network_calls']}{' *' if _other_calls(result) else ''}"
+    return f"{result.get('network_calls', '')}{' *' if _other_calls(result) else ''}"
 
 
 def _other_calls(result: Result) -> bool:
-    calls = result["network_calls"]
+    calls = result.get("network_calls", 0)
     return calls > 0 and calls not in result.get("asked_calls", [calls])
 
 

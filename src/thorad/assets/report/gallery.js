@@ -570,6 +570,7 @@ const SORTABLE = { score: (c) => c.score !== null, dice: (c) => c.dice !== null,
 fill(element("sort"), SORTS, (key) => any(SORTABLE[key.split("-")[0]]) || key === "name");
 if (!any(SORTABLE.score) && any(SORTABLE.truth)) element("sort").value = "truth";
 
+const MOST_FINDINGS = 200;
 const rank = (card) => STATUSES.indexOf(card.about.status);
 function arrange() {
   const words = element("find").value.trim().toLowerCase();
@@ -594,6 +595,7 @@ function arrange() {
   for (const card of shown) observer.observe(card.node);
   element("count").textContent = shown.length === cards.length ? `${cards.length} ${cards.length === 1 ? "case" : "cases"}` : `${shown.length} of ${cards.length} cases`;
   element("nothing").hidden = shown.length > 0;
+  listFindings();
   if (!kept.has(current)) select(shown[0] ?? null, false);
 }
 
@@ -646,12 +648,13 @@ for (const id of ["find", "filter", "sort"]) element(id).addEventListener("input
 element("side-label").hidden = !any((case_) => case_.slices[0]);
 element("order").hidden = cards.length === 1;
 
-/** The findings of all cases, the highest first, as a list that leads to them. */
+/** The findings of the cases that are shown, the highest first, as a list that leads to them. */
 function listFindings() {
-  const all = cards.flatMap((card) => card.about.places.map((place, order) => ({ card, place, order })));
+  const all = shown.flatMap((card) => card.about.places.map((place, order) => ({ card, place, order })));
+  const inAll = cards.reduce((sum, card) => sum + card.about.places.length, 0);
   all.sort((one, other) => rank(one.card) - rank(other.card) || other.place.peak - one.place.peak);
-  element("findings").hidden = all.length === 0;
-  element("findings-count").textContent = `${all.length}${all.length > MOST_FINDINGS ? `, the first ${MOST_FINDINGS} are listed` : ""}`;
+  element("findings").hidden = inAll === 0;
+  element("findings-count").textContent = `${all.length}${all.length < inAll ? ` of ${inAll}` : ""}${all.length > MOST_FINDINGS ? `, the first ${MOST_FINDINGS} are listed` : ""}`;
   element("findings-list").replaceChildren(...all.slice(0, MOST_FINDINGS).map(({ card, place, order }) => {
     const line = document.createElement("li"), button = document.createElement("button");
     const [name, facts] = [document.createElement("b"), document.createElement("span")];
@@ -663,20 +666,11 @@ function listFindings() {
     ].filter(Boolean).join(" · ");
     button.type = "button";
     button.append(name, facts);
-    button.addEventListener("click", () => {
-      if (!shown.includes(card)) {
-        element("find").value = "";
-        element("filter").value = "all";
-        arrange();
-      }
-      card.jump(place);
-    });
+    button.addEventListener("click", () => card.jump(place));
     line.append(button);
     return line;
   }));
 }
-const MOST_FINDINGS = 200;
-
 // The counts of the statuses show those cases.
 for (const button of document.querySelectorAll("[data-status]")) {
   button.addEventListener("click", () => {
@@ -729,7 +723,6 @@ window.printCases = async () => {
   arrange();
 };
 
-listFindings();
 arrange();
 show();
 if (cards.length === 1) cards[0].enlarge();
