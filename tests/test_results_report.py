@@ -647,6 +647,8 @@ def test_drag_zooms_moves_and_sets_the_window(chromium: Any, tmp_path: Path) -> 
     assert int(re.match(place, point(*middle))[2]) < column, "the picture went to the right"
     page.keyboard.press("0")
     assert point(box["x"] + 1, box["y"] + 1).startswith("row 0, column 0 ")
+    page.wait_for_selector(".card.current[data-drawn]")
+    assert page.locator(".card.current .reading").inner_text().startswith("row 0, column 0 "), "drawn anew below it"
     opened.check_quiet()
 
 

@@ -97,6 +97,7 @@ class Card {
     this.step = null; // null: the result
     this.view = { zoom: 1, x: 0.5, y: 0.5 }; // the place in the middle of the panels, as shares of the picture as it is shown
     this.mark = null; // row and column of the shown picture that a finding is at
+    this.pointed = null; // the panel and the event of the pointer that rests on it
     this.pictures = null;
     this.node = element("card").content.firstElementChild.cloneNode(true);
     this.node.id = `card-${position}`;
@@ -174,8 +175,11 @@ class Card {
     this.panels.push({ name, title, at, node, canvas, label, cross, ruler, ends });
     listenToPointer(node, {
       zoom: (factor, event) => this.pictures && this.zoom(factor, event && this.placeIn(node, event)),
-      pan: (across, down, box) => this.pictures && this.pan(across, down, box),
-      point: (event) => this.point(event, node),
+      pan: (across, down, box) => {
+        this.pointed = null;
+        if (this.pictures) this.pan(across, down, box);
+      },
+      point: (event) => this.point(node, event),
     });
   }
 
@@ -426,7 +430,7 @@ class Card {
       ruler.style.width = `${(100 * length * zoom) / width}%`;
       ruler.textContent = `${length} mm`;
     }
-    this.showCross(this.mark);
+    this.showPlace();
   }
 
   /** The same place in every panel; nowhere where there is none. */
@@ -441,8 +445,14 @@ class Card {
     this.reading.textContent = place ? this.values(place) : "";
   }
 
-  point(event, node) {
-    if (this.pictures) this.showCross(event ? this.placeIn(node, event) : this.mark);
+  point(node, event) {
+    this.pointed = event && [node, event];
+    this.showPlace();
+  }
+
+  /** Under the pointer, also where what is below it was drawn anew; else of the finding. */
+  showPlace() {
+    if (this.pictures) this.showCross(this.pointed ? this.placeIn(...this.pointed) : this.mark);
   }
 
   /** What is at a place. */
@@ -491,7 +501,7 @@ class Card {
   /** Show a finding: its slice, its place marked. */
   async jump({ slice, row, column }) {
     this.slice = slice ?? this.slice;
-    this.step = null;
+    this.step = this.pointed = null;
     select(this);
     await this.load();
     if (!this.pictures) return;
@@ -671,6 +681,7 @@ function listFindings() {
     return line;
   }));
 }
+
 // The counts of the statuses show those cases.
 for (const button of document.querySelectorAll("[data-status]")) {
   button.addEventListener("click", () => {
