@@ -456,6 +456,17 @@ def test_slices_too_low_are_refused_and_told_by_how_much(brain: Detector, shared
         assert brain.check(cut_axial(head, np.eye(4), [95 - mm])[0]).status == "ok", mm
 
 
+def test_a_sick_slice_on_the_edge_is_warned_of_not_refused(brain: Detector, shared_data: Path) -> None:
+    """It lies some 12 mm too low; with one more lesion it resembles the slice 15 mm lower as much as that at 10 mm."""
+    pixels = read_image(shared_data / "gliomas/images/TCGA_CS_6290_20000917_11.png").pixels
+    y, x = np.mgrid[0 : 1 : pixels.shape[0] * 1j, 0 : 1 : pixels.shape[1] * 1j]
+    inside = (np.hypot((y - 0.52) / 0.14, (x - 0.32) / 0.1) < 1).astype(np.float32)
+    share = ndimage.gaussian_filter(inside, 2) * (pixels > 15)
+    check = brain.check(image_from_array(pixels * (1 - share) + 90 * share))
+    assert check.status == "warned"
+    assert "about 15 mm lower in the head" in check.message
+
+
 def test_slices_too_high_are_refused_and_told_that_they_may_be(brain: Detector, shared_data: Path) -> None:
     head = read_volume(shared_data / "volumes/colin27_t1_1mm.nii.gz")
     for mm in (20, 25, 40, 45, 50):

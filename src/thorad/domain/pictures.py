@@ -58,6 +58,9 @@ T1W: Final = (0.0, 0.1, 0.3, 0.6, 0.85, 1.0)
 LOWER: Final = range(10, 61, 5)
 """mm below a model's lowest slice that the template is cut at, to see which of these slices a picture resembles most.
 The first says nothing: that is as far off as slices at the right height seem to be."""
+CLEARLY_LOWER = 0.015
+"""By so much it must resemble another one more than the first to be refused: of slices 15 mm too low one in eight does
+not, of those 20 mm too low all do. A sick brain 12 mm too low is on the edge, and any change would tip it over."""
 
 CLOSE: Final = 0.1
 """Sequences whose shares of the picture differ by less can't be told apart."""
@@ -145,6 +148,8 @@ class Strangeness:
     """Share of the picture that is nearer to a slice farther down in the head."""
     lower_mm: int
     """How far down; 0 where there is no such slice."""
+    lower_by: float
+    """How much larger that share is than of the slice that says nothing."""
     lying: Lying
     other_slice: str
     """Which one it may be; of heads that are small in their frame a higher one, where the model is for heads."""
@@ -291,6 +296,7 @@ class Likeness:
             moved_back=placed is not fine,
             lower=lower[lower_mm] if far else 0.0,
             lower_mm=lower_mm if far else 0,
+            lower_by=lower[lower_mm] - lower[LOWER[0]] if far else 0.0,
             lying=lying,
             other_slice="a slice higher in the head" if self.lower and lying.size < 1 else "another slice",
             turn=lying.known_turn,
@@ -394,6 +400,8 @@ class Test:
     """Whether how the picture lies is the reason instead, where that is known."""
     first: Callable[[Strangeness, Bounds], bool] = lambda _found, _bounds: False
     """Whether it tells more than those before it in the table: one reason is given."""
+    certain: Callable[[Strangeness], bool] = lambda _found: True
+    """Whether it may refuse by itself."""
     refuses_with: str = ""
     """The test with which it refuses where each by itself warns of the picture."""
     varied: bool = True
@@ -414,6 +422,7 @@ TESTS: Final = {
         "it looks like a slice at another height, most like one about {0.lower_mm} mm lower in the head: take the "
         "right one, or give the whole volume, which is registered",
         by_place=False,
+        certain=lambda found: found.lower_by >= CLEARLY_LOWER,
         varied=False,
     ),
     "distance": Test(0, 0, 1.1, OTHER_SHAPES),
@@ -467,11 +476,12 @@ class PictureDomain:
         bounds = {test: self.thresholds(test) for test, how in TESTS.items() if (how.scores or test) in self.healthy}
         values = {test: getattr(found, test) for test in bounds}
         warned = [test for test, (warn, _) in bounds.items() if values[test] > warn]
-        refused = [test for test in warned if values[test] > bounds[test][1]]
-        refused = refused or [test for test in warned if TESTS[test].refuses_with in warned]
+        beyond = [test for test in warned if values[test] > bounds[test][1]]
+        together = [test for test in warned if TESTS[test].refuses_with in warned]
+        refused = together or [test for test in beyond if TESTS[test].certain(found)]
         if not warned:
             return NOTHING_FOUND
-        test = min(refused or warned, key=lambda test: not TESTS[test].first(found, bounds))
+        test = min(beyond or together or warned, key=lambda test: not TESTS[test].first(found, bounds))
         told = (TESTS[test].by_place and found.displaced) or TESTS[test].reason.format(found)
         value = f"{test} {values[test]:.2f}, of healthy scans below {bounds[test][0]:.2f}"
         expected = f"; expected {section.picture}" if section.picture else ""
