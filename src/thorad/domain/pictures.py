@@ -381,10 +381,6 @@ def _cells(votes: Array) -> Array:
     return np.asarray(votes.reshape(SIDE // 2, 2, SIDE // 2, 2).sum((1, 3)))
 
 
-Bounds = Mapping[str, tuple[float, float]]
-"""{test: where warnings begin, and refusals}."""
-
-
 @dataclass(frozen=True)
 class Test:
     """One way in which a picture may be strange: what is done with a field of `Strangeness`."""
@@ -398,8 +394,8 @@ class Test:
     """What is strange, in words; {0} is the `Strangeness`."""
     by_place: bool = True
     """Whether how the picture lies is the reason instead, where that is known."""
-    first: Callable[[Strangeness, Bounds], bool] = lambda _found, _bounds: False
-    """Whether it tells more than those before it in the table: one reason is given."""
+    first: Callable[[Strangeness, float], bool] = lambda _found, _usual: False
+    """Whether it tells more than those before it in the table, by the distance that warnings begin at."""
     certain: Callable[[Strangeness], bool] = lambda _found: True
     """Whether it may refuse by itself."""
     refuses_with: str = ""
@@ -430,14 +426,14 @@ TESTS: Final = {
         *(0.59, 0.65, 1.2),
         "its contrasts are nearer to {0.like}: another sequence or modality, {0.other_slice}, or changed grey",
         by_place=False,
-        first=lambda found, _bounds: found.moved_back,
+        first=lambda found, _usual: found.moved_back,
         refuses_with="misfit",
     ),
     "misfit": Test(0.7, 0.9, 1, OTHER_SHAPES, varied=False),
     "pose": Test(
         *(1.05, 1.15, 1.1),
         "it would fit better {0.better}, unless it is {0.other_slice} or another view",
-        first=lambda found, bounds: found.distance / found.pose <= bounds["distance"][0],  # so it would be as usual
+        first=lambda found, usual: found.distance / found.pose <= usual,  # as it would lie
     ),
     "misfit_around": Test(
         *(0.7, math.inf, 1),
@@ -481,7 +477,7 @@ class PictureDomain:
         refused = together or [test for test in beyond if TESTS[test].certain(found)]
         if not warned:
             return NOTHING_FOUND
-        test = min(beyond or together or warned, key=lambda test: not TESTS[test].first(found, bounds))
+        test = min(beyond or together or warned, key=lambda test: not TESTS[test].first(found, bounds["distance"][0]))
         told = (TESTS[test].by_place and found.displaced) or TESTS[test].reason.format(found)
         value = f"{test} {values[test]:.2f}, of healthy scans below {bounds[test][0]:.2f}"
         expected = f"; expected {section.picture}" if section.picture else ""
