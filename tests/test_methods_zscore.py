@@ -114,6 +114,7 @@ def test_a_smooth_mean_has_no_detail() -> None:
         ("hand-xray64", "zscore", True),
         ("hand-xray64", "thor", False),
         ("brain-t1-compact", "thor+", False),
+        ("hand-xray64", "critic-only", False),
         ("brain-t1-compact", "critic-only", False),
     ],
 )

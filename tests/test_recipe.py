@@ -68,5 +68,5 @@ def test_the_bundled_recipes_are_within_the_bounds() -> None:
 
 
 def test_a_critic_s_networks_are_fitted_for_longer_and_longer() -> None:
-    assert CriticSection(networks=3, steps=100).steps_of_networks == (33, 66, 100)
+    assert CriticSection(networks=3, steps=100).steps_of_networks == (50, 75, 100)
     assert CriticSection(networks=3, steps=1).steps_of_networks == (1, 1, 1)

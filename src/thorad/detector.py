@@ -246,13 +246,12 @@ class Detector:
         return self.model.picture_domain.check(picture, self.model.recipe.domain, self.model_name)
 
     def _model_warnings(self) -> tuple[str, ...]:
-        """A poor critic's own; and a method that asks what is usual at a place needs training images that lie alike."""
+        """A poor critic's own; and a method that divides by the spread at a place needs training images that lie alike."""
         found: list[str] = []
         if self._method.critic and (reason := self.model.own_critic.warning):
             critic = f"critic {self.model.own_critic.sha256[:12]} of model {self.model_name!r}"
             found.append(f"the {critic}, {self.model.critic_source}, is not to be relied on: {reason}")
-        goes_by_place = self._method.statistics or self._method.critic
-        if goes_by_place and (share := detail_share(*self.model.statistics)) < ALIGNED:
+        if self._method.statistics and (share := detail_share(*self.model.statistics)) < ALIGNED:
             found.append(
                 f"the training images of model {self.model_name!r} don't lie on one another ({100 * share:.0f} % of "
                 f"what differs in detail is common to them, expected {100 * ALIGNED:.0f} % or more), so what is usual "

@@ -323,9 +323,9 @@ class CriticSection(TrainingSection):
 
     channels: Annotated[tuple[Width, ...], Field(min_length=2, max_length=8)] = (16, 32, 64, 96, 128)
     """Width of each level of its networks."""
-    networks: UpTo16 = 2
-    """Networks that judge together. The k-th of n is fitted for k / n of the `steps`: a short training finds what is
-    plain in any scanner's images, a long one what is small or bright (docs/attempts.md)."""
+    networks: UpTo16 = 3
+    """Networks that judge together. The k-th of n is fitted for (k + 1) / (n + 1) of the `steps`: a short training
+    finds what is plain in any scanner's images, a long one what is small or bright (docs/attempts.md)."""
     augmentation: AugmentationSection = AugmentationSection(
         **{"rotation": 4, "shift": 0.03, "scale": 0.05, "warp": 0.02},
         **{"intensity": 0.85, "gamma": 0.45, "curve": 0.8, "bias_field": 0.35, "contrast": 0.2, "noise": 0.03},
@@ -346,7 +346,7 @@ class CriticSection(TrainingSection):
     @property
     def steps_of_networks(self) -> tuple[int, ...]:
         """Steps of each network, at least one."""
-        return tuple(max(1, self.steps * (number + 1) // self.networks) for number in range(self.networks))
+        return tuple(max(1, self.steps * (number + 2) // (self.networks + 1)) for number in range(self.networks))
 
 
 class Recipe(_Section):
