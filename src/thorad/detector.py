@@ -246,7 +246,7 @@ class Detector:
         return self.model.picture_domain.check(picture, self.model.recipe.domain, self.model_name)
 
     def _model_warnings(self) -> tuple[str, ...]:
-        """A poor critic's own; and a method that divides by the spread at a place needs training images that lie alike."""
+        """A poor critic's own; and a method that goes by the spread at a place needs training images that lie alike."""
         found: list[str] = []
         if self._method.critic and (reason := self.model.own_critic.warning):
             critic = f"critic {self.model.own_critic.sha256[:12]} of model {self.model_name!r}"
