@@ -744,7 +744,7 @@ def test_models_lists_recipes_and_models(monkeypatch: pytest.MonkeyPatch) -> Non
         ("brain-t1-compact", "gaussian, simplex", "yes", "critic-only"),
         ("brain-t1-gaussian", "gaussian", "no", "thor"),
         ("brain-t1-patched", "simplex", "no", "pddpm"),
-        ("hand-xray64", "gaussian, simplex", "no", "thor"),
+        ("hand-xray64", "gaussian, simplex", "yes", "critic-only"),
     ):
         assert re.search(rf"^{name} +{noise} +{critic} +{method} +\d", result.stdout, flags=re.MULTILINE), name
     shown = thorad_command("models", "brain-t1-gaussian").stdout
