@@ -690,7 +690,7 @@ def test_train(fitted: dict[str, Any], tmp_path: Path) -> None:
     result = thorad_command("train", "--recipe", "hand-xray64", "--train", tmp_path / "in", "--out", tmp_path / "out")
     assert result.exit_code == 0
     recipe = fitted.pop("recipe")
-    assert (recipe.name, recipe.training.steps) == ("hand-xray64", 1100)
+    assert (recipe.name, recipe.training.steps) == ("hand-xray64", 3600)
     assert fitted == {
         "train": tmp_path / "in",
         "out": tmp_path / "out",
