@@ -23,6 +23,7 @@ from thorad.errors import ThoradError
 from thorad.io.images import Image, read_image
 from thorad.io.preprocess import to_model_input
 from thorad.io.scans import Scan, find_scans
+from thorad.methods import METHODS
 from thorad.model import CALIBRATION, CARD, RECIPE, WEIGHTS, load_model, model_folder
 
 
@@ -113,6 +114,22 @@ def test_a_detection_with_a_calibration(detector: Detector, model: Path, tmp_pat
     assert Detector(model, method="zscore-two-sided", device="cpu").calibration is None
     with pytest.raises(ThoradError, match="calibrated with method zscore; asked: method thor, noise gaussian, steps 4"):
         Detector(model, noise="gaussian", steps=4, device="cpu", false_positives=0.02)
+
+
+@pytest.mark.parametrize("above", [0.5, 2.0])
+def test_a_calibration_makes_a_method_s_own_threshold_stricter_never_laxer(
+    detector: Detector, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, above: float
+) -> None:
+    found = calibrate_files(detector, scans_of(scans(tmp_path / "in", 19))).calibration
+    save_calibration(found, model)
+    strict = found.thresholds[0.01]
+    own = {**METHODS, "zscore": replace(METHODS["zscore"], own_threshold=above * strict)}
+    monkeypatch.setattr("thorad.detector.METHODS", own)
+    calibrated = Detector(model, method="zscore", device="cpu")
+    assert calibrated.calibration == found, "p-values come either way"
+    assert calibrated.threshold == max(strict, above * strict)
+    assert calibrated.false_positives == (0.01 if above < 1 else None)
+    assert Detector(model, method="zscore", device="cpu", false_positives=0.05).threshold == found.thresholds[0.05]
 
 
 def test_results_hold_what_the_calibration_says(detector: Detector, model: Path, tmp_path: Path) -> None:

@@ -166,6 +166,8 @@ def test_a_critic_that_sees_less_than_no_network_says_so() -> None:
     worse = how_good(critic, MadeUp(np.array([-2.0, 0.5, 1.0, 2.0]), zscores, masks))
     assert worse["made-up anomalies"].startswith("50 % of their pixels found; average precision 0.417")
     assert worse["warning"].startswith("it finds made-up anomalies no better than the z-score")
+    blind = how_good(Critic([], offset=-9), MadeUp(np.array([2.0, 1.0, -1.0, -2.0]), zscores, masks))
+    assert blind["warning"] == "it finds 0 % of the pixels of made-up anomalies: train it longer"
 
 
 def test_a_critic_that_warns_of_itself_is_warned_of_in_every_run(

@@ -86,7 +86,7 @@ class Detector:
         perceptual_weights: a torchvision SqueezeNet 1.1 file for LPIPS instead of the model's own weights (an imported
             model's), or of the bundled ones.
         false_positives: share of healthy pixels that a detection's mask may hold, one of the model's calibration for
-            these options; None is the smallest of them; where there is no such calibration, see threshold.
+            these options; None is the smallest of them, where its threshold isn't below the method's own.
         threshold: the mask is what is above this value of the map, whatever the calibration says. Without either, a
             method whose map is a probability has a threshold of its own (`Method.own_threshold`).
         force: detect also in what the model can't judge (`check`); the detection says so.
@@ -153,7 +153,7 @@ class Detector:
         self._take_calibrated_threshold()
         self.calibration = matching_calibration(self.calibrations, self.provenance(), false_positives)
         self.false_positives = self.calibration.checked_rate(false_positives) if self.calibration else None
-        self.threshold = self._checked_threshold(threshold)
+        self.threshold = self._checked_threshold(threshold, false_positives)
 
     def __repr__(self) -> str:
         """One line: model, method, noise, calls, engine and device."""
@@ -251,11 +251,12 @@ class Detector:
         if self._method.critic and (reason := self.model.own_critic.warning):
             critic = f"critic {self.model.own_critic.sha256[:12]} of model {self.model_name!r}"
             found.append(f"the {critic}, {self.model.critic_source}, is not to be relied on: {reason}")
+        others = ("the critic", "thor") if self.model.critic else ("thor",)
         if self._method.statistics and (share := detail_share(*self.model.statistics)) < ALIGNED:
             found.append(
                 f"the training images of model {self.model_name!r} don't lie on one another ({100 * share:.0f} % of "
                 f"what differs in detail is common to them, expected {100 * ALIGNED:.0f} % or more), so what is usual "
-                f"at a place means little, and method {self.method!r} goes by it: take thor"
+                f"at a place means little, and method {self.method!r} goes by it: take {' or '.join(others)}"
             )
         return tuple(found)
 
@@ -607,12 +608,21 @@ class Detector:
         ]
         return hashlib.sha256("\n".join(decided).encode()).hexdigest()
 
-    def _checked_threshold(self, threshold: float | None) -> float | None:
-        """Where masks begin: the given value, the calibration's, or the method's own; None where there is none."""
+    def _checked_threshold(self, threshold: float | None, asked: float | None) -> float | None:
+        """Where masks begin: the given value, the calibration's, or the method's own; None where there is none.
+
+        A calibration that nobody asked a share of makes the method's own threshold stricter, never laxer: below it a
+        probability says healthy, however rarely healthy scans reach it.
+        """
         if threshold is None:
+            own = self._method.own_threshold
             if self.calibration is None or self.false_positives is None:
-                return self._method.own_threshold
-            return self.calibration.thresholds[self.false_positives]
+                return own
+            calibrated = self.calibration.thresholds[self.false_positives]
+            if asked is None and own is not None and own > calibrated:
+                self.false_positives = None
+                return own
+            return calibrated
         if not (threshold >= 0 and np.isfinite(threshold)):
             raise ThoradError(f"the threshold is {threshold:g}, expected a value of the map, 0 or above.")
         self.false_positives = None

@@ -141,6 +141,7 @@ def calibrate(
 
     from thorad.apps.calibrate import calibrate_files, save_calibration
     from thorad.calibration import format_options
+    from thorad.methods import METHODS
     from thorad.model import own_folder
 
     own_folder(options.model, out)  # a refusal should come before the work
@@ -155,6 +156,9 @@ def calibrate(
         print_line(f"Calibrated with {format_options(calibration.options)} on {count} scans, {summary.seconds:.1f} s.")
         rows = [(f"{100 * rate:g} %", f"{threshold:.5g}") for rate, threshold in calibration.thresholds.items()]
         print_table(Table(("healthy pixels above", "the threshold"), rows))
+        own = METHODS[detector.method].own_threshold
+        if own is not None and own > min(calibration.thresholds.values()):
+            print_line(f"Masks begin at the method's own {own:g} where these are lower, unless --false-positives asks.")
         print_line(f"The smallest p-value is 1 / {count + 1} = {1 / (count + 1):.3g}.")
         if summary.picture_domain is not None:
             print_line("The model didn't say what its pictures look like: it was learned from these scans.")

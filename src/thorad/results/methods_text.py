@@ -57,13 +57,14 @@ def detection_text(folder: ResultFolder) -> MethodsText:
     if calibration:
         sentences.append(
             f"Pixels above {folder.threshold:.4g} were counted as anomalous, the threshold that "
-            f"{100 * calibration['false_positives']:g} % of the pixels of {calibration['scans']} healthy scans exceed; "
-            "p-values are ranks of the scores among those of the healthy scans."
+            f"{100 * calibration['false_positives']:g} % of the pixels of {calibration['scans']} healthy scans exceed."
         )
     elif folder.threshold is not None:
         own = folder.threshold == (folder.run.get("method") or {}).get("own_threshold")
         origin = "the method's own threshold" if own else "a threshold given for this run"
         sentences.append(f"Pixels above {folder.threshold:.4g}, {origin}, were counted as anomalous.")
+    if any(case.p_value is not None for case in folder.cases):
+        sentences.append("p-values are ranks of the scores among those of healthy scans.")
     counts = [f"{len(cases)} {status}" for status, cases in folder.with_status.items() if cases]
     sentences.append(f"Of {len(folder.cases)} cases, by the software's checks: {listing(counts)}.")
     return MethodsText(" ".join(sentences), cite.references)

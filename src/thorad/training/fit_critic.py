@@ -31,6 +31,9 @@ from thorad.training.loop import Loop, run_training
 COPIES: Final = 2
 """Examples that are made of each validation image, to tell probabilities by."""
 
+LEAST_FOUND: Final = 0.1
+"""Share of made-up anomalies' pixels below which a critic is warned of: those that come with thorad find half."""
+
 MEASURED_ON: Final = "anomalies made up in healthy validation images, varied as the training's, the same ones each time"
 
 
@@ -164,13 +167,15 @@ def _line_of_probabilities(made_up: MadeUp) -> tuple[float, float]:
 
 
 def how_good(critic: Critic, made_up: MadeUp) -> dict[str, str]:
-    """What a critic finds of made-up anomalies, in words; and a `WARNING` where no network at all finds as much."""
+    """What a critic finds of made-up anomalies, in words; and a `WARNING` where that is next to nothing."""
     found = critic.scale * made_up.logits[made_up.masks] + critic.offset > math.log(THRESHOLD / (1 - THRESHOLD))
     precision, floor = (float(average_precision_score(made_up.masks, x)) for x in (made_up.logits, made_up.zscores))
     compared = f"average precision {precision:.3f}, that of the z-score {floor:.3f}"
     facts = {"made-up anomalies": f"{100 * found.mean():.0f} % of their pixels found; {compared}"}
     if precision <= floor:
         facts[WARNING] = f"it finds made-up anomalies no better than the z-score ({compared}): train it longer"
+    elif found.mean() < LEAST_FOUND:
+        facts[WARNING] = f"it finds {100 * found.mean():.0f} % of the pixels of made-up anomalies: train it longer"
     return facts
 
 
