@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option, Typer
 from typer.core import TyperGroup
@@ -21,6 +21,9 @@ from thorad.cli.render import (
     write_json,
 )
 from thorad.table import Table
+
+if TYPE_CHECKING:
+    from thorad.calibration import Calibration
 
 PANEL = "Train and calibrate"
 
@@ -154,11 +157,7 @@ def calibrate(
         print_warning(f"Warning: {summary.warning}")
     if not quiet:
         print_line(f"Calibrated with {format_options(calibration.options)} on {count} scans, {summary.seconds:.1f} s.")
-        rows = [(f"{100 * rate:g} %", f"{threshold:.5g}") for rate, threshold in calibration.thresholds.items()]
-        print_table(Table(("healthy pixels above", "the threshold"), rows))
-        own = METHODS[detector.method].own_threshold
-        if own is not None and own > min(calibration.thresholds.values()):
-            print_line(f"Masks begin at the method's own {own:g} where these are lower, unless --false-positives asks.")
+        _print_thresholds(calibration, METHODS[detector.method].own_threshold)
         print_line(f"The smallest p-value is 1 / {count + 1} = {1 / (count + 1):.3g}.")
         if summary.picture_domain is not None:
             print_line("The model didn't say what its pictures look like: it was learned from these scans.")
@@ -166,6 +165,13 @@ def calibrate(
         print_left_out(scans.left_out)
     write_json(json, {"model": folder, "calibration": calibration, "failed": summary.failed})
     end_with_failures(summary.failed, what="left out")
+
+
+def _print_thresholds(calibration: Calibration, own: float | None) -> None:
+    rows = [(f"{100 * rate:g} %", f"{threshold:.5g}") for rate, threshold in calibration.thresholds.items()]
+    print_table(Table(("healthy pixels above", "the threshold"), rows))
+    if own is not None and own > min(calibration.thresholds.values()):
+        print_line(f"Masks begin at the method's own {own:g} where these are lower, unless --false-positives asks.")
 
 
 class _ModelsGroup(TyperGroup):
