@@ -16,7 +16,7 @@ import thorad.model
 from test_io_dicom import DX, base, blob, save
 from test_io_scans import scans_of
 from thorad.apps.calibrate import calibrate_command, calibrate_files, own_folder, save_calibration
-from thorad.apps.run import detect_files, open_results
+from thorad.apps.run import detect_files, open_results, result_options
 from thorad.calibration import conformal_p_value, read_calibrations
 from thorad.detector import Detector
 from thorad.errors import ThoradError
@@ -129,6 +129,12 @@ def test_a_calibration_makes_a_method_s_own_threshold_stricter_never_laxer(
     assert calibrated.calibration == found, "p-values come either way"
     assert calibrated.threshold == max(strict, above * strict)
     assert calibrated.false_positives == (0.01 if above < 1 else None)
+    assert result_options(calibrated)["calibration"] == {
+        "false_positives": 0.01 if above < 1 else None,
+        "threshold": strict if above < 1 else None,
+        "scans": 19,
+        "sha256": found.sha256,
+    }, "p-values are by it either way"
     assert Detector(model, method="zscore", device="cpu", false_positives=0.05).threshold == found.thresholds[0.05]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,9 @@ def test_what_a_critic_can_not_be_made_of(tiny_model: Path, folders: tuple[Path,
         train_critic_of(tiny_model, SECTION, folders[0], folders[0], tmp_path / "same")
     with pytest.raises(ThoradError, match=r"comes with thorad.*--out"):
         train_critic_of("brain-t1-compact", SECTION, *folders)
+    with pytest.raises(ThoradError, match=r"8 of 8 training images are not what model 'brain-t1-compact' judges"):
+        train_critic_of("brain-t1-compact", SECTION, *folders, tmp_path / "of-another-kind")
+    assert not (tmp_path / "of-another-kind").exists()
     with pytest.raises(ThoradError, match=r"'tiny' has no critic.*thorad train-critic"):
         Detector(tiny_model, method="critic-only", device="cpu")
 
@@ -217,3 +221,19 @@ def test_from_the_command_line(tiny_model: Path, folders: tuple[Path, Path], tmp
     result = thorad_command("train-critic", str(tiny_model), "--train", train, "--validation", validation, *given)
     assert "trained on: 8 healthy images, 4 steps of 4" in result.stdout
     assert (tmp_path / "model" / "critic.safetensors").is_file()
+
+
+def test_a_critic_that_takes_another_s_place_voids_its_calibration(
+    tiny_model: Path, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    recipe, model, verb = tmp_path / "recipe.toml", str(tmp_path / "model"), "train-critic"
+    parts = ["--train", str(folders[0]), "--validation", str(folders[1]), "--recipe", str(recipe)]
+    said = []
+    for seed, given in ((0, [str(tiny_model), "-o", model]), (1, [model])):
+        recipe.write_text(Recipe(name="small", critic=SECTION.model_copy(update={"seed": seed})).to_toml())
+        said.append(thorad_command(verb, *given, *parts, "--accelerator", "cpu").output)
+        shutil.rmtree(tmp_path / "model" / "critic-training")
+        calibrated = thorad_command("calibrate", str(folders[1]), "--model", model, "--level", "0.2", "--device", "cpu")
+        assert calibrated.exit_code == 0, calibrated.output
+    assert "Calibrate anew" not in said[0]
+    assert f"Calibrate anew: thorad calibrate HEALTHY --model {model}" in " ".join(said[1].split())

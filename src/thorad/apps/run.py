@@ -124,10 +124,10 @@ def result_options(detector: Detector) -> dict[str, Any]:
     """All of a detector that decides on its results, as run.json keeps it."""
     calibration, rate = detector.calibration, detector.false_positives
     options = {**detector.provenance(), "calibration": None, "threshold": detector.threshold}
-    if calibration is not None and rate is not None:
+    if calibration is not None:  # p-values are by it, even where masks begin elsewhere
         options["calibration"] = {
             "false_positives": rate,
-            "threshold": calibration.thresholds[rate],
+            "threshold": None if rate is None else calibration.thresholds[rate],
             "scans": calibration.scans,
             "sha256": calibration.sha256,
         }

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thorad.calibration import Calibration, read_calibrations
+from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.model import CRITIC, copy_model, load_model, model_folder, own_folder, read_by_critics
+from thorad.model import CRITIC, Model, copy_model, load_model, model_folder, own_folder, read_by_critics
 from thorad.recipe import CriticSection
-from thorad.training.data import Source, open_images
+from thorad.training.data import Images, Source, open_images
 from thorad.training.fit_critic import fit_critic
 
 if TYPE_CHECKING:
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 
 TRAINING = "critic-training"
 """Folder in a model's for the checkpoints and logs of its critic."""
+
+MOST_JUDGED = 64
+"""Images of each part, evenly spread, that are compared with the model's kind of image."""
+
+MOST_REFUSED = 0.1
+"""Share of them that may be of another kind: some healthy scans lie badly."""
 
 
 def train_critic_of(
@@ -41,14 +49,39 @@ def train_critic_of(
         The model's folder, and the critic.
 
     Raises:
-        ThoradError: as `own_folder`, `open_images` and `fit_critic`.
+        ThoradError: images of another kind than the model's; as `own_folder`, `open_images` and `fit_critic`.
     """
     folder = own_folder(model, out)
     loaded = load_model(model)
     loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"critic": section}))
     made_for = read_by_critics(*loaded.statistics, loaded.region)
     images, held_out = open_images(train, validation, loaded.recipe, leave_out=folder)
+    for what, given in (("training", images), ("validation", held_out)):
+        _refuse_another_kind(loaded, given, what)
     copy_model(model_folder(model), folder, without=CRITIC)  # first: what was begun there can be resumed
     critic = fit_critic(loaded, images, held_out, folder / TRAINING, **where)
     write_atomic(folder / CRITIC, critic.to_bytes({**critic.facts, "recipe": section.model_dump_json()}, made_for))
     return folder, critic
+
+
+def _refuse_another_kind(model: Model, images: Images, what: str) -> None:
+    """Raise where the model would refuse the images: from brains a critic of hands would learn that hands are ill."""
+    domain, count = model.picture_domain, min(len(images), MOST_JUDGED)
+    if domain is None or not count:
+        return
+    section, name = model.recipe.domain, model.recipe.name
+    used = [images[index * len(images) // count] for index in range(count)]
+    refused = [check for image in used if (check := domain.check(image[0].numpy(), section, name)).refusals]
+    if len(refused) > MOST_REFUSED * count:
+        raise ThoradError(
+            f"{len(refused)} of {count} {what} images are not what model {name!r} judges, of the first one: "
+            f"{refused[0].message}. A critic learns from healthy images of its model's kind: give such, or train a "
+            "model on these with `thorad train`."
+        )
+
+
+def outdated_calibrations(folder: Path) -> list[Calibration]:
+    """Those that were made with another critic than the folder's, so that no detector takes them."""
+    model = load_model(folder)
+    known = read_calibrations(model.calibration, str(folder))
+    return [each for each in known if each.options.get("critic_sha256") not in (None, model.own_critic.sha256)]

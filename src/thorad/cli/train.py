@@ -106,7 +106,7 @@ def train_critic(
     It learns from anomalies that are made up in healthy images. Afterwards `thorad detect` uses it by default: its map
     is a probability, so that masks and findings come without a calibration.
     """
-    from thorad.apps.train_critic import train_critic_of
+    from thorad.apps.train_critic import outdated_calibrations, train_critic_of
     from thorad.model import load_recipe_of
     from thorad.recipe import load_recipe
 
@@ -120,6 +120,11 @@ def train_critic(
             print_line(f"{name}: {value}")
     if critic.warning:
         print_warning(f"Warning: the critic is written, but {critic.warning}.")
+    if outdated_calibrations(folder):
+        print_warning(
+            f"Warning: {folder} was calibrated with another critic, whose thresholds and p-values no longer apply. "
+            f"Calibrate anew: thorad calibrate HEALTHY --model {folder}"
+        )
     print_line(f"Model: {folder}")
     print_line(f"Use it: thorad detect INPUT --model {folder} -o DIR")
 

@@ -218,6 +218,17 @@ class ResultFolder:
         return None if threshold is None else float(threshold)
 
     @property
+    def false_positives(self) -> float | None:
+        """Share of the healthy pixels above the threshold; None where it isn't a calibration's."""
+        share = (self.options.get("calibration") or {}).get("false_positives")
+        return None if share is None or self.threshold is None else float(share)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its scores have p-values; earlier versions kept no calibration beside a threshold of the method's."""
+        return bool(self.options.get("calibration")) or any(case.p_value is not None for case in self.cases)
+
+    @property
     def healthy_scores(self) -> tuple[float, ...]:
         """Of the calibration's healthy scans; empty where run.json does not hold them."""
         return tuple(float(score) for score in self.run.get("healthy_scores") or ())
@@ -282,8 +293,8 @@ class ResultFolder:
 
 
 class _Calibration(BaseModel):
-    false_positives: Finite
-    threshold: Finite
+    false_positives: Finite | None
+    threshold: Finite | None
     scans: Annotated[int, Field(ge=1)]
 
 

@@ -44,7 +44,7 @@ class _Citations:
 
 def detection_text(folder: ResultFolder) -> MethodsText:
     """Of a folder of `thorad detect`."""
-    cite, options, calibration = _Citations(), folder.options, folder.options.get("calibration")
+    cite, options, calibration = _Citations(), folder.options, folder.options.get("calibration") or {}
     settings = _with_settings(options, folder.run.get("method") or {}, cite)
     sentences = [f"Anomalies were detected with {settings}."]
     if any(case.is_volume for case in folder.cases):
@@ -54,17 +54,18 @@ def detection_text(folder: ResultFolder) -> MethodsText:
             f"In volumes the brain was extracted{cite(BRAIN)} and registered affinely to MNI152NLin2009aSym"
             f"{cite(TEMPLATE)}. {which} of the template's 1 mm grid were analysed."
         )
-    if calibration:
+    if folder.false_positives is not None:
         sentences.append(
             f"Pixels above {folder.threshold:.4g} were counted as anomalous, the threshold that "
-            f"{100 * calibration['false_positives']:g} % of the pixels of {calibration['scans']} healthy scans exceed."
+            f"{100 * folder.false_positives:g} % of the pixels of {calibration['scans']} healthy scans exceed."
         )
     elif folder.threshold is not None:
         own = folder.threshold == (folder.run.get("method") or {}).get("own_threshold")
         origin = "the method's own threshold" if own else "a threshold given for this run"
         sentences.append(f"Pixels above {folder.threshold:.4g}, {origin}, were counted as anomalous.")
-    if any(case.p_value is not None for case in folder.cases):
-        sentences.append("p-values are ranks of the scores among those of healthy scans.")
+    if folder.calibrated:
+        healthy = f"{calibration['scans']} healthy scans" if calibration else "healthy scans"
+        sentences.append(f"p-values are ranks of the scores among those of {healthy}.")
     counts = [f"{len(cases)} {status}" for status, cases in folder.with_status.items() if cases]
     sentences.append(f"Of {len(folder.cases)} cases, by the software's checks: {listing(counts)}.")
     return MethodsText(" ".join(sentences), cite.references)
