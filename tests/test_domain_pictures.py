@@ -23,16 +23,8 @@ from scipy import ndimage
 from thorad.apps.calibrate import calibrate_files, save_calibration
 from thorad.check import RefusedError
 from thorad.detector import Detector
-from thorad.domain.pictures import (
-    FEWEST_IMAGES,
-    SIDE,
-    Likeness,
-    PictureDomain,
-    _area_matrix,
-    _top,
-    conformal_threshold,
-    fit_domain,
-)
+from thorad.domain.likeness import SIDE, Likeness, _top, area_matrix
+from thorad.domain.pictures import FEWEST_IMAGES, PictureDomain, conformal_threshold, fit_domain
 from thorad.errors import ThoradError
 from thorad.io.images import Image, image_from_array, read_image, write_png8
 from thorad.io.intensity import scale
@@ -101,8 +93,8 @@ def test_conformal_threshold_covers(n: int, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize(("size", "to"), [(128, 64), (64, 64), (96, 64), (32, 64), (17, 32)])
-def test_area_matrix_keeps_the_mean(size: int, to: int, rng: np.random.Generator) -> None:
-    matrix = _area_matrix(size, to)
+def testarea_matrix_keeps_the_mean(size: int, to: int, rng: np.random.Generator) -> None:
+    matrix = area_matrix(size, to)
     np.testing.assert_allclose(matrix.sum(1), 1)
     row = rng.random(size)
     assert (matrix @ row).mean() == pytest.approx(row.mean())

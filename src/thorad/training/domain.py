@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thorad.domain.pictures import FEWEST_IMAGES, LOWER, MOST_PICTURES, PictureDomain, fit_domain
+from thorad.domain.likeness import LOWER
+from thorad.domain.pictures import FEWEST_IMAGES, MOST_PICTURES, PictureDomain, fit_domain
 from thorad.io.preprocess import to_model_input
 from thorad.io.template import cut_template
 from thorad.model import load_region
