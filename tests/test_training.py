@@ -338,8 +338,12 @@ def test_average_precision_of_a_known_restoration(monkeypatch: pytest.MonkeyPatc
         return (x_t - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
 
     monkeypatch.setattr(module.network, "forward", knows)
-    assert average_precision(module, healthy) > 0.9
+    found = average_precision(module, healthy)
+    assert found > 0.9
     assert seen == [(16, 250), (16, 125), (4, 250), (4, 125)]
+    of_seed_1 = module.recipe.training.model_copy(update={"seed": 1})
+    module.recipe = module.recipe.model_copy(update={"training": of_seed_1})
+    assert average_precision(module, healthy) == found, "trainings with other seeds are compared by it"
     monkeypatch.setattr(module.network, "forward", lambda x_t, t, kind: torch.zeros_like(x_t))
     assert average_precision(module, healthy) < 0.5
 
