@@ -369,6 +369,16 @@ def test_detect_without_a_calibration_says_how_to_get_one(tiny_model: Path, tmp_
     assert not (tmp_path / "out" / "cases" / "a" / "mask.png").exists()
 
 
+@pytest.mark.parametrize(("method", "words"), [("zscore", "keeps nothing of zscore, which has no steps"), ("thor", "")])
+def test_steps_of_a_method_without_steps_are_not_kept_in_silence(
+    tiny_model: Path, tmp_path: Path, method: str, words: str
+) -> None:
+    scan = write_scan(tmp_path / "a.png")
+    result = detect(tiny_model, scan, "--out", tmp_path / "out", "--method", method, "--keep-steps")
+    assert result.exit_code == 0
+    assert words in result.stderr if words else result.stderr == ""
+
+
 def test_asking_for_a_mask_without_a_calibration_ends_with_2(tiny_model: Path, healthy: Path, tmp_path: Path) -> None:
     scan = write_scan(tmp_path / "a.png")
     result = detect(tiny_model, scan, "--out", tmp_path / "out", "--false-positives", "0.01")

@@ -48,7 +48,9 @@ def prepare(
         str, Option(help="What the slices are for: a bundled model or recipe, a model folder or a recipe file.")
     ] = opt.DEFAULT_MODEL,
     slices: opt.Slices = None,
-    jobs: Annotated[int, Option(help="Parallel processes; each takes half a GB of memory for 1 mm voxels.", min=1)] = 1,
+    jobs: Annotated[
+        int, Option(help="Parallel processes; each takes up to 2.3 GB of memory, fine voxels more.", min=1)
+    ] = 1,
     keep_identity: opt.KeepIdentity = False,
     shard: opt.Shard = None,
     cluster: opt.Cluster = None,

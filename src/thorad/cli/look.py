@@ -51,7 +51,8 @@ class DetectOptions(opt.DetectorOptions):
     false_positives: Annotated[
         float | None,
         Option(
-            help="Fraction of healthy pixels above the mask's threshold: 0.01 (default), 0.02 or 0.05 if calibrated."
+            help="Fraction of healthy pixels above the mask's threshold: 0.01, 0.02 or 0.05 of a calibration. Default: "
+            "0.01; a critic's masks never begin below its 0.5 by default."
         ),
     ] = None
     threshold: Annotated[float | None, Option(help="Mask what is above this map value; needs no calibration.")] = None
@@ -77,8 +78,8 @@ def detect(
 ) -> None:
     """Find anomalies in images: an anomaly map, an overlay, a pseudo-healthy image and a score for each.
 
-    Takes pictures (PNG, TIFF, JPEG, NPY), volumes (NIfTI, NRRD, MHA) and DICOM; maps are on the input's own grid. If
-    `thorad calibrate` has calibrated the model for the method, also a p-value, a mask and a list of findings.
+    Takes pictures (PNG, TIFF, JPEG, NPY), volumes (NIfTI, NRRD, MHA) and DICOM; maps are on the input's own grid. A
+    critic, a calibration or --threshold adds a mask and a list of findings, a calibration also a p-value.
     """
     from thorad.io.scans import find_scans
 
@@ -96,6 +97,8 @@ def detect(
         detector = options.detector(make)
         if all(scan.is_volume for scan in scans.values()):  # an impossible wish should be refused at once
             checked_indices(detector.model.recipe.volume, indices, detector.model_name)
+        if keep_steps and not detector.network_calls:
+            print_warning(f"--keep-steps keeps nothing of {detector.method}, which has no steps: --method thor has.")
         results = open_results(detector, out, part, indices=indices, **about)
         wanted: Any = {"indices": indices, "keep_steps": keep_steps}
         with progress_bar("detect", quiet) as report:
@@ -298,7 +301,7 @@ def view(
 
 @opt.verb(app, example="thorad demo -o demo", interrupted="Run the same command again to start over.")
 def demo(
-    out: Annotated[Path, opt.OutOption(help="Folder for the pictures and results.")],
+    out: Annotated[Path, opt.OutOption(help="Folder for the pictures and results.")] = Path("demo-results"),
     model: opt.Model = opt.DEFAULT_MODEL,
     device: opt.Device = "auto",
     json: opt.Json = None,

@@ -153,7 +153,7 @@ class DetectorOptions(RunOptions):
         str | None,
         MethodOption(
             help=f"{', '.join(METHODS)}. `thorad methods` describes them. "
-            "Default: critic-only, or thor where the model has no critic.",
+            "Default: critic-only, or thor where the model has no critic or a diffusion method's option is given.",
             autocompletion=completion(METHODS),
         ),
     ] = None
@@ -163,7 +163,8 @@ class DetectorOptions(RunOptions):
     ] = None
     model: Model = DEFAULT_MODEL
     draws: Annotated[
-        int | None, MethodOption(help="Draws of the noise whose maps are averaged. Default: 2.", min=1)
+        int | None,
+        MethodOption(help="Draws of the noise whose maps are averaged. Default: the method's, of most 2.", min=1),
     ] = None
 
     def detector(self, make: MakeDetector | None = None) -> Detector:

@@ -94,7 +94,7 @@ def _options(request: Request) -> ThorPlusOptions:
 THOR_PLUS = Method(
     name="thor+",
     title="THOR+",
-    blurb="eight draws of THOR over how much healthy people differ there: five times the calls; for registered images",
+    blurb="eight draws of THOR over how much healthy people differ there: 40 calls; for registered images",
     paper="this project",
     restore=thor_plus,
     options=_options,
