@@ -18,6 +18,7 @@ from test_io_scans import scans_of
 from thorad.apps.calibrate import calibrate_command, calibrate_files, own_folder, save_calibration
 from thorad.apps.run import detect_files, open_results, result_options
 from thorad.calibration import conformal_p_value, read_calibrations
+from thorad.check import NOTHING_FOUND, Check
 from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.images import Image, read_image
@@ -63,6 +64,22 @@ def test_thresholds_and_scores_are_those_of_the_healthy_maps(detector: Detector,
     assert (found.failed, found.warning) == ({}, None)
     assert (seen[0], seen[-1]) == ((0, 21), (21, 21))
     assert seen == sorted(seen)
+
+
+def test_of_a_volume_that_is_left_out_no_slice_counts(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = scans(tmp_path / "in", 20)
+
+    def slices(scan: Scan, **_: object) -> list[Image]:
+        return [replace(read_image(scan.path), name=f"{scan.name}-{number}") for number in range(2)]
+
+    monkeypatch.setattr("thorad.apps.calibrate.images_of", slices)
+    bad = f"{sorted(named)[0]}-1"
+    refusal = Check(refusals=("bad slice",))
+    monkeypatch.setattr(detector, "check", lambda image: refusal if image.name == bad else NOTHING_FOUND)
+    found = calibrate_files(detector, scans_of(named))
+    assert (found.calibration.scans, list(found.failed)) == (38, [sorted(named)[0]])
 
 
 def test_outside_the_brain_nothing_counts_in_a_calibration_either(

@@ -120,6 +120,15 @@ def test_one_bad_file_never_loses_the_others_and_nothing_is_done_twice(tmp_path:
     prepare_files(find_scans([folder]), out)
     assert registered == ["a", "b", "odd"]
 
+    broken = folder / "b.nii.gz"
+    content = broken.read_bytes()
+    broken.write_bytes(content[:100])
+    assert set(prepare_files(find_scans([folder]), out).failed) == {"b", "junk", "odd"}
+    rows = [row for _, row in read_table(out / "slices.csv", ["volume"])]
+    assert {row["volume"] for row in rows} == {"a"}, "what was cut from the file before is no slice of this one"
+    broken.write_bytes(content)
+    prepare_files(find_scans([folder]), out)
+
     registered.clear()
     others = prepare_files(find_scans([folder / "a.nii.gz"]), out, skull=False, indices=(90,))
     assert registered == ["a"]

@@ -143,6 +143,18 @@ def test_a_file_that_was_changed_is_done_again(detector: Detector, tmp_path: Pat
     assert second.done[changed] != first.done[changed]
 
 
+def test_an_older_file_in_its_place_is_done_again(detector: Detector, tmp_path: Path) -> None:
+    """As `mv`, `cp -p` and unzip leave it."""
+    named = scans(tmp_path / "in", 2)
+    (tmp_path / "other").mkdir()
+    first, second = sorted(named)
+    detect_files(detector, scans_of({first: named[first]}), open_results(detector, tmp_path / "out"))
+    os.utime(named[second], (1e9, 1e9))
+    named[second].rename(named[first])
+    again = detect_files(detector, scans_of({first: named[first]}), open_results(detector, tmp_path / "out"))
+    assert (again.already_done, len(again.done)) == (0, 1)
+
+
 def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
     detect_files(detector, scans_of(scans(tmp_path / "in", 1)), open_results(detector, tmp_path / "out"))
     run = json.loads((tmp_path / "out" / "run.json").read_text())

@@ -584,7 +584,17 @@ def test_images_as_pythons_users_have_them(tiny_model: Path, tmp_path: Path) -> 
     assert expected.name == "image"
     tensor = torch.from_numpy(pixels)
     opened = PIL.Image.open(path)
-    same = [path, str(path), tensor, tensor[None], tensor.float(), MetaTensor(tensor), opened, opened.convert("P")]
+    same = [
+        path,
+        str(path),
+        tensor,
+        tensor[None],
+        tensor.float(),
+        MetaTensor(tensor),
+        opened,
+        opened.convert("P"),
+        opened.convert("CMYK"),
+    ]
     for given, found in zip(same, detector.detect_batch(same), strict=True):
         assert_same(found, expected, tolerance=0)
         assert found.name == "image", type(given)

@@ -74,7 +74,9 @@ def test_inside_a_lesion_it_is_the_image_before_that_counts() -> None:
     lesion[20:30, 20:30] = True
     scan = before.clone()
     scan[0, lesion] = 0
-    assert fidelities(before, before, np.zeros_like(lesion), EVERYWHERE, None).keys() == {"healthy"}
+    assert fidelities(before, before, None, EVERYWHERE, None).keys() == {"healthy"}
+    vanished = np.zeros_like(lesion)  # too small for the grid: no healthy scan
+    assert fidelities(before, scan, vanished, EVERYWHERE, before).keys() == {"outside"}
     perfect = fidelities(before, scan, lesion, EVERYWHERE, before)
     assert (perfect["inside"].mae, perfect["outside"].mae) == (0, 0)
     unchanged = fidelities(scan, scan, lesion, EVERYWHERE, before)

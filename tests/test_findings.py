@@ -26,7 +26,7 @@ def test_by_hand() -> None:
 
 
 def test_area() -> None:
-    areas = [finding.area_mm2 for finding in findings_in(MAP, MAP > 2, spacing=(0.5, 3.0))]
+    areas = [finding.area_mm2 for finding in findings_in(MAP, MAP > 2, each_mm=1.5)]
     assert areas == pytest.approx([3.0, 3.0, 1.5])
 
 
@@ -34,7 +34,7 @@ def test_a_volume() -> None:
     """Two voxels that touch by a corner are one finding; sizes are mm³, places three indices."""
     values = np.zeros((4, 5, 6), np.float32)
     values[1, 1, 1], values[2, 2, 2], values[3, 4, 5] = 3, 5, 4
-    first, second = findings_in(values, values > 1, spacing=(1.0, 2.0, 0.5))
+    first, second = findings_in(values, values > 1, each_mm=1.0)
     assert (first.pixels, first.peak_position, first.volume_mm3, first.area_mm2) == (2, (2, 2, 2), 2.0, None)
     assert (second.pixels, second.peak_position, second.volume_mm3) == (1, (3, 4, 5), 1.0)
 
@@ -42,7 +42,7 @@ def test_a_volume() -> None:
 def test_a_volume_counts_what_was_looked_at() -> None:
     values = np.zeros((3, 4, 5), np.float32)
     values[0, 0, 4], values[1, 1, 1], values[1, 1, 2] = 2, 3, 5
-    first, second = findings_in(values, values > 1, (1.0, 1.0, 3.0), share=np.array([1, 0.5, 0.25]))
+    first, second = findings_in(values, values > 1, 3.0, share=np.array([1, 0.5, 0.25]))
     assert (first.pixels, first.volume_mm3, second.volume_mm3) == (2, 0.75 * 3, 3.0)
 
 

@@ -14,7 +14,7 @@ from test_io_dicom import save as save_dicom
 from thorad.datasets.boxes import read_boxes
 from thorad.datasets.cases import read_cases
 from thorad.errors import ThoradError
-from thorad.implant.image_sets import BOX_LABELS, XRAY_KINDS, ImplantedSet, make_lesion_set, make_xray_set
+from thorad.implant.image_sets import BOX_LABELS, XRAY_KINDS, ImplantedSet, _lesion, make_lesion_set, make_xray_set
 from thorad.implant.regions import body_region, bone_region, otsu_threshold
 from thorad.io.images import read_image, read_mask
 from thorad.io.intensity import scale
@@ -226,6 +226,14 @@ def test_lesion_set_without_a_region(tmp_path: Path) -> None:
     ]
     made = make_lesion_set(heads, tmp_path / "b", seed=1, healthy_share=0, kinds=["dark"])
     assert made.counts == {"dark": 6, "healthy": 0}
+
+
+def test_where_large_lesions_have_no_place_small_ones_are_made() -> None:
+    y, _ = np.indices((200, 200))
+    region = np.abs(y - 100) < 6
+    for seed in range(40):
+        _, mask = _lesion(np.full((200, 200), 0.6), region, "dark", np.random.default_rng(seed))
+        assert mask.any()
 
 
 def test_bright_lesions_lie_where_they_show_in_full(tmp_path: Path) -> None:

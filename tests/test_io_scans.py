@@ -11,7 +11,7 @@ import pytest
 from test_io_dicom import AXIAL, DX, IDENTITY, base, blob, save, slices
 from thorad.errors import ThoradError
 from thorad.io.images import Image, write_png8
-from thorad.io.scans import Scan, find_scans, picture_files, read_picture
+from thorad.io.scans import Scan, find_scans, picture_files, read_picture, subjects_of
 from thorad.io.tables import counted
 from thorad.io.volumes import Volume, write_nifti
 
@@ -115,6 +115,24 @@ def test_a_table_and_a_file_by_itself(tmp_path: Path) -> None:
     assert list(find_scans([tmp_path / "list.csv"])) == ["x__head"]
     assert list(find_scans([tmp_path / "x" / "head.nii.gz"])) == ["head"]
     assert scans_of({"mine": tmp_path / "x" / "head.nii.gz"})["mine"].read().name == "mine"
+
+
+def test_patients_whose_files_have_one_name_are_several_subjects() -> None:
+    paths = [Path("p1/T1.png"), Path("p2/T1.png"), Path("p3/other.png"), Path("sub-7/T1.png")]
+    assert subjects_of(paths, ["p1__T1", "p2__T1", "p3__other", "x"]) == ["p1__T1", "p2__T1", "other", "sub-7"]
+
+
+def test_slices_that_were_anonymised_to_one_instance_are_a_series(tmp_path: Path) -> None:
+    datasets = slices(blob(), AXIAL)
+    for number, dataset in enumerate(datasets):
+        dataset.SOPInstanceUID = "1.2.3"
+        save(dataset, tmp_path / "in" / f"{number}.dcm")
+        save(dataset, tmp_path / "in" / f"copy-{number}.dcm")
+    found = find_scans([tmp_path / "in"])
+    (scan,) = found.values()
+    assert scan.is_volume
+    assert len(scan.files) == len(datasets)
+    assert found.left_out == {"DICOM: a copy of another file": len(datasets)}
 
 
 def test_a_slice_that_is_cut_short_is_told_and_not_passed_over(tmp_path: Path) -> None:

@@ -98,10 +98,37 @@ def test_voxels_stay_in_the_order_of_the_file(tmp_path: Path, voxels: np.ndarray
 
 
 def test_sform_goes_before_qform(tmp_path: Path, voxels: np.ndarray) -> None:
-    path = save_nifti(tmp_path / "a.nii", voxels, srow_x=(-1, 0, 0, 0), srow_y=(0, 1, 0, 0), srow_z=(0, 0, 1, 0))
-    np.testing.assert_array_equal(read_volume(path).affine, np.diag([-1, 1, 1, 1]))
+    moved = OBLIQUE + np.array([[0, 0, 0, 7.0]] + 3 * [[0] * 4])
+    path = save_nifti(tmp_path / "a.nii", voxels, srow_x=moved[0])
+    np.testing.assert_allclose(read_volume(path).affine, moved, atol=1e-5)
     path = save_nifti(tmp_path / "b.nii", voxels, srow_x=(-1, 0, 0, 0), sform_code=0)
     np.testing.assert_allclose(read_volume(path).affine, OBLIQUE, atol=1e-5)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_sform_and_a_qform_that_disagree_about_left_are_refused(
+    tmp_path: Path, voxels: np.ndarray, turned: bool
+) -> None:
+    """Mirrored, or turned by 180 degrees about the vertical axis."""
+    rows = {"srow_x": (-2, 0, 0, 0), "srow_y": (0, -2 if turned else 2, 0, 0), "srow_z": (0, 0, 2, 0)}
+    path = save_nifti(tmp_path / "a.nii", voxels, np.diag([2, 2, 2, 1]), **rows)
+    with pytest.raises(ThoradError, match=r"a\.nii: its sform and its qform disagree about which side is left"):
+        read_volume(path)
+    path = save_nifti(tmp_path / "b.nii", voxels, np.diag([2, 2, 2, 1]), **rows, qform_code=0)
+    assert read_volume(path).affine[0, 0] == -2
+
+
+def test_a_mask_may_be_empty_and_a_scan_may_not(tmp_path: Path, voxels: np.ndarray) -> None:
+    path = save_nifti(tmp_path / "a.nii", np.zeros_like(voxels))
+    assert not read_volume(path, constant=True).voxels.any()
+    with pytest.raises(ThoradError, match="every voxel is 0"):
+        read_volume(path)
+
+
+def test_a_voxel_of_a_sheared_grid(tmp_path: Path, voxels: np.ndarray) -> None:
+    sheared = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
+    volume = read_volume(save_nifti(tmp_path / "a.nii", voxels, sheared, qform_code=0))
+    assert volume.voxel_mm3 == pytest.approx(2), "not 1 x 1.41 x 2 mm"
 
 
 def test_one_volume_of_four_dimensions(tmp_path: Path, voxels: np.ndarray) -> None:

@@ -235,6 +235,8 @@ def told_of(series: Series, tmp_path: Path, index: int, shape: tuple[int, int]) 
         ([[-1, 0, 0], [0, 1, 0], [0, 0, -2]], ("R L P A", "I 24.0 mm")),  # prone
         ([[0, 0, -2], [-1, 0, 0], [0, -1, 0]], ("A P S I", "L 24.0 mm")),  # sagittal
         ([[-1, 0, 0], [0, 0, 2], [0, -1, 0]], ("R L S I", "A 24.0 mm")),  # coronal
+        # Axial, tilted by 37 degrees about the middle of the picture: its centre stays where it is.
+        ([[-1, 0, 0], [0, -0.8, -1.2], [0, -0.6, 1.6]], ("R L A P", "S 19.5 mm")),
     ],
 )
 def test_captures_tell_sides_and_places(tmp_path: Path, axes: list[list[float]], expected: tuple[str, str]) -> None:

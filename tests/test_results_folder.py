@@ -65,6 +65,17 @@ def test_truth_is_found_by_file_and_by_its_name(tmp_path: Path, moved: bool) -> 
     assert [row.mask is None for row in rows.values()] == [False, False, True]
 
 
+def test_a_scan_gets_no_other_one_s_lesion_by_its_file_s_name(tmp_path: Path) -> None:
+    """One table names one of two files of one name: where any case is known by its file, names don't count."""
+    table = make_results(tmp_path / "results", 2)
+    other = tmp_path / "results" / "cases" / "case-001" / "case.json"
+    content = json.loads(other.read_text())
+    mine = Path(json.loads((other.parents[1] / "case-000" / "case.json").read_text())["source"])
+    content["source"] = str(mine.parent / "without" / mine.name)
+    other.write_text(json.dumps(content))
+    assert list(match_truth(read_folder(tmp_path / "results"), table)) == ["case-000"]
+
+
 def test_folder_of_an_earlier_version_opens(tmp_path: Path) -> None:
     """Its run.json speaks of a preset, its case.json has no sizes and no p-values."""
     make_results(tmp_path / "results", 2, scans=False, calibrated=False, slices=2)

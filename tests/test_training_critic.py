@@ -231,8 +231,12 @@ def test_a_critic_that_takes_another_s_place_voids_its_calibration(
     said = []
     for seed, given in ((0, [str(tiny_model), "-o", model]), (1, [model])):
         recipe.write_text(Recipe(name="small", critic=SECTION.model_copy(update={"seed": seed})).to_toml())
+        if seed:  # what was trained with other settings must not pass for it
+            refused = thorad_command(verb, *given, *parts, "--accelerator", "cpu")
+            assert refused.exit_code == 2
+            assert "holds a training on other images or with other settings" in refused.output
+            shutil.rmtree(tmp_path / "model" / "critic-training")
         said.append(thorad_command(verb, *given, *parts, "--accelerator", "cpu").output)
-        shutil.rmtree(tmp_path / "model" / "critic-training")
         calibrated = thorad_command("calibrate", str(folders[1]), "--model", model, "--level", "0.2", "--device", "cpu")
         assert calibrated.exit_code == 0, calibrated.output
     assert "Calibrate anew" not in said[0]

@@ -360,7 +360,7 @@ class Detector:
                 seconds=seconds,
                 p_value=None if self.calibration is None else self.calibration.p_value(score),
                 mask=mask,
-                findings=None if mask is None else findings_in(anomaly_map, mask, image.spacing),
+                findings=None if mask is None else findings_in(anomaly_map, mask, image.pixel_mm2),
                 spread=None if spreads is None else to_input_grid(spreads[i, 0], placement),
                 draw_masks=self._masks([] if draw_maps is None else draw_maps[:, i, 0], placement),
                 steps=tuple(kept[i]),

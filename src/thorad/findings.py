@@ -3,8 +3,6 @@
 Shapes: C components.
 """
 
-import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +44,7 @@ def peak_pixels(labels: NDArray[np.int32], values: NDArray[Any]) -> NDArray[np.i
 def findings_in(
     anomaly_map: NDArray[Any],
     mask: NDArray[np.bool_],
-    spacing: Sequence[float] | None = None,
+    each_mm: float | None = None,
     share: NDArray[np.float64] | None = None,
 ) -> tuple[Finding, ...]:
     """Describe the connected components of a mask, the highest peak first; none is too small to be kept.
@@ -54,7 +52,7 @@ def findings_in(
     Args:
         anomaly_map: (H, W) or (I, J, K); finite within the mask.
         mask: of the same shape.
-        spacing: of the pixels or voxels along each axis, mm, where known.
+        each_mm: area of a pixel, mm², or volume of a voxel, mm³, where known.
         share: (N,) of the mask's N voxels, in the order of `numpy.argwhere`: how much of each counts for the volume;
             None for all of it.
     """
@@ -66,7 +64,6 @@ def findings_in(
     counted = sizes if share is None else np.bincount(labels[inside], share, minlength=sizes.size + 1)[1:]
     sums = np.bincount(labels[inside], values[inside], minlength=sizes.size + 1)[1:]
     corner = np.array([side.start for side in box])
-    each_mm = None if spacing is None else math.prod(spacing)
     found = [
         Finding(
             pixels=int(size),

@@ -114,7 +114,7 @@ def _findings(
     registration: Registration,
 ) -> tuple[Finding, ...]:
     share = looked_at_share(np.argwhere(mask), indices, volume, registration.to_template)
-    return findings_in(anomaly_map, mask, volume.spacing, share)
+    return findings_in(anomaly_map, mask, volume.voxel_mm3, share)
 
 
 def checked_indices(section: VolumeSection, indices: Sequence[int] | None, model: str) -> list[int]:

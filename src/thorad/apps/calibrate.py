@@ -95,11 +95,13 @@ def _model_inputs(detector: Detector, scans: Mapping[str, Scan], failed: dict[st
     inputs: dict[str, _Input] = {}
     for scan in scans.values():
         try:
+            of_scan = {}  # of a volume all slices or none: its others would move the thresholds, too
             for image in images_of(scan, skull=section.skull, indices=indices):
-                if (check := detector.check(image)).refusals:  # its map would move the thresholds
+                if (check := detector.check(image)).refusals:
                     raise RefusedError(str(scan.path), check)
                 pixels, _ = to_model_grid(image.scaled, detector.model_size)
-                inputs[image.name] = _Input(pixels, detector.inside(image), scan)
+                of_scan[image.name] = _Input(pixels, detector.inside(image), scan)
+            inputs |= of_scan
         except ThoradError as error:
             failed[scan.name] = scan.redacted(str(error))
     return inputs

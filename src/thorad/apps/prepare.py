@@ -61,6 +61,8 @@ class Prepared:
     """{index in the template's grid: file}."""
     options: Mapping[str, Any]
     """Which slices were wanted, and whether with the skull."""
+    files: tuple[int, int, int] | None
+    """`thorad.io.scans.Scan.state` of the volume when they were cut; None in folders of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ def load_prepared(folder: Path) -> Prepared:
             affine=np.array(content["affine"], dtype=np.float64).reshape(4, 4),
             shape=tuple(content["shape"]),
             refused=bool(content.get("refused", False)),
+            files=tuple(content["files"]) if content.get("files") else None,
             slices={int(index): folder / file for index, file in content["slices"].items()},
             options=content["options"],
         )
@@ -188,9 +191,9 @@ def _try_to_prepare(scans: Sequence[Scan], out: Path, options: dict[str, Any]) -
 
 
 def _prepare(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
-    volume = scan.read()
+    _clear(folder, scan)  # before it is read: where it can't be, what another file left would pass for its slices
+    state, volume = scan.state, scan.read()
     assert isinstance(volume, Volume)
-    _clear(folder, scan)
     registration = register(volume, skull=options["skull"])
     indices: list[int] = options["slices"]
     slices = np.clip(cut_slices(registration, indices, skull=options["skull"]), 0, None)
@@ -206,6 +209,7 @@ def _prepare(scan: Scan, folder: Path, options: dict[str, Any]) -> None:
     content = {
         "name": scan.name,
         "source": scan.source,
+        "files": state,
         "subject": scan.subject,
         "to_template": registration.to_template.tolist(),
         "shape": volume.voxels.shape,
@@ -239,11 +243,12 @@ def _clear(folder: Path, scan: Scan) -> None:
 def _is_done(scan: Scan, folder: Path, options: dict[str, Any]) -> bool:
     try:
         prepared = load_prepared(folder)
-        made = (folder / "prepared.json").stat().st_mtime
+        made = (folder / "prepared.json").stat().st_mtime_ns
+        unchanged = scan.state[2] <= made if prepared.files is None else scan.state == prepared.files
         return (
             prepared.options == options
             and scan.comes_from(prepared.source)
-            and all(file.stat().st_mtime <= made for file in scan.files)
+            and unchanged
             and all(file.is_file() for file in prepared.slices.values())
         )
     except (OSError, ThoradError):

@@ -313,15 +313,16 @@ class _Run:
         if not all(np.isfinite(picture.anomaly_map).all() for picture in pictures):
             return self._end(scan, ThoradError(f"{scan.path}: the map is not finite. Is the model damaged?"))
         if isinstance(result, VolumeDetection):
-            return self.results.write_volume(result, series=scan.series)
-        return self.results.write(result, series=scan.series)
+            return self.results.write_volume(result, series=scan.series, state=scan.state)
+        return self.results.write(result, series=scan.series, state=scan.state)
 
     def _end(self, scan: Scan, error: ThoradError) -> CaseRecord:
         """Record a case that has no result."""
         if isinstance(error, RefusedVolumeError):
-            return self.results.refuse(scan.name, scan.source, error.check, error.registration, error.indices)
+            about = error.check, error.registration, error.indices
+            return self.results.refuse(scan.name, scan.source, *about, state=scan.state)
         if isinstance(error, RefusedError):
-            return self.results.refuse(scan.name, scan.source, error.check)
+            return self.results.refuse(scan.name, scan.source, error.check, state=scan.state)
         return self.results.fail(scan.name, scan.source, scan.redacted(str(error)))
 
 
@@ -345,7 +346,7 @@ def _done_before(scans: Mapping[str, Scan], results: ResultWriter, needs_steps: 
             continue
         if case.status != "failed" and not scan.comes_from(case.source):
             others.append(f"{case.name} (there {case.source}, now {scan.source})")
-        elif case.status != "failed" and not results.is_stale(case.name, scan.files) and (force or not case.forced):
+        elif case.status != "failed" and not results.is_stale(case, scan.state) and (force or not case.forced):
             has_steps = any(file.endswith(STEPS) for file in case.sizes)
             if (not force) if case.status == "refused" else results.is_whole(case) and (has_steps or not needs_steps):
                 summary.add(case)

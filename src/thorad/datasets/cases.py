@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from thorad.errors import ThoradError
-from thorad.io.scans import scans_of_rows, subject_of
+from thorad.io.scans import scans_of_rows, subjects_of
 from thorad.io.tables import Row, files_in_column, read_table, refuse_images_named_twice
 
 Truth = Literal["mask", "boxes"]
@@ -112,7 +112,8 @@ def _cases(table: Path, rows: Sequence[Row], columns: Sequence[str]) -> list[Cas
     """What the rows say, in these columns and in those about the subject and the volume."""
     scans = scans_of_rows([table.parent / row["image"] for _, row in rows], table.parent)
     cases: list[Case] = []
-    for (line, row), scan in zip(rows, scans, strict=True):
+    subjects = subjects_of([scan.path for scan in scans], [scan.name for scan in scans])
+    for (line, row), scan, subject in zip(rows, scans, subjects, strict=True):
         files = {column: table.parent / row[column] if row.get(column) else None for column in columns}
         number = row.get("slice", "") if "slice" in columns else ""
         try:
@@ -126,7 +127,7 @@ def _cases(table: Path, rows: Sequence[Row], columns: Sequence[str]) -> list[Cas
             Case(
                 image=scan.path,
                 mask=files.get("mask"),
-                subject=row.get("subject") or (scan.name if scan.is_dicom else subject_of(scan.path)),
+                subject=row.get("subject") or (scan.name if scan.is_dicom else subject),
                 name=scan.name,
                 volume=row.get("volume") or None,
                 slice_number=slice_number,

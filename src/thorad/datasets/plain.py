@@ -13,7 +13,7 @@ from thorad.datasets.cases import Case, cases_on_disk
 from thorad.datasets.contract import DataSet, Layout
 from thorad.datasets.layouts import is_image, shown, stem_of
 from thorad.io.images import case_names
-from thorad.io.scans import subject_of
+from thorad.io.scans import subject_of, subjects_of
 
 PARTS: Final = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """{part of a split: what its folder or its table may be called}."""
@@ -86,9 +86,10 @@ def find_in_folder(folder: Path, files: Sequence[Path]) -> DataSet | None:
     if not images and not masks:
         return None
     names = case_names([path for path, _ in images], [folder] * len(images))
+    subjects = subjects_of([path for path, _ in images], names)
     cases = [
-        Case(path, None, subject_of(path), name, boxes=boxes.get(key)).with_masks(masks.get(key, ()))
-        for (path, key), name in zip(images, names, strict=True)
+        Case(path, None, subject, name, boxes=boxes.get(key)).with_masks(masks.get(key, ()))
+        for (path, key), name, subject in zip(images, names, subjects, strict=True)
     ]
     keys = {key for _, key in images}
     with_masks = {key[:-1] for key in keys & masks.keys()}

@@ -53,21 +53,25 @@ def fidelity(restored: Tensor, reference: Tensor, where: Bools) -> Fidelity:
 
 
 def fidelities(
-    restored: Tensor, image: Tensor, lesion: Bools, region: Bools, without: Tensor | None
+    restored: Tensor, image: Tensor, lesion: Bools | None, region: Bools, without: Tensor | None
 ) -> dict[str, Fidelity]:
     """{place of `PLACES`: fidelity} of one case.
 
     Args:
         restored: the pseudo-healthy image, (1, S, S) in [0, 1].
         image: the scan, the same.
-        lesion: (S, S), empty for a healthy scan.
+        lesion: (S, S), where none is marked if it is too small for this grid; None for a healthy scan.
         region: (S, S), the model's.
         without: the scan as it was before its lesion, where that is known.
     """
-    if not lesion.any():
+    if lesion is None:
         return {"healthy": fidelity(restored, image, region)}
     found = {"outside": fidelity(restored, image, region & ~lesion)}
-    return found if without is None else found | {"inside": fidelity(restored, without, region & lesion)}
+    return (
+        found
+        if without is None or not lesion.any()
+        else found | {"inside": fidelity(restored, without, region & lesion)}
+    )
 
 
 def read_without_lesion(case: Case, size: int) -> Tensor | None:

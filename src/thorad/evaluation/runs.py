@@ -29,7 +29,7 @@ from thorad.executor import Executor, here
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, read_mask
 from thorad.io.preprocess import mask_to_model_grid, to_model_input
-from thorad.io.scans import read_picture, subject_of
+from thorad.io.scans import read_picture, subjects_of
 from thorad.io.tables import listing
 
 Failure = dict[str, str]
@@ -168,7 +168,7 @@ def _run_of(
     inputs: Inputs[TruthType],
     failures: list[Failure],
     validation: Set[str],
-    quality: Callable[[str, MapDetector, Mapping[str, "_CachedMap"]], Mapping[str, Fidelity]] | None,
+    quality: Callable[[Case, MapDetector, Mapping[str, "_CachedMap"]], Mapping[str, Fidelity]] | None,
 ) -> DetectorRun[TruthType]:
     return DetectorRun(
         detector=detector,
@@ -181,7 +181,7 @@ def _run_of(
         cpu_seconds_per_case=float(np.mean([one.cpu_seconds for one in maps.values()])),
         failures=failures,
         validation=validation,
-        quality=[] if quality is None else [quality(case.name, detector, maps) for case in kept],
+        quality=[] if quality is None else [quality(case, detector, maps) for case in kept],
     )
 
 
@@ -199,8 +199,11 @@ def healthy_cases(cases: Sequence[Case], healthy: Sequence[Path]) -> list[Case]:
             f"{listing(list(map(str, both)))}. Take them out of one of the two."
         )
     new = [path for path in healthy if path.resolve() not in files]
-    names = free_names(case_names(new, [path.parent for path in new]), {case.name for case in cases}, "healthy")
-    return [Case(path, None, subject_of(path), name) for path, name in zip(new, names, strict=True)]
+    names = case_names(new, [path.parent for path in new])
+    free = free_names(names, {case.name for case in cases}, "healthy")
+    return [
+        Case(path, None, subject, name) for path, subject, name in zip(new, subjects_of(new, names), free, strict=True)
+    ]
 
 
 def free_names(names: Sequence[str], taken: set[str], prefix: str) -> list[str]:
@@ -248,18 +251,19 @@ def _read_without_lesions(
 
 
 def _quality(
-    name: str,
+    case: Case,
     detector: MapDetector,
     maps: Mapping[str, _CachedMap],
     inputs: Inputs[Any],
     without: Mapping[tuple[str, int], torch.Tensor],
 ) -> Mapping[str, Fidelity]:
     """How true a case's pseudo-healthy image is; nothing where there is none."""
-    if not maps[name].healthy.size:
+    if not maps[case.name].healthy.size:
         return {}
-    (image, lesion), region = inputs[name, detector.model_size], np.asarray(detector.region, dtype=np.bool_)
-    restored = torch.from_numpy(maps[name].healthy.astype(np.float32))[None]
-    return fidelities(restored, image, lesion, region, without.get((name, detector.model_size)))
+    at, region = (case.name, detector.model_size), np.asarray(detector.region, dtype=np.bool_)
+    image, lesion = inputs[at]
+    restored = torch.from_numpy(maps[case.name].healthy.astype(np.float32))[None]
+    return fidelities(restored, image, lesion if case.has_finding else None, region, without.get(at))
 
 
 def _read_all(

@@ -25,7 +25,7 @@ from thorad.implant.regions import UNIT, body_region, bone_region
 from thorad.implant.xray import implant_foreign_body, implant_fracture, implant_pins, implant_plate, implant_swelling
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, write_png8
-from thorad.io.scans import Scan, Scans, find_scans, subject_of
+from thorad.io.scans import Scan, Scans, find_scans, subjects_of
 from thorad.io.slices import images_of
 from thorad.io.tables import listing, write_table
 
@@ -169,14 +169,21 @@ def make_lesion_set(
 def _lesion(pixels: Pixels, region: Mask, kind: str, generator: np.random.Generator) -> Implanted:
     """One lesion of a size, a strength and a place that the generator draws, of which most shows."""
     sign: Literal["dark", "bright"] = "dark" if kind == "dark" else "bright"
+    reason = f"No {kind} lesion shows in full: its places are white or black already."
     for _ in range(TRIES):
         smallest = min(pixels.shape) / 128 * SMALLEST_RADIUS
         radius = max(1.0, smallest * LARGEST_TO_SMALLEST ** generator.uniform())
         strength = generator.uniform(*STRENGTHS)
-        image, mask = implant_lesion(pixels, generator, region=region, kind=sign, radius_px=radius, strength=strength)
+        try:
+            image, mask = implant_lesion(
+                pixels, generator, region=region, kind=sign, radius_px=radius, strength=strength
+            )
+        except ThoradError as error:  # a smaller one may have a place
+            reason = str(error)
+            continue
         if np.count_nonzero(mask) >= SHOWN * np.pi * radius**2:
             return image, mask
-    raise ThoradError(f"No {kind} lesion shows in full: its places are white or black already.")
+    raise ThoradError(reason)
 
 
 def _xray_finding(pixels: Pixels, body: Mask, kind: str, generator: np.random.Generator) -> Implanted:
@@ -253,8 +260,9 @@ def _make(
 def _sources(scans: Sequence[Scan]) -> list[tuple[str, str, Scan]]:
     """(subject, name, scan) of healthy images. The name, which decides on the random numbers, is the file's alone."""
     files = [scan for scan in scans if not scan.is_dicom]  # a DICOM file's name may say who was scanned
-    names = case_names([scan.path for scan in files], [scan.path.parent for scan in files])
-    sources = [(subject_of(scan.path), name, scan) for name, scan in zip(names, files, strict=True)]
+    paths = [scan.path for scan in files]
+    names = case_names(paths, [path.parent for path in paths])
+    sources = list(zip(subjects_of(paths, names), names, files, strict=True))
     return sources + [(scan.subject, scan.name, scan) for scan in scans if scan.is_dicom]
 
 

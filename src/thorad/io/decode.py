@@ -122,10 +122,10 @@ def _decode_with_pillow(content: bytes, source: str) -> NDArray[Any]:
                 f"{source}: a PNG of 16 bits with colours or transparency; expected one grey channel. Save it as "
                 "16-bit grey, or with 8 bits a channel."
             )
-        return to_grey(_levels(PIL.ImageOps.exif_transpose(picture)), source)
+        return to_grey(levels(PIL.ImageOps.exif_transpose(picture)), source)
 
 
-def _levels(picture: PIL.Image.Image) -> NDArray[Any]:
+def levels(picture: PIL.Image.Image) -> NDArray[Any]:
     """(H, W) or (H, W, C): palettes, bits and other colour spaces brought to grey, RGB or RGBA levels."""
     if picture.mode == "1":
         return np.asarray(picture.convert("L"))
@@ -162,7 +162,7 @@ def _decode_tiff(content: bytes, source: str) -> NDArray[Any]:
     with PIL.Image.open(io.BytesIO(content), formats=("TIFF",)) as picture:
         check_sides(picture.height, picture.width, source)
         picture.load()  # turns it as its orientation tag says
-        pixels = to_grey(_levels(picture), source)
+        pixels = to_grey(levels(picture), source)
     return 65535 - pixels if inverted and bits > 8 else pixels  # 8 bits Pillow has inverted already
 
 

@@ -131,6 +131,11 @@ class _Header:
     """(3,) of the centre of the first pixel."""
 
     @property
+    def identity(self) -> tuple[object, ...]:
+        """What two files of one instance have in common: its UID, and, as some anonymise all to one UID, its place."""
+        return self.instance, self.number, *np.nan_to_num(self.position).tolist()
+
+    @property
     def is_slice(self) -> bool:
         """Whether it is one picture that says where it lies."""
         return self.frames == 1 and bool(np.isfinite([*self.orientation, *self.position]).all())
@@ -162,7 +167,7 @@ def find_series(files: Sequence[Path]) -> SeriesFound:
     problems: dict[Path, str] = {}
     skipped: dict[Path, str] = {}
     headers: dict[str, list[_Header]] = {}  # of each series
-    instances: set[str] = set()
+    instances: set[tuple[object, ...]] = set()
     for path in sorted(files):
         try:
             dataset = read_dataset(path, pixels=False)
@@ -174,10 +179,10 @@ def find_series(files: Sequence[Path]) -> SeriesFound:
             continue
         if header is None:
             skipped[path] = str(reason)
-        elif header.instance in instances:
+        elif header.identity in instances:
             skipped[path] = "a copy of another file"
         else:
-            instances.add(header.instance)
+            instances.add(header.identity)
             headers.setdefault(header.uid, []).append(header)
     stacks = [stack for of_series in headers.values() for stack in _series_of(of_series, problems)]
     return SeriesFound([series for _, series in sorted(stacks, key=lambda item: item[0])], problems, skipped)

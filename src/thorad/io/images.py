@@ -49,6 +49,11 @@ class Image:
     """(H, W): where an anomaly counts, of a slice of a registered volume: in and closely around the subject's brain, as
     far as the scan reaches. None: not known, everywhere."""
 
+    @property
+    def pixel_mm2(self) -> float | None:
+        """Area of a pixel, mm², where known."""
+        return None if self.spacing is None else self.spacing[0] * self.spacing[1]
+
     @cached_property
     def scaled(self) -> NDArray[np.float32]:
         """(H, W) in [0, 1], as the model sees it: `thorad.io.intensity.scale`, which says what it refuses."""
@@ -245,11 +250,11 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def check_values(values: NDArray[Any], source: str) -> NDArray[np.float32]:
+def check_values(values: NDArray[Any], source: str, *, constant: bool = False) -> NDArray[np.float32]:
     """The pixels of an image or voxels of a volume as float32.
 
     Raises:
-        ThoradError: they aren't finite, or constant.
+        ThoradError: they aren't finite or, unless `constant`, are all alike.
     """
     what = "pixel" if values.ndim == 2 else "voxel"
     with np.errstate(over="ignore"):
@@ -259,7 +264,7 @@ def check_values(values: NDArray[Any], source: str) -> NDArray[np.float32]:
         raise ThoradError(
             f"{source}: {bad} {what}s are NaN, infinite or too large for float32. Replace them, for example by 0."
         )
-    if checked.min() == checked.max():
+    if not constant and checked.min() == checked.max():
         raise ThoradError(
             f"{source}: every {what} is {checked.flat[0]:g}. A constant image shows nothing; check how it was exported."
         )

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from thorad.errors import ThoradError
-from thorad.io.decode import to_grey
+from thorad.io.decode import levels, to_grey
 from thorad.io.images import Image, image_from_array
 from thorad.io.scans import Scan, find_scans
 from thorad.io.volumes import Volume
@@ -46,8 +46,7 @@ def as_image(image: ImageLike) -> Image:
         return _read(Path(image))
     if isinstance(image, PIL.Image.Image):
         name = _name(str(getattr(image, "filename", "")))
-        pixels = np.asarray(image if image.palette is None else image.convert("RGB"))
-        return image_from_array(to_grey(pixels, f"the PIL image {name!r}"), name)
+        return image_from_array(to_grey(levels(image), f"the PIL image {name!r}"), name)
     if isinstance(image, torch.Tensor):
         values = image.detach().cpu()
         values = values.float() if values.is_floating_point() else values  # NumPy has no bfloat16

@@ -55,6 +55,19 @@ class Scan:
         return (self.path,) if self.series is None else self.series.files
 
     @property
+    def state(self) -> tuple[int, int, int]:
+        """Number of its files, their bytes, and when the newest was changed, ns: another scan in its place differs.
+
+        Raises:
+            ThoradError: a file is gone.
+        """
+        try:
+            found = [file.stat() for file in self.files]
+        except OSError as error:
+            raise ThoradError(f"{self.path}: can't be read any more ({error.strerror}).") from error
+        return len(found), sum(each.st_size for each in found), max(each.st_mtime_ns for each in found)
+
+    @property
     def subject(self) -> str:
         """Whom it shows: as `subject_of` tells, else the case's name; of DICOM the latter, as paths tell patients."""
         return self.name if self.is_dicom else subject_of(self.path, self.name)
@@ -167,6 +180,21 @@ def subject_of(path: Path, otherwise: str | None = None) -> str:
     entities = (re.match(r"sub-[A-Za-z0-9]+", part) for part in reversed(below_subject))
     found = next(filter(None, entities), None)
     return found[0] if found else otherwise or path.stem.removesuffix(".nii")
+
+
+def subjects_of(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """Whom files show, as `subject_of`; where folders hold files of one name, that tells nobody, the case's name does.
+
+    Args:
+        paths: the files.
+        names: of their cases.
+    """
+    alone = [subject_of(path) for path in paths]
+    times = Counter(alone)
+    return [
+        subject_of(path, name if times[subject] > 1 else subject)
+        for path, subject, name in zip(paths, alone, names, strict=True)
+    ]
 
 
 def picture_files(scans: Scans) -> list[Path]:

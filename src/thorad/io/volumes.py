@@ -120,6 +120,11 @@ class Volume:
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(i), float(j), float(k)
 
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel, mm³; of a sheared grid less than the product of its spacing."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
 
 @dataclass(frozen=True, eq=False)
 class Stored:
@@ -149,7 +154,7 @@ class Stored:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_volume(path: Path, name: str | None = None) -> Volume:
+def read_volume(path: Path, name: str | None = None, *, constant: bool = False) -> Volume:
     """Read one volume.
 
     NaN counts as 0: it is how preprocessed volumes mark what lies outside the brain. Infinity is refused. So is a
@@ -158,6 +163,7 @@ def read_volume(path: Path, name: str | None = None) -> Volume:
     Args:
         path: a NIfTI-1 or NIfTI-2 file (packed or not), NRRD or MetaImage, recognised by its content.
         name: its case id; the file's name without its suffixes, made safe, where not given.
+        constant: whether all voxels may be alike, as of a mask in which nothing is marked.
 
     Raises:
         ThoradError: missing, unreadable, damaged, not a volume, too small or large, several volumes, colours, complex
@@ -167,7 +173,7 @@ def read_volume(path: Path, name: str | None = None) -> Volume:
         check_file(path, largest=math.inf)
         with path.open("rb") as file:
             stored = read_header(path, file)
-        voxels = _read_voxels(stored)
+        voxels = _read_voxels(stored, constant=constant)
     return Volume(voxels, stored.affine, str(path), name or case_names([path], [path.parent])[0], stored.header)
 
 
@@ -273,11 +279,13 @@ def _nifti_header(start: bytes, path: Path, packed: bool) -> Stored:
             f"{path}: voxels of {header.get_value_label('datatype')}; expected integers or floats of 64 bits at most. "
             "Save one grey volume, of complex numbers the magnitude."
         )
+    affine = _checked_affine(np.asarray(header.get_best_affine(), dtype=np.float64), path)
+    _check_sides(header, path)
     slope, intercept = header.get_slope_inter()
     return Stored(
         shape=shape,
         dtype=dtype,
-        affine=_checked_affine(np.asarray(header.get_best_affine(), dtype=np.float64), path),
+        affine=affine,
         data=path,
         offset=0 if packed else int(offset),
         packing="gzip" if packed else "",
@@ -286,6 +294,24 @@ def _nifti_header(start: bytes, path: Path, packed: bool) -> Stored:
         intercept=0.0 if intercept is None else intercept,
         header=header,
     )
+
+
+def _check_sides(header: Any, path: Path) -> None:
+    """Refuse a header whose two transforms, where both are valid, contradict each other about left and right."""
+    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+        return
+    try:
+        qform = header.get_qform()[:3, :3]
+    except (ValueError, ArithmeticError):  # nibabel's errors of a header are ValueErrors: the sform is what counts
+        return
+    sform = header.get_sform()[:3, :3]
+    across = int(np.abs(sform[0]).argmax())  # the voxels' axis that runs from side to side
+    mirrored = np.linalg.det(sform) * np.linalg.det(qform) < 0
+    if mirrored or sform[0, across] * qform[0, across] < 0:
+        raise ThoradError(
+            f"{path}: its sform and its qform disagree about which side is left. Find out which is right, as from the "
+            "DICOM files, and set the code of the other to 0, or write both alike."
+        )
 
 
 def _nrrd_header(start: bytes, path: Path) -> Stored:
@@ -431,8 +457,8 @@ def _checked_affine(affine: NDArray[np.float64], path: Path) -> NDArray[np.float
     return affine
 
 
-def _read_voxels(stored: Stored) -> NDArray[np.float32]:
-    """(I, J, K), finite and not constant; never more is unpacked than the header says."""
+def _read_voxels(stored: Stored, *, constant: bool) -> NDArray[np.float32]:
+    """(I, J, K), finite and, unless `constant`, not all alike; never more is unpacked than the header says."""
     path = stored.data
     with path.open("rb") as file:
         left = file.seek(0, os.SEEK_END) - stored.offset
@@ -451,7 +477,7 @@ def _read_voxels(stored: Stored) -> NDArray[np.float32]:
         # The checksum stands at the end, and is compared when that is reached.
         if stored.packing and len(unpacked.read(_MOST_PADDING)) == _MOST_PADDING:
             raise ThoradError(f"{path}: holds far more voxels than its header says. {CONVERT_AGAIN}")
-    return check_values(planes, str(path)).transpose(2, 1, 0)
+    return check_values(planes, str(path), constant=constant).transpose(2, 1, 0)
 
 
 def _unpacked(file: IO[bytes], stored: Stored) -> IO[bytes] | gzip.GzipFile:

@@ -271,18 +271,19 @@ def burned_in(picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
 
 
 def _sides_and_place(sources: "_Sources", index: int) -> tuple[tuple[str, str, str, str], str]:
-    """The letters for a slice's left, right, upper and lower edge, and its position along its normal: `S 23.4 mm`.
+    """The letters for a slice's left, right, upper and lower edge, and where its centre lies: `S 23.4 mm`.
 
-    From position and orientation; of a projection from PatientOrientation. Empty where the source doesn't tell.
+    The place is along the axis that is nearest to its normal. From position and orientation; of a projection the
+    letters alone, from PatientOrientation. Empty where the source doesn't tell.
     """
     path, frame = sources.places[index]
     source = sources.headers[path]
     enhanced = "PerFrameFunctionalGroupsSequence" in source
     values = {
         keyword: ((frame_group(source, frame, _PLACE[keyword]) or {}) if enhanced else source).get(keyword)
-        for keyword in ("ImageOrientationPatient", "ImagePositionPatient")
+        for keyword in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
     }
-    orientation, position = values["ImageOrientationPatient"], values["ImagePositionPatient"]
+    orientation, position, spacing = values.values()
     if orientation is None or len(orientation) != 6:
         told = [str(value)[:1].translate(str.maketrans("HF", "SI")) for value in source.get("PatientOrientation") or ()]
         if len(told) != 2 or not all(letter in OPPOSITE for letter in told):
@@ -291,8 +292,10 @@ def _sides_and_place(sources: "_Sources", index: int) -> tuple[tuple[str, str, s
     across, down = np.array(orientation[:3], float), np.array(orientation[3:], float)
     right, bottom = _letter(across), _letter(down)
     axis, place = int(np.abs(np.cross(across, down)).argmax()), ""
-    if position is not None and len(position) == 3:
-        along = float(position[axis]) * np.eye(3)[axis]
+    if position is not None and len(position) == 3 and spacing is not None and len(spacing) == 2:
+        half = (np.array(sources.shape) - 1) / 2 * np.array(spacing, float)  # of the rows' extent and the columns', mm
+        centre = np.array(position, float) + half[0] * down + half[1] * across
+        along = centre[axis] * np.eye(3)[axis]
         place = f"{_letter(along)} {np.abs(along).max():.1f} mm"
     return (OPPOSITE[right], right, OPPOSITE[bottom], bottom), place
 

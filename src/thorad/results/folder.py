@@ -115,6 +115,8 @@ class CaseRecord:
     seconds: Finite | None = None
     pixels_sha256: str = ""
     """Of what was looked at, which tells the same scan under another name; empty in folders of earlier versions."""
+    files: tuple[int, int, int] | None = None
+    """`thorad.io.scans.Scan.state` of its scan when it was done; None in folders of earlier versions."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """{file: bytes}."""
     spacing_mm: tuple[Finite, Finite] | None = None
@@ -409,8 +411,8 @@ def date_of(run: Mapping[str, Any]) -> str:
 def match_truth(folder: ResultFolder, table: Path) -> dict[str, Case]:
     """{case name: row of an evaluation table}, of those of a folder's cases that the table knows.
 
-    By the image's file, else by the case's name, else by the file's name where the table has it once: results may have
-    come from another machine.
+    By the image's file. Where that fits no case the results come from another machine: then by the case's name, else by
+    the file's where table and folder have it once. By a name alone a healthy scan could get another one's lesion.
 
     Raises:
         ThoradError: as `read_cases`; no row fits any case.
@@ -419,13 +421,12 @@ def match_truth(folder: ResultFolder, table: Path) -> dict[str, Case]:
     by_file = {row.image.resolve(): row for row in rows}
     by_name = {row.name: row for row in rows}
     times = Counter(row.image.name for row in rows)
-    by_file_name = {row.image.name: row for row in rows if times[row.image.name] == 1}
-    matched = {}
-    for case in folder.cases:
-        source = Path(case.source)
-        row = by_file.get(source.resolve()) or by_name.get(case.name) or by_file_name.get(source.name)
-        if row is not None:
-            matched[case.name] = row
+    cases = Counter(Path(case.source).name for case in folder.cases)
+    by_file_name = {row.image.name: row for row in rows if times[row.image.name] == cases[row.image.name] == 1}
+    found = {case.name: by_file.get(Path(case.source).resolve()) for case in folder.cases}
+    if not any(found.values()):
+        found = {case.name: by_name.get(case.name) or by_file_name.get(Path(case.source).name) for case in folder.cases}
+    matched = {name: row for name, row in found.items() if row is not None}
     if not matched:
         raise ThoradError(
             f"{table}: none of its {len(rows)} images is a case of {folder.path}, whose cases are "
@@ -446,7 +447,7 @@ def truth_of(row: Case, case: CaseRecord, pictures: Sequence[Pictures]) -> list[
         return [np.zeros(picture.shape, np.bool_) for picture in pictures]
     if not case.is_volume:
         return [read_mask(row.mask, pictures[0].shape)]
-    mask = read_volume(row.mask)
+    mask = read_volume(row.mask, constant=True)
     binary = replace(mask, voxels=(mask.voxels > 0).astype(np.float32))
     indices = [picture.slice_index for picture in pictures if picture.slice_index is not None]
     return list(cut_axial(binary, read_registration(case.folder), indices) > 0.5)

@@ -245,7 +245,7 @@ def _lesions(folder: ResultFolder, case: CaseRecord, table: Path, volumes: _Volu
         return np.zeros(volumes.anomaly_map.shape, np.bool_)
     from nibabel.processing import resample_from_to
 
-    mask = read_volume(row.mask)
+    mask = read_volume(row.mask, constant=True)
     image = import_nibabel().Nifti1Image((mask.voxels > 0).astype(np.uint8), mask.affine)
     grid = (volumes.anomaly_map.shape, volumes.affine)
     return np.asarray(resample_from_to(image, grid, order=0).dataobj) > 0  # type: ignore[no-untyped-call]

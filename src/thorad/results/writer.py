@@ -96,30 +96,36 @@ class ResultWriter:
         files = [(self.case_folder(case.name) / file, size) for file, size in case.sizes.items()]
         return bool(files) and all(file.is_file() and file.stat().st_size == size for file, size in files)
 
-    def is_stale(self, name: str, files: Sequence[Path]) -> bool:
-        """Whether one of a case's files was changed after the case was done."""
-        case = self.case_folder(name) / layout.CASE
-        return case.is_file() and any(file.stat().st_mtime > case.stat().st_mtime for file in files)
+    def is_stale(self, case: CaseRecord, state: tuple[int, int, int]) -> bool:
+        """Whether a case's scan, of this state (`Scan.state`) now, is another than when the case was done."""
+        if case.files is None:
+            return state[2] > (case.folder / layout.CASE).stat().st_mtime_ns
+        return state != case.files
 
     def case_folder(self, name: str) -> Path:
         """Where the files of a case lie."""
         return self._out / "cases" / name
 
-    def write(self, result: Detection, *, series: Series | None = None) -> CaseRecord:
+    def write(
+        self, result: Detection, *, series: Series | None = None, state: tuple[int, int, int] | None = None
+    ) -> CaseRecord:
         """Write the case of one picture; `result.check` becomes its status and message.
 
         Args:
             result: what was found.
             series: the DICOM file that the picture came from; its case gets DICOM objects, too.
+            state: of its scan (`thorad.io.scans.Scan.state`), by which a resumed run sees that it is another one.
 
         Returns:
             Its record: warned also where the source doesn't allow the DICOM objects.
         """
         folder = self._clear(result.name)
         self._write_pictures(folder, result)
-        return self._write_done(folder, result, series, spacing_mm=result.spacing)
+        return self._write_done(folder, result, series, spacing_mm=result.spacing, files=state)
 
-    def write_volume(self, result: VolumeDetection, *, series: Series | None = None) -> CaseRecord:
+    def write_volume(
+        self, result: VolumeDetection, *, series: Series | None = None, state: tuple[int, int, int] | None = None
+    ) -> CaseRecord:
         """Write the case of one volume, as `write`."""
         folder = self._clear(result.name)
         slices = list(zip(result.indices, result.slices, strict=True))
@@ -138,7 +144,7 @@ class ResultWriter:
         _write_volumes(folder, result)
         _write_registration(folder, result.registration, result.indices)
         scores = [{"index": index, "score": float(each.score), "p_value": each.p_value} for index, each in slices]
-        return self._write_done(folder, result, series, slices=scores)
+        return self._write_done(folder, result, series, slices=scores, files=state)
 
     def refuse(
         self,
@@ -147,6 +153,7 @@ class ResultWriter:
         check: Check,
         registration: Registration | None = None,
         indices: Sequence[int] = (),
+        state: tuple[int, int, int] | None = None,
     ) -> CaseRecord:
         """Record that the model can't judge a case, and why: no result, of an earlier try neither.
 
@@ -155,7 +162,8 @@ class ResultWriter:
         folder = self._clear(name)
         if registration is not None:
             _write_registration(folder, registration, indices)
-        return self._write_case(folder, name=name, source=source, status="refused", message=check.message)
+        content: dict[str, Any] = {"status": "refused", "message": check.message, "files": state}
+        return self._write_case(folder, name=name, source=source, **content)
 
     def fail(self, name: str, source: str, message: str) -> CaseRecord:
         """Record that a case failed, and why. It is tried again when the run resumes."""

@@ -6,6 +6,8 @@ with the weights of an uninterrupted one.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from thorad.errors import ThoradError
+from thorad.io.atomic import write_atomic
 from thorad.io.images import Image, looks_like_mask
 from thorad.io.inputs import as_image
 from thorad.io.preprocess import to_model_input
@@ -30,6 +33,9 @@ from thorad.recipe import Recipe, TrainingSection
 
 Source: TypeAlias = "str | Path | Dataset[Any]"
 """A folder, a file, a table with a column `image`, or a data set of images."""
+
+CLAIM = "trained-on.json"
+"""What a training's folder was made for: its settings, and which images."""
 
 KEPT_BYTES = 2 * 2**30
 """Of pictures as the model sees them, so much stays in memory: 32,768 of 128 px. The others are read from their files
@@ -81,6 +87,10 @@ class FileImages:
                 f"{given}: {len(masks)} of {len(scans)} images have few values only and look like masks: "
                 f"{listing(masks)}. Training takes healthy images only; move masks to another folder."
             )
+
+        files = sorted([scan.path.name, *scan.state[:2]] for scan in scans)
+        self.digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        """Of the files' names and sizes: other images have another one, wherever they lie."""
 
     def __len__(self) -> int:
         return len(self._images)
@@ -175,6 +185,38 @@ def open_images(
         return images, []
     validated = opened("validation", validation, held_out[:MOST_VALIDATED])
     return images, Subset(validated, range(min(MOST_VALIDATED, len(validated))))  # type: ignore[arg-type]
+
+
+def claim(out: Path, settings: str, train: Images, validation: Images) -> None:
+    """Make a training's folder, or check that what it holds is a training with these settings on these images.
+
+    Of a data set in memory, whose items may be random, the number of images counts. Folders of earlier versions, which
+    say nothing, are taken for what is asked for.
+
+    Raises:
+        ThoradError: it holds another one, whose weights would pass for this one's; it can't be written.
+    """
+
+    def of(images: Images) -> str:
+        files = images.dataset if isinstance(images, Subset) else images
+        return files.digest if isinstance(files, FileImages) else f"{len(images)} images"
+
+    asked = json.dumps({"settings": settings, "train": of(train), "validation": of(validation)}, indent=2)
+    path = out / CLAIM
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            write_atomic(path, asked.encode())  # other processes may look for it right now
+        earlier = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ThoradError(
+            f"{out}: can't be written ({error.strerror}). Give a folder that you may write to."
+        ) from error
+    if earlier != asked:
+        raise ThoradError(
+            f"{out}: holds a training on other images or with other settings. Use another folder, give the same images "
+            "and settings, or delete the folder to begin anew."
+        )
 
 
 def mean_and_deviation(images: Images) -> tuple[Tensor, Tensor]:

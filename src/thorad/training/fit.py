@@ -20,7 +20,7 @@ from thorad.io.images import write_png8
 from thorad.model import CALIBRATION, RECIPE, WEIGHTS, load_model, save_model
 from thorad.recipe import Recipe, parse_recipe
 from thorad.training.average_precision import MEASURED_ON, BestWeights
-from thorad.training.data import Images, Source, TrainingData, mean_and_deviation, open_images
+from thorad.training.data import Images, Source, TrainingData, claim, mean_and_deviation, open_images
 from thorad.training.domain import learn_domain
 from thorad.training.history import History
 from thorad.training.loop import Loop, run_training
@@ -75,6 +75,7 @@ def fit(
     out = Path(out)
     images, held_out = open_images(train, validation, recipe, leave_out=out)
     _claim(out, recipe)
+    claim(out, "recipe.toml", images, held_out)
     model = out / "model"
     if all((model / name).is_file() for name in (WEIGHTS, CALIBRATION)):
         return model

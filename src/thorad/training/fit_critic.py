@@ -21,10 +21,10 @@ from thorad.critic.network import CriticNetwork
 from thorad.errors import ThoradError
 from thorad.methods.critic import THRESHOLD
 from thorad.methods.zscore import ZScoreOptions, zscore
-from thorad.model import Model
+from thorad.model import Model, read_by_critics
 from thorad.recipe import CriticSection
 from thorad.training.critic import CriticTraining, make_examples
-from thorad.training.data import Images, TrainingData, generator_at
+from thorad.training.data import Images, TrainingData, claim, generator_at
 from thorad.training.history import History
 from thorad.training.loop import Loop, run_training
 
@@ -57,10 +57,13 @@ def fit_critic(
         The critic, with the facts that made it.
 
     Raises:
-        ThoradError: an image side not halved so often, no validation images or statistics, a training that diverged.
+        ThoradError: `out` holds another critic's training, an image side not halved so often, no validation images or
+            statistics, a training that diverged.
     """
     _refuse_unfit(model, validation)
     section = model.recipe.critic
+    made_for = read_by_critics(*model.statistics, model.region)
+    claim(out, f"{section.model_dump_json()} {made_for}", train, validation)
     networks = [
         _fit_network(model, number, train, validation, out / f"network-{number}", where)
         for number in range(section.networks)
