@@ -37,13 +37,7 @@ LEAST_FOUND: Final = 0.1
 MEASURED_ON: Final = "anomalies made up in healthy validation images, varied as the training's, the same ones each time"
 
 
-def fit_critic(
-    model: Model,
-    train: Images,
-    validation: Images,
-    out: Path,
-    **where: Any,
-) -> Critic:
+def fit_critic(model: Model, train: Images, validation: Images, out: Path, **where: Any) -> Critic:
     """Fit the networks of `recipe.critic` one after the other, or resume in `out`.
 
     Args:
@@ -57,13 +51,11 @@ def fit_critic(
         The critic, with the facts that made it.
 
     Raises:
-        ThoradError: `out` holds another critic's training, an image side not halved so often, no validation images or
-            statistics, a training that diverged.
+        ThoradError: `out` holds another training; an unfit image side, no validation images or statistics; it diverged.
     """
-    _refuse_unfit(model, validation)
     section = model.recipe.critic
-    made_for = read_by_critics(*model.statistics, model.region)
-    claim(out, f"{section.model_dump_json()} {made_for}", train, validation)
+    _refuse_unfit(model, validation)
+    claim(out, f"{section.model_dump_json()} {read_by_critics(*model.statistics, model.region)}", train, validation)
     networks = [
         _fit_network(model, number, train, validation, out / f"network-{number}", where)
         for number in range(section.networks)
