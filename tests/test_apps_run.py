@@ -155,6 +155,18 @@ def test_an_older_file_in_its_place_is_done_again(detector: Detector, tmp_path: 
     assert (again.already_done, len(again.done)) == (0, 1)
 
 
+def test_a_file_that_is_exchanged_while_it_is_looked_at_is_done_again(detector: Detector, tmp_path: Path) -> None:
+    named = scans(tmp_path / "in", 1)
+    ((name, path),) = named.items()
+
+    def exchange(_name: str, _step: object) -> None:
+        os.utime(path, (2.1e9, 2.1e9))
+
+    detect_files(detector, scans_of(named), open_results(detector, tmp_path / "out"), on_step=exchange)
+    again = detect_files(detector, scans_of(named), open_results(detector, tmp_path / "out"))
+    assert (again.already_done, list(again.done)) == (0, [name])
+
+
 def test_run_json_says_what_was_run(detector: Detector, tmp_path: Path) -> None:
     detect_files(detector, scans_of(scans(tmp_path / "in", 1)), open_results(detector, tmp_path / "out"))
     run = json.loads((tmp_path / "out" / "run.json").read_text())

@@ -248,6 +248,8 @@ class _Run:
     on_step: OnStep | None
 
     def __call__(self, scans: Sequence[Scan]) -> Iterator[CaseRecord]:
+        for scan in scans:
+            _ = scan.state  # before it is read: what takes its place meanwhile isn't what was looked at
         try:
             if scans[0].is_volume:
                 yield from map(self._detect_volume, scans)

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from thorad.errors import ThoradError
@@ -54,17 +55,16 @@ class Scan:
         """All its files."""
         return (self.path,) if self.series is None else self.series.files
 
-    @property
+    @cached_property
     def state(self) -> tuple[int, int, int]:
         """Number of its files, their bytes, and when the newest was changed, ns: another scan in its place differs.
 
-        Raises:
-            ThoradError: a file is gone.
+        As it was when it was asked for first. Zeros where a file is gone: reading it says so.
         """
         try:
             found = [file.stat() for file in self.files]
-        except OSError as error:
-            raise ThoradError(f"{self.path}: can't be read any more ({error.strerror}).") from error
+        except OSError:
+            return 0, 0, 0
         return len(found), sum(each.st_size for each in found), max(each.st_mtime_ns for each in found)
 
     @property
