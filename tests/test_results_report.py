@@ -816,7 +816,7 @@ def test_the_methods_paragraph_says_whose_threshold_it_was(tmp_path: Path, own: 
     assert f"Pixels above 0.5, {words}, were counted as anomalous." in text.paragraph
     assert ("p-values are ranks of the scores among those of 40 healthy scans." in text.paragraph) == bool(own)
     page = write_report(tmp_path / "run").path.read_text()
-    assert ("<dt>calibration</dt><dd>40 healthy scans; p at least 0.024</dd>" in page) == bool(own)
+    assert ("<dt>calibration</dt><dd>40 healthy scans; p at least 0.0244</dd>" in page) == bool(own)
     assert ("Not calibrated" in page, "of healthy pixels exceed" in page) == (not own, False)
     assert "with Critic (simplex noise" in text.paragraph, "no reference to this project itself"
     assert "this project" not in text.references

@@ -234,7 +234,7 @@ def test_a_critic_that_takes_another_s_place_voids_its_calibration(
         if seed:  # what was trained with other settings must not pass for it
             refused = thorad_command(verb, *given, *parts, "--accelerator", "cpu")
             assert refused.exit_code == 2
-            assert "holds a training on other images or with other settings" in refused.output
+            assert "holds a training with other settings" in " ".join(refused.output.split())
             shutil.rmtree(tmp_path / "model" / "critic-training")
         said.append(thorad_command(verb, *given, *parts, "--accelerator", "cpu").output)
         calibrated = thorad_command("calibrate", str(folders[1]), "--model", model, "--level", "0.2", "--device", "cpu")

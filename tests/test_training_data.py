@@ -103,13 +103,21 @@ def test_one_subject_in_two_splits(tmp_path: Path) -> None:
         open_images(tmp_path / "train", tmp_path / "val", RECIPE)
     with pytest.raises(ThoradError, match="2 subjects appear in both"):
         open_images(tmp_path / "train", tmp_path / "train", RECIPE)
-    for patient in ("a", "b"):
-        scan(tmp_path / patient / patient / "T1.png")
+    for seed, patient in enumerate("ab"):
+        scan(tmp_path / patient / patient / "T1.png", seed)
     training, validating = open_images(tmp_path / "a", tmp_path / "b", RECIPE)
     assert (len(training), len(validating)) == (1, 1), "many patients' files are called T1"
     (tmp_path / "val.csv").write_text("image\na/a/T1.png\n")
     with pytest.raises(ThoradError, match=r"1 subjects appear in both .*T1\.png"):
         open_images(tmp_path / "a", tmp_path / "val.csv", RECIPE)
+
+
+def test_one_image_under_two_names_in_two_splits(tmp_path: Path) -> None:
+    scan(tmp_path / "train" / "a.png", seed=1)
+    scan(tmp_path / "train" / "b.png", seed=2)
+    scan(tmp_path / "val" / "c.png", seed=2)
+    with pytest.raises(ThoradError, match=r"1 images are among those to train on .* to validate on: b\.png and c\.png"):
+        open_images(tmp_path / "train", tmp_path / "val", RECIPE)
 
 
 def test_the_real_splits_share_no_subject(shared_data: Path) -> None:

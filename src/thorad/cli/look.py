@@ -116,6 +116,8 @@ def detect(
         print_line(f"Results: {out}")
     if make_report and summary.tried:
         print_report(out, side=side, quiet=quiet)
+    elif summary.tried > summary.already_done and not quiet and (out / "report.html").is_file():
+        print_line(f"{out / 'report.html'} is of an earlier run: `thorad report {out}` makes it anew.")
     found = {name: {"score": score, **summary.verdicts[name]._asdict()} for name, score in summary.done.items()}
     about_run = {"results": out, "left_out": scans.left_out, "warnings": [*detector.warnings, *filter(None, [same])]}
     write_json(json, {**about_run, **case_figures(summary, found)})

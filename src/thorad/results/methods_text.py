@@ -66,6 +66,7 @@ def detection_text(folder: ResultFolder) -> MethodsText:
     if folder.calibrated:
         healthy = f"{calibration['scans']} healthy scans" if calibration else "healthy scans"
         sentences.append(f"p-values are ranks of the scores among those of {healthy}.")
+    sentences += [f"The software warned: {warning}." for warning in folder.warnings]
     counts = [f"{len(cases)} {status}" for status, cases in folder.with_status.items() if cases]
     sentences.append(f"Of {len(folder.cases)} cases, by the software's checks: {listing(counts)}.")
     return MethodsText(" ".join(sentences), cite.references)

@@ -106,7 +106,7 @@ def _write(path: Path, page: str) -> int:
 
 def _detection_page(gallery: "_PackedGallery", truth: Path | None) -> str:
     folder, measured = gallery.folder, gallery.measured
-    scores = _scores(folder, gallery.rows)
+    scores = _scores(folder, gallery.rows, {} if measured is None else measured.lesion_pixels)
     p_values = [case.p_value for case in folder.cases if case.p_value is not None and case.status == "ok"]
     shown = {"scores": scores, "p_values": p_values if len(p_values) >= FEWEST_P_VALUES else [], "measured": measured}
     return render(
@@ -122,18 +122,24 @@ def _detection_page(gallery: "_PackedGallery", truth: Path | None) -> str:
     )
 
 
-def _scores(folder: ResultFolder, rows: Mapping[str, Case]) -> Mapping[str, Any] | None:
-    """What the histograms of the scores show, warned cases apart; None where a few cases have nothing beside them."""
+def _scores(
+    folder: ResultFolder, rows: Mapping[str, Case], lesion_pixels: Mapping[str, int]
+) -> Mapping[str, Any] | None:
+    """What the histograms of the scores show, warned cases apart; None where a few cases have nothing beside them.
+
+    `lesion_pixels` is of the pictures: a mask in which nothing is marked is a healthy case's.
+    """
     scored = [case for case in folder.cases if case.done and case.score is not None]
     if not scored or (len(scored) < FEWEST_SCORES and not folder.healthy_scores):
         return None
     done = {case.name: float(case.score or 0) for case in scored if case.status == "ok"}
     warned = [float(case.score or 0) for case in scored if case.status != "ok"]
     scores, others = list(done.values()) or warned, "cases without a known truth" if rows else "cases"
+    sick = {name for name, row in rows.items() if row.mask is not None and lesion_pixels.get(name) != 0}
     groups: list[tuple[str, Sequence[float], bool]] = [
         ("healthy scans of the calibration", folder.healthy_scores, True),
-        ("healthy cases", [done[name] for name in done if name in rows and rows[name].mask is None], True),
-        ("cases with a lesion", [done[name] for name in done if name in rows and rows[name].mask is not None], False),
+        ("healthy cases", [done[name] for name in done if name in rows and name not in sick], True),
+        ("cases with a lesion", [done[name] for name in done if name in sick], False),
         (others, [done[name] for name in done if name not in rows], False),
         ("warned cases", warned, False),
     ]

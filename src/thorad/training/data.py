@@ -66,6 +66,8 @@ class FileImages:
     def __init__(self, given: str | Path, scans: Sequence[Scan], recipe: Recipe) -> None:
         self._recipe = recipe
         self._images: list[Tensor | Scan] = []
+        self.contents: dict[bytes, str] = {}
+        """{digest of what the model sees: file}: the same image under two names."""
         masks: list[str] = []
         problems: list[str] = []
         for scan in scans:
@@ -75,6 +77,7 @@ class FileImages:
             except ThoradError as error:
                 problems.append(str(error) if str(scan.path) in str(error) else f"{scan.path}: {error}")
                 continue
+            self.contents |= {hashlib.sha256(each.numpy().tobytes()).digest(): scan.path.name for each in inputs}
             masks += [scan.path.name] * any(looks_like_mask(image.pixels) for image in images)
             kept = scan.is_volume or len(self._images) < KEPT_BYTES // inputs[0].nbytes
             self._images += inputs if kept else [scan]
@@ -184,7 +187,18 @@ def open_images(
     if validation is None:
         return images, []
     validated = opened("validation", validation, held_out[:MOST_VALIDATED])
+    _refuse_same_images(images, validated)
     return images, Subset(validated, range(min(MOST_VALIDATED, len(validated))))  # type: ignore[arg-type]
+
+
+def _refuse_same_images(train: Images, validation: Images) -> None:
+    """Raise where files of both hold one image, under whatever names."""
+    if not isinstance(train, FileImages) or not isinstance(validation, FileImages):
+        return
+    both = sorted(train.contents.keys() & validation.contents.keys())
+    if both:
+        pairs = listing([f"{train.contents[image]} and {validation.contents[image]}" for image in both])
+        raise ThoradError(f"{len(both)} images are among those to train on and those to validate on: {pairs}.")
 
 
 def claim(out: Path, settings: str, train: Images, validation: Images) -> None:
@@ -201,21 +215,23 @@ def claim(out: Path, settings: str, train: Images, validation: Images) -> None:
         files = images.dataset if isinstance(images, Subset) else images
         return files.digest if isinstance(files, FileImages) else f"{len(images)} images"
 
-    asked = json.dumps({"settings": settings, "train": of(train), "validation": of(validation)}, indent=2)
+    asked = {"settings": settings, "training images": of(train), "validation images": of(validation)}
     path = out / CLAIM
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
-            write_atomic(path, asked.encode())  # other processes may look for it right now
-        earlier = path.read_text(encoding="utf-8")
+            write_atomic(path, json.dumps(asked, indent=2).encode())  # other processes may look for it right now
+        earlier = json.loads(path.read_bytes())
     except OSError as error:
         raise ThoradError(
             f"{out}: can't be written ({error.strerror}). Give a folder that you may write to."
         ) from error
-    if earlier != asked:
+    except ValueError:
+        earlier = {}
+    if others := [what for what, value in asked.items() if earlier.get(what) != value]:
         raise ThoradError(
-            f"{out}: holds a training on other images or with other settings. Use another folder, give the same images "
-            "and settings, or delete the folder to begin anew."
+            f"{out}: holds a training with other {listing(others)}. Give the same, or another --out, or delete it to "
+            "begin anew."
         )
 
 
