@@ -54,8 +54,8 @@ def ixi_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def write_slice(path: Path) -> Path:
-    write_png16(path, np.random.default_rng(1).random((32, 32)))
+def write_slice(path: Path, seed: int = 1) -> Path:
+    write_png16(path, np.random.default_rng(seed).random((32, 32)))
     return path
 
 
@@ -133,8 +133,8 @@ def test_the_papers_recipe() -> None:
 
 
 def test_a_network_for_each_noise(tiny_model: Path, tmp_path: Path) -> None:
-    for name in "ab":
-        write_slice(tmp_path / "in" / f"{name}.png")
+    for seed, name in enumerate("ab"):
+        write_slice(tmp_path / "in" / f"{name}.png", seed)
     table = tmp_path / "train.csv"
     table.write_text("image\nin/a.png\n")
     (tmp_path / "val.csv").write_text("image\nin/b.png\n")
