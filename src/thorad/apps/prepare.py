@@ -243,12 +243,10 @@ def _clear(folder: Path, scan: Scan) -> None:
 def _is_done(scan: Scan, folder: Path, options: dict[str, Any]) -> bool:
     try:
         prepared = load_prepared(folder)
-        made = (folder / "prepared.json").stat().st_mtime_ns
-        unchanged = scan.state[2] <= made if prepared.files is None else scan.state == prepared.files
         return (
             prepared.options == options
             and scan.comes_from(prepared.source)
-            and unchanged
+            and scan.is_as_it_was(prepared.files, folder / "prepared.json")
             and all(file.is_file() for file in prepared.slices.values())
         )
     except (OSError, ThoradError):

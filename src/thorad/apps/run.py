@@ -348,7 +348,9 @@ def _done_before(scans: Mapping[str, Scan], results: ResultWriter, needs_steps: 
             continue
         if case.status != "failed" and not scan.comes_from(case.source):
             others.append(f"{case.name} (there {case.source}, now {scan.source})")
-        elif case.status != "failed" and not results.is_stale(case, scan.state) and (force or not case.forced):
+        elif (
+            case.status != "failed" and scan.is_as_it_was(case.files, case.folder / CASE) and (force or not case.forced)
+        ):
             has_steps = any(file.endswith(STEPS) for file in case.sizes)
             if (not force) if case.status == "refused" else results.is_whole(case) and (has_steps or not needs_steps):
                 summary.add(case)

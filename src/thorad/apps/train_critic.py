@@ -11,7 +11,7 @@ from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.model import CRITIC, Model, copy_model, load_model, model_folder, own_folder, read_by_critics
 from thorad.recipe import CriticSection
-from thorad.training.data import Images, Source, open_images
+from thorad.training.data import Images, Source, evenly_spread, open_images
 from thorad.training.fit_critic import fit_critic
 
 if TYPE_CHECKING:
@@ -66,15 +66,14 @@ def train_critic_of(
 
 def _refuse_another_kind(model: Model, images: Images, what: str) -> None:
     """Raise where the model would refuse the images: from brains a critic of hands would learn that hands are ill."""
-    domain, count = model.picture_domain, min(len(images), MOST_JUDGED)
-    if domain is None or not count:
+    domain, section, name = model.picture_domain, model.recipe.domain, model.recipe.name
+    if domain is None:
         return
-    section, name = model.recipe.domain, model.recipe.name
-    used = [images[index * len(images) // count] for index in range(count)]
+    used = evenly_spread(images, MOST_JUDGED)
     refused = [check for image in used if (check := domain.check(image[0].numpy(), section, name)).refusals]
-    if len(refused) > MOST_REFUSED * count:
+    if len(refused) > MOST_REFUSED * len(used):
         raise ThoradError(
-            f"{len(refused)} of {count} {what} images are not what model {name!r} judges, of the first one: "
+            f"{len(refused)} of {len(used)} {what} images are not what model {name!r} judges, of the first one: "
             f"{refused[0].message}. A critic learns from healthy images of its model's kind: give such, or train a "
             "model on these with `thorad train`."
         )

@@ -67,6 +67,10 @@ class Scan:
             return 0, 0, 0
         return len(found), sum(each.st_size for each in found), max(each.st_mtime_ns for each in found)
 
+    def is_as_it_was(self, state: tuple[int, int, int] | None, made: Path) -> bool:
+        """Whether its state is that of which a file was made; where that isn't known, whether it isn't newer."""
+        return self.state[2] <= made.stat().st_mtime_ns if state is None else self.state == state
+
     @property
     def subject(self) -> str:
         """Whom it shows: as `subject_of` tells, else the case's name; of DICOM the latter, as paths tell patients."""

@@ -96,12 +96,6 @@ class ResultWriter:
         files = [(self.case_folder(case.name) / file, size) for file, size in case.sizes.items()]
         return bool(files) and all(file.is_file() and file.stat().st_size == size for file, size in files)
 
-    def is_stale(self, case: CaseRecord, state: tuple[int, int, int]) -> bool:
-        """Whether a case's scan, of this state (`Scan.state`) now, is another than when the case was done."""
-        if case.files is None:
-            return state[2] > (case.folder / layout.CASE).stat().st_mtime_ns
-        return state != case.files
-
     def case_folder(self, name: str) -> Path:
         """Where the files of a case lie."""
         return self._out / "cases" / name

@@ -235,6 +235,12 @@ def claim(out: Path, settings: str, train: Images, validation: Images) -> None:
         )
 
 
+def evenly_spread(images: Images, most: int) -> list[Tensor]:
+    """At most so many of the images, (1, S, S) each."""
+    count = min(len(images), most)
+    return [images[index * len(images) // count] for index in range(count)]
+
+
 def mean_and_deviation(images: Images) -> tuple[Tensor, Tensor]:
     """Of each pixel over the images, (1, S, S) on the model's [-1, 1] scale; the deviation is the population's."""
     total = torch.zeros_like(images[0], dtype=torch.float64)

@@ -13,7 +13,7 @@ from thorad.io.template import cut_template
 from thorad.model import load_region
 from thorad.recipe import Recipe
 from thorad.training.augmentation import augment
-from thorad.training.data import Images, generator_at
+from thorad.training.data import Images, evenly_spread, generator_at
 
 COPIES = 3
 """Varied copies of each image, where there are few: what other scanners and placements would make of it."""
@@ -27,7 +27,7 @@ def learn_domain(images: Images, recipe: Recipe) -> PictureDomain | None:
     count = min(len(images), MOST_PICTURES // 2)
     if count < FEWEST_IMAGES:
         return None
-    used = torch.stack([images[index * len(images) // count] for index in range(count)])  # (N, 1, S, S)
+    used = torch.stack(evenly_spread(images, count))  # (N, 1, S, S)
     copies = min(COPIES, MOST_PICTURES // count - 1)
     generator = generator_at(recipe.training.seed, -1, -1)
     t1w, lowest = recipe.domain.weighting == "T1w", recipe.volume.axial_slices[0]
