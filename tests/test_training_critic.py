@@ -241,3 +241,18 @@ def test_a_critic_that_takes_another_s_place_voids_its_calibration(
         assert calibrated.exit_code == 0, calibrated.output
     assert "Calibrate anew" not in said[0]
     assert f"Calibrate anew: thorad calibrate HEALTHY --model {model}" in " ".join(said[1].split())
+
+
+def test_a_useless_critic_doesn_t_take_a_better_one_s_place(
+    tiny_model: Path, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The better one is the same that doesn't warn of itself."""
+    folder, critic = train_critic_of(tiny_model, SECTION, *folders, tmp_path / "model", accelerator="cpu")
+    assert critic.warning
+    model = load_model(folder)
+    better = critic.to_bytes({}, read_by_critics(*model.statistics, model.region))
+    (folder / CRITIC).write_bytes(better)
+    with pytest.raises(ThoradError, match=r"not to be relied on \(it finds.*the one that was there stays"):
+        train_critic_of(folder, SECTION, *folders, accelerator="cpu")
+    assert (folder / CRITIC).read_bytes() == better
+    assert (folder / "critic-training" / CRITIC).is_file()

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 from thorad.calibration import Calibration, read_calibrations
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.model import CRITIC, Model, copy_model, load_model, model_folder, own_folder, read_by_critics
+from thorad.model import (
+    CRITIC,
+    Model,
+    copy_model,
+    has_critic,
+    load_model,
+    model_folder,
+    own_folder,
+    read_by_critics,
+)
 from thorad.recipe import CriticSection
 from thorad.training.data import Images, Source, evenly_spread, open_images
 from thorad.training.fit_critic import fit_critic
@@ -49,7 +58,8 @@ def train_critic_of(
         The model's folder, and the critic.
 
     Raises:
-        ThoradError: images of another kind than the model's; as `own_folder`, `open_images` and `fit_critic`.
+        ThoradError: images of another kind than the model's; it warns of itself and the folder has one that doesn't,
+            which stays; as `own_folder`, `open_images` and `fit_critic`.
     """
     folder = own_folder(model, out)
     loaded = load_model(model)
@@ -60,8 +70,19 @@ def train_critic_of(
         _refuse_another_kind(loaded, given, what)
     copy_model(model_folder(model), folder, without=CRITIC)  # first: what was begun there can be resumed
     critic = fit_critic(loaded, images, held_out, folder / TRAINING, **where)
-    write_atomic(folder / CRITIC, critic.to_bytes({**critic.facts, "recipe": section.model_dump_json()}, made_for))
+    _keep(critic, folder, critic.to_bytes({**critic.facts, "recipe": section.model_dump_json()}, made_for))
     return folder, critic
+
+
+def _keep(critic: Critic, folder: Path, content: bytes) -> None:
+    """Put a critic, given also as its file's content, into a model's folder, unless a better one is there."""
+    if critic.warning and has_critic(folder) and not load_model(folder).own_critic.warning:
+        write_atomic(folder / TRAINING / CRITIC, content)
+        raise ThoradError(
+            f"{folder}: the new critic is not to be relied on ({critic.warning}), so the one that was there stays. The "
+            f"new one is {folder / TRAINING / CRITIC}."
+        )
+    write_atomic(folder / CRITIC, content)
 
 
 def _refuse_another_kind(model: Model, images: Images, what: str) -> None:

@@ -138,10 +138,12 @@ def evaluate(
 ) -> None:
     """Measure methods on images with known lesions, by one of the field's protocols."""
     from thorad.datasets.cases import read_cases
-    from thorad.evaluation.evaluate import PROTOCOLS
+    from thorad.evaluation.evaluate import PROTOCOLS, subjects_warning
     from thorad.io.scans import find_scans, picture_files
 
     read = PROTOCOLS[measured.protocol].read(cases)
+    if doubt := subjects_warning(read):
+        print_warning(f"Warning: {cases}: {doubt}")
     scans = find_scans([measured.healthy]) if measured.healthy else None
     healthy = [] if scans is None else picture_files(scans)
     validation = read_cases(measured.validation) if measured.validation else []
@@ -155,7 +157,7 @@ def evaluate(
         print_left_out({} if scans is None else scans.left_out)
     if make_report:
         print_report(out if len(by_seed) == 1 else out / f"seed-{next(iter(by_seed))}", quiet=quiet)
-    write_json(json, {"results_of_seed": found, "refused": refused, "warnings": warnings})
+    write_json(json, {"results_of_seed": found, "refused": refused, "warnings": [*filter(None, [doubt]), *warnings]})
     first = next(iter(found.values()))[0]
     end_with_failures({failure["name"]: failure["reason"] for failure in first["failures"]})
 
