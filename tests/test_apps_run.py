@@ -22,6 +22,7 @@ from thorad.detector import Detector
 from thorad.errors import ThoradError
 from thorad.io.images import Image
 from thorad.io.volumes import Volume, write_nifti
+from thorad.methods.contract import Restoration
 from thorad.records import Detection
 
 
@@ -240,13 +241,9 @@ def test_perceptual_weights_count_as_an_option(
 def test_a_map_that_is_not_finite_is_a_failure(
     detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Detector, images: list[Image], **rest: Any) -> Iterator[Detection]:
-        for image in images:
-            nan = np.full(image.pixels.shape, np.nan, np.float32)
-            everywhere = np.ones(image.pixels.shape, np.bool_)
-            yield Detection(image.name, image.source, image.pixels, nan, nan, float("nan"), 2, 0.1, judged=everywhere)
-
-    monkeypatch.setattr(Detector, "detect_batch", broken)
+    monkeypatch.setattr(Detector, "_draw", lambda self, x, *_: Restoration(torch.full_like(x, torch.nan), x))
+    with pytest.raises(ThoradError, match=r"the map is not finite"):
+        detector.detect(np.random.default_rng(0).random((32, 32)))
     summary = detect_files(detector, scans_of(scans(tmp_path / "in", 1)), open_results(detector, tmp_path / "out"))
     assert summary.done == {}
     assert "not finite" in summary.failed["s0"]

@@ -78,6 +78,9 @@ def test_a_file_gives_the_same_critic_back() -> None:
 
 def test_what_is_damaged_or_of_another_model_is_refused() -> None:
     content = critic().to_bytes({}, "abc")
+    many = dict.fromkeys("abcdefgh", "a fact")
+    assert len({critic().to_bytes(many, "abc") for _ in range(4)}) == 1, "the same file, the same sha256"
+    assert critic_from_bytes(critic().to_bytes(many, "abc"), "x", *statistics(), "abc").facts == many
     with pytest.raises(ThoradError, match=r"x: was made for another model.*train-critic"):
         critic_from_bytes(content, "x", *statistics(), "abd")
     for damaged in (b"", b"nothing", content[: len(content) // 2], content.replace(b"channels", b"channelz")):

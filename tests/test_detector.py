@@ -317,6 +317,9 @@ def test_an_array_is_an_image(tiny_model: Path) -> None:
         ({"noise": "gaussian", "steps": 351}, "from 1 to 350"),
         ({"steps": "some"}, "steps is 'some'"),
         ({"noise_level": 40}, "the noise level is 40, but thor needs 50 or more"),
+        ({"method": "ddpm", "noise_level": 0}, "the noise level is 0, expected a timestep of 1 or more"),
+        ({"method": "zscore", "settings": {"tolerance": -1}}, "tolerance -1 .*must not be below 0"),
+        ({"method": "thor+", "settings": {"draws": 0}}, "found draws 0,"),
         ({"method": "zscore", "noise_level": 40}, "uses no noise, but the noise level 40 was given"),
         ({"method": "published-thor", "steps": 10}, "steps is 10, but method 'published-thor' visits all timesteps"),
         ({"engine": "steam"}, "unknown engine 'steam'. Known: torch, openvino"),
@@ -337,6 +340,28 @@ def test_a_model_trained_on_less_noise_is_refused(tiny_model: Path, monkeypatch:
     monkeypatch.setattr("thorad.model.parse_recipe", lambda text, source, written_out: below)
     with pytest.raises(ThoradError, match="was trained below timestep 200; thor starts at 250"):
         Detector(tiny_model, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "trained", "told"),
+    [
+        ({"method": "autoddpm", "settings": {"restart_at": 300}}, (0, 250), "timestep 300.*from 0 to 249"),
+        ({"method": "thor", "steps": "all", "finish": True}, (50, 500), "timestep 49.*from 50 to 499"),
+    ],
+)
+def test_timesteps_that_were_not_trained_are_refused(
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    trained: tuple[int, int],
+    told: str,
+) -> None:
+    recipe = load_model(tiny_model).recipe
+    noise = recipe.noise.model_copy(update=dict(zip(("train_from", "train_below"), trained, strict=True)))
+    changed = recipe.model_copy(update={"noise": noise})
+    monkeypatch.setattr("thorad.model.parse_recipe", lambda text, source, written_out: changed)
+    with pytest.raises(ThoradError, match=told):
+        Detector(tiny_model, device="cpu", **options).detect(np.random.default_rng(0).random((32, 32)))
 
 
 def test_possible_noises(tiny_model: Path) -> None:

@@ -26,6 +26,8 @@ from thorad.evaluation.boxes import (
     sensitivities,
 )
 from thorad.evaluation.evaluate import baseline_warning, evaluate
+from thorad.evaluation.seeds import over_seeds
+from thorad.results.cost import plot_cost
 
 SIZE = 32
 EVERYWHERE = np.ones((SIZE, SIZE), bool)
@@ -131,6 +133,9 @@ def test_a_candidate_in_the_margin_of_a_box_is_neither_right_nor_wrong() -> None
     assert [is_counted(one, truth) for one in (inside, margin, wrong)] == [True, False, True]
     assert is_counted(margin, BoxTruth([TEN], None)), "without a mask everything counts"
     assert not is_counted(inside, BoxTruth([], elsewhere)), "a healthy image's mask counts too"
+    (over,) = candidates(map_of((TEN, 0.6), (Box("", 17, 8, 18, 10), 0.9)), EVERYWHERE, 0.5)
+    assert overlaps(over, TEN), "its peak is in the margin: nothing by one rule, a hit by the other"
+    assert [is_counted(over, truth, rule) for rule in (peak_inside, overlaps)] == [False, True]
 
 
 def test_froc_by_hand() -> None:
@@ -251,6 +256,30 @@ def test_boxes_are_measured_by_kind(table: Path, tmp_path: Path) -> None:
     assert "| zscore | - | - | 0 | fracture | 2 | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] |" in lines[1]
     assert baseline_warning(results) is None
     assert "100.0 % F1" in str(baseline_warning([results[0] | {"method": "zscore"}, results[0]]))
+
+
+def test_a_label_that_is_called_all_is_a_kind(table: Path, tmp_path: Path) -> None:
+    for name in ("x1", "x2"):
+        path = table.parent / f"{name}.txt"
+        path.write_text(path.read_text().replace("metal", "all"))
+    cases = read_cases(table, truth="boxes")
+    (result,) = evaluate(cases, [], [FakeDetector(perfect)], tmp_path / "out", protocol="boxes")
+    assert {kind: of_kind["boxes"] for kind, of_kind in result["kinds"].items()} == {
+        "all": 4,
+        "all (label)": 2,
+        "fracture": 2,
+    }
+
+
+def test_seeds_and_costs_are_of_all_kinds(table: Path, tmp_path: Path) -> None:
+    cases = read_cases(table, truth="boxes")
+    by_seed = {
+        seed: evaluate(cases, [], [FakeDetector(maps)], tmp_path / f"{seed}", protocol="boxes")
+        for seed, maps in enumerate((perfect, only_fractures))
+    }
+    (summary,) = over_seeds(by_seed)
+    assert summary["values"]["recall"] == summary["values"]["f1"] == summary["values"]["froc/mean"] == [1, 0.5]
+    assert b"<!-- fake" in plot_cost(by_seed[0])["svg"]
 
 
 def test_threshold_is_exceeded_by_a_twentieth_of_healthy_pixels(table: Path, tmp_path: Path) -> None:

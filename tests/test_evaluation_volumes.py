@@ -254,6 +254,9 @@ def test_volumes_refuse_what_would_not_be_honest(tables: dict[str, list[Case]], 
         run(test[:21], [])  # healthy slices of diseased volumes are no healthy volumes
     with pytest.raises(ThoradError, match="1 subjects appear in both the test and the validation cases: s-ill1"):
         run(test, test[:7])
+    renamed = [replace(case, subject=f"v-{case.name}", volume=f"v-{case.name}") for case in test[:7]]
+    with pytest.raises(ThoradError, match="5 images are among both the test and the validation cases"):
+        run(test, renamed)
     with pytest.raises(ThoradError, match="1 volumes have slices of several subjects: ill1"):
         run([replace(test[0], subject="someone"), *test[1:]], validation)
     with pytest.raises(ThoradError, match="chooses nothing on validation cases"):
@@ -261,6 +264,22 @@ def test_volumes_refuse_what_would_not_be_honest(tables: dict[str, list[Case]], 
     with pytest.raises(ThoradError, match=r"Unknown protocol 'brains'\. Known: brain-lesions, brain-volumes, boxes"):
         run(test, validation, "brains")
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_a_volume_is_measured_whole_or_not_at_all(tables: dict[str, list[Case]], tmp_path: Path) -> None:
+    """Without its slice with the lesion it would pass for a healthy one, without the others for an easy one."""
+    test, nothing = tables["test"], tmp_path / "nothing.png"
+    PIL.Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(nothing)
+    test = [replace(case, mask=case.mask or nothing) for case in test]  # a mask for every slice
+    PIL.Image.fromarray(np.full((9, 9), 255, np.uint8)).save(tmp_path / "small.png")
+    test[3] = replace(test[3], mask=tmp_path / "small.png")  # of ill1
+    (result,) = evaluate(
+        test, [], [FakeDetector(perfect)], tmp_path / "out", protocol="brain-volumes", validation=tables["validation"]
+    )
+    counts = result["counts"]
+    assert (counts["lesion_volumes"], counts["healthy_volumes"], counts["slices"]) == (2, 1, 21)
+    assert len(result["failures"]) == 7
+    assert sum("of the same volume as: " in failure["reason"] for failure in result["failures"]) == 6
 
 
 def test_slice_must_be_a_whole_number(tmp_path: Path, tables: dict[str, list[Case]]) -> None:

@@ -298,3 +298,15 @@ def test_dicom_pictures_are_taken_and_volumes_are_not(tmp_path: Path) -> None:
     assert "a volume; expected pictures. `thorad prepare` cuts slices" in made.left_out[tmp_path / "in" / "head.nii.gz"]
     written = b"".join(contents(tmp_path / "out").values()) + "".join(contents(tmp_path / "out")).encode()
     assert b"Musterfrau" not in written
+
+
+def test_a_table_says_whom_images_show(hands: list[Path], tmp_path: Path) -> None:
+    """Several images of a patient are all diseased or all healthy."""
+    rows = [f"{path},P{number // 4}" for number, path in enumerate(hands)]
+    (tmp_path / "hands.csv").write_text("\n".join(["image,subject", *rows]) + "\n")
+    made = make_xray_set([tmp_path / "hands.csv"], tmp_path / "out", seed=3)
+    of_subject: dict[str, set[bool]] = {}
+    for row in table_rows(made).values():
+        of_subject.setdefault(row["subject"], set()).add(row["kind"] == "healthy")
+    assert of_subject.keys() == {f"P{number}" for number in range(5)}
+    assert all(len(kinds) == 1 for kinds in of_subject.values())

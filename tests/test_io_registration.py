@@ -127,6 +127,13 @@ def test_template_is_the_grid_of_the_slices(shared_data: Path) -> None:
     np.testing.assert_allclose(brain, brain[::-1], atol=1)  # symmetric
 
 
+def test_a_voxel_size_that_no_head_has_is_told(template_as_head: Volume) -> None:
+    """Before a grid of millimetres fills the memory."""
+    affine = template_as_head.affine @ np.diag([20.0, 20.0, 20.0, 1.0])
+    with pytest.raises(ThoradError, match=r"it reaches over \d{4} mm: is its voxel size right\?"):
+        register(replace(template_as_head, affine=affine))
+
+
 def test_recovers_where_the_template_was_moved_to(template_as_head: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration, "find_brain", lambda head: head > 20)
     monkeypatch.setattr(registration, "FINE_MM", ((4.0, 1.0),))  # the last, slow level: half of the time

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import SimpleITK
 
 from test_io_dicom import AXIAL, DX, IDENTITY, base, blob, save, slices
 from thorad.errors import ThoradError
+from thorad.evaluation.runs import healthy_cases
 from thorad.io.images import Image, write_png8
 from thorad.io.scans import Scan, find_scans, picture_files, read_picture, subjects_of
 from thorad.io.tables import counted
@@ -117,9 +119,32 @@ def test_a_table_and_a_file_by_itself(tmp_path: Path) -> None:
     assert scans_of({"mine": tmp_path / "x" / "head.nii.gz"})["mine"].read().name == "mine"
 
 
+def test_a_table_may_say_whom_its_images_show(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        write_picture(tmp_path / name)
+    (tmp_path / "healthy.csv").write_text("image,subject\na.png,P1\nb.png,P1\nc.png,\n")
+    scans = find_scans([tmp_path / "healthy.csv"])
+    assert [scan.subject for scan in scans.values()] == ["P1", "P1", "c"]
+    told = {scan.path: scan.told_subject for scan in scans.values()}
+    assert [case.subject for case in healthy_cases([], picture_files(scans), told)] == ["P1", "P1", "c"]
+
+
 def test_patients_whose_files_have_one_name_are_several_subjects() -> None:
     paths = [Path("p1/T1.png"), Path("p2/T1.png"), Path("p3/other.png"), Path("sub-7/T1.png")]
     assert subjects_of(paths, ["p1__T1", "p2__T1", "p3__other", "x"]) == ["p1__T1", "p2__T1", "other", "sub-7"]
+
+
+@pytest.mark.parametrize("ending", ["nhdr", "mhd"])
+def test_voxels_beside_their_header_are_of_the_scan(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"head.{ending}"
+    image = SimpleITK.GetImageFromArray(np.zeros((9, 10, 11), np.int16))
+    SimpleITK.WriteImage(image, path)
+    before = Scan("head", path, str(path))
+    assert len(before.files) == before.state[0] == 2
+    excerpt = before.excerpt
+    SimpleITK.WriteImage(image + 1, path)
+    assert not Scan("head", path, str(path)).is_as_it_was(before.state, path)
+    assert Scan("head", path, str(path)).excerpt != excerpt
 
 
 def test_slices_that_were_anonymised_to_one_instance_are_a_series(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_even_windows_are_refused(maps: Tensor, window: int) -> None:
 def test_blur_equals_scipy(maps: Tensor, sigma: float) -> None:
     expected = per_image(maps, ndimage.gaussian_filter, sigma=sigma, mode="reflect")
     torch.testing.assert_close(gaussian_blur(maps, sigma), expected, atol=1e-5, rtol=0)
+    assert gaussian_blur(maps, 0) is maps
 
 
 @pytest.mark.parametrize(

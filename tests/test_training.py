@@ -11,7 +11,7 @@ import time
 import types
 import xml.etree.ElementTree
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import monai
@@ -755,6 +755,48 @@ def test_start_from_another_shape_is_refused(healthy: tuple[Path, Path], tmp_pat
         fit(wide, healthy[0], tmp_path / "out", accelerator="cpu", start_from=tiny_model, progress_bar=False)
 
 
+def test_start_from_what_means_something_else_is_refused(
+    healthy: tuple[Path, Path], tmp_path: Path, tiny_model: Path
+) -> None:
+    recipe = load_model(tiny_model).recipe
+    swapped = recipe.noise.model_copy(update={"kinds": recipe.noise.kinds[::-1], "beta_end": 0.1})
+    recipe = recipe.model_copy(update={"noise": swapped})
+    with pytest.raises(ThoradError, match="has other kinds, beta_end than recipe 'tiny'"):
+        fit(recipe, healthy[0], tmp_path / "out", accelerator="cpu", start_from=tiny_model, progress_bar=False)
+
+
+def test_a_training_from_another_start_is_refused(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"accelerator": "cpu", "progress_bar": False}
+    starts = [fit(tiny_recipe(steps=1, seed=seed), healthy[0], tmp_path / f"{seed}", **options) for seed in (1, 2)]
+    model = fit(tiny_recipe(steps=1), healthy[0], tmp_path / "out", start_from=starts[0], **options)
+    assert f"model tiny, weights of sha256 {load_model(starts[0]).sha256} |" in (model / "MODEL_CARD.md").read_text()
+    for other in (starts[1], None):
+        with pytest.raises(ThoradError, match="holds a training with other settings"):
+            fit(tiny_recipe(steps=1), healthy[0], tmp_path / "out", start_from=other, **options)
+    with pytest.raises(ThoradError, match="unknown model"):
+        fit(tiny_recipe(steps=1), healthy[0], tmp_path / "out", start_from="no-such-model", **options)
+
+
+def test_other_images_of_the_same_names_and_sizes_are_others(tmp_path: Path, rng: np.random.Generator) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in ("x.npy", "y.npy"):
+            np.save(tmp_path / folder / name, rng.random((20, 20)).astype(np.float32))
+    options: dict[str, Any] = {"accelerator": "cpu", "progress_bar": False}
+    fit(tiny_recipe(steps=1), tmp_path / "a", tmp_path / "out", **options)
+    with pytest.raises(ThoradError, match="other training images"):
+        fit(tiny_recipe(steps=1), tmp_path / "b", tmp_path / "out", **options)
+
+
+def test_a_training_goes_on_in_as_many_processes() -> None:
+    checkpoints = progress.Checkpoints(Path("out/checkpoints"), minutes=1)
+    checkpoints.load_state_dict({"processes": 2})
+    trainer: Any = types.SimpleNamespace(world_size=1)
+    with pytest.raises(ThoradError, match="out: its steps until now were of 2 processes, now there are 1"):
+        checkpoints.on_train_start(trainer, cast(Any, None))
+    assert checkpoints.state_dict() == {"processes": 2}
+
+
 def test_another_recipe_in_the_folder_is_refused(healthy: tuple[Path, Path], tmp_path: Path) -> None:
     fit(tiny_recipe(steps=1), healthy[0], tmp_path / "out", accelerator="cpu", progress_bar=False)
     with pytest.raises(ThoradError, match="another recipe"):
@@ -889,6 +931,7 @@ def test_brain_t1_is_the_papers() -> None:
         ('name = "x"\n[network]\nchannels = [32, 32]\nattention = [false, true]\nhead_channels = 32\n', "doesn't see"),
         ('name = "x"\n[network]\nchannels = [64]\nattention = [false, true]\n', "1 channels but 2"),
         ('name = "x"\n[network]\nchannels = [64, 96]\nattention = [false, true]\n', "must divide the channels"),
+        ('name = "x"\n[network]\nchannels = [64, 96]\nattention = [false, false]\n', "middle has it always"),
         ('name = "x"\n[network]\nchannels = [64, 72]\nattention = [false, true]\n', "multiples of 32"),
         ('name = "x"\n[noise]\nshare = [0.4]\n', "sum to 0.4"),
         ('name = "x"\n[image]\nsize = 30\n', "multiple of 4"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -124,6 +126,8 @@ class Detector:
     ) -> None:
         if batch_size < 1:
             raise ThoradError(f"the batch size is {batch_size}, expected 1 or more.")
+        if noise_level is not None and noise_level < 1:
+            raise ThoradError(f"the noise level is {noise_level}, expected a timestep of 1 or more.")
         if threshold is not None and false_positives is not None:
             raise ThoradError("a threshold and a share of false positives were given: choose one of them.")
         if method is None:
@@ -345,6 +349,8 @@ class Detector:
         seconds = (time.perf_counter() - began) / len(images)
         # One by one: the pictures of a batch of large images would fill the memory.
         for i, (image, (_, placement)) in enumerate(zip(images, inputs, strict=True)):
+            if not (maps[i].isfinite().all() and healthy[i].isfinite().all()):  # of such a map nothing is marked
+                raise ThoradError(f"{image.source}: the map is not finite. Is the model damaged?")
             anomaly_map, score = to_input_grid(maps[i, 0], placement), float(scores[i])
             mask = None if self.threshold is None else anomaly_map > self.threshold
             judged = to_input_grid(inside[i, 0], placement) >= 0.5
@@ -438,12 +444,18 @@ class Detector:
         kinds = self.model.recipe.noise.kinds
         draw_noise = self.model.recipe.draw_noise(self.noise or kinds[0])
         kind = torch.full((len(x),), kinds.index(self.noise) if self.noise in kinds else 0, device=self.device)
+        trained_on = range(self.model.recipe.noise.train_from, self.model.recipe.noise.train_below)
 
         def noise() -> Tensor:
             drawn: Tensor = draw_noise(generators, self.model_size, self.model_size, self.device)
             return drawn
 
         def denoise(x_t: Tensor, t: int) -> Tensor:
+            if t not in trained_on:
+                raise ThoradError(
+                    f"method {self.method!r} asks for timestep {t}, but model {self.model_name!r} was trained on those "
+                    f"from {trained_on.start} to {trained_on.stop - 1}. Give other steps, or another noise level."
+                )
             return self._engine(x_t, torch.full((len(x_t),), t, device=self.device), kind)
 
         try:
@@ -606,7 +618,18 @@ class Detector:
             for name, value in values.items()
             if name != "finish" and not isinstance(value, Tensor)  # tensors are the model's; finish changes no map
         ]
+        decided += self._code_of_another()
         return hashlib.sha256("\n".join(decided).encode()).hexdigest()
+
+    def _code_of_another(self) -> list[str]:
+        """The code of a method that isn't thorad's own, which may change while its name stays."""
+        function = self._method.restore
+        if getattr(function, "__module__", "").split(".")[0] == "thorad":
+            return []
+        for written in (inspect.getmodule(function), function):
+            with contextlib.suppress(OSError, TypeError):  # in a notebook a function has code, its module has none
+                return [inspect.getsource(written)]  # type: ignore[arg-type]  # None has no source: TypeError
+        return []
 
     def _checked_threshold(self, threshold: float | None, asked: float | None) -> float | None:
         """Where masks begin: the given value, the calibration's, or the method's own; None where there is none.

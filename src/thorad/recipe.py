@@ -168,14 +168,23 @@ class UNetSection(NetworkSection):
 
         return Denoiser(**self.model_dump(exclude={"kind"}), noise_kinds=noise_kinds)
 
+    @property
+    def attending(self) -> list[int]:
+        """Channels of what has self-attention: some levels, and the middle, as wide as the last of them."""
+        levels = [width for width, attends in zip(self.channels, self.attention, strict=True) if attends]
+        return [*levels, self.channels[-1]]
+
     @model_validator(mode="after")
     def _levels_agree(self) -> UNetSection:
         if len(self.channels) != len(self.attention):
             raise ValueError(f"{len(self.channels)} channels but {len(self.attention)} attention levels")
         if any(width % 32 for width in self.channels):
             raise ValueError(f"channels {self.channels} must be multiples of 32 (group normalisation)")
-        if any(width % self.head_channels for width, heads in zip(self.channels, self.attention, strict=True) if heads):
-            raise ValueError(f"head_channels {self.head_channels} must divide the channels of levels with attention")
+        if any(width % self.head_channels for width in self.attending):
+            raise ValueError(
+                f"head_channels {self.head_channels} must divide the channels of levels with attention, and of the "
+                "last one, whose middle has it always"
+            )
         if max(self.channels) < 64:
             # With one channel a group, normalisation cancels what tells the network the timestep and the noise.
             raise ValueError("at least one level needs 64 channels, or the network doesn't see the timestep")

@@ -80,8 +80,7 @@ def import_checkpoint(
     save_model(out, recipe, weights, None, None, card, dtype=torch.float32, perceptual=perceptual)
     dropped = tuple(key for key in state if key not in taken and not perceptual_name(key))
     parameters = sum(tensor.numel() for tensor in taken.values())
-    assumed = head_channels is None and any(network.attention)
-    return ImportReport(out, recipe, parameters, network, perceptual is not None, dropped, assumed)
+    return ImportReport(out, recipe, parameters, network, perceptual is not None, dropped, head_channels is None)
 
 
 def _weights(taken: Mapping[str, Tensor], recipe: Recipe, source: Path) -> dict[str, Tensor]:
@@ -153,8 +152,8 @@ def _recipe(
     """The recipe of a network with tensors of these shapes, and its network."""
     channels, attention, residual_blocks = _shape(unet, source)
     if head_channels is None:
-        widths = [width for width, attends in zip(channels, attention, strict=True) if attends]
-        divides = all(width % PUBLISHED_HEAD_CHANNELS == 0 for width in widths)
+        levels = [width for width, attends in zip(channels, attention, strict=True) if attends]
+        divides = all(width % PUBLISHED_HEAD_CHANNELS == 0 for width in (*levels, channels[-1]))
         head_channels = PUBLISHED_HEAD_CHANNELS if divides else SMALLEST_HEAD_CHANNELS
     trained = f", {epoch} epochs" if epoch is not None else ""
     description = f"Imported from {source.name}, a checkpoint of the published implementation{trained}."

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from thorad.check import Check, RefusedError
@@ -311,9 +310,6 @@ class _Run:
         return self._write(scan, detection)
 
     def _write(self, scan: Scan, result: Detection | VolumeDetection) -> CaseRecord:
-        pictures = result.slices if isinstance(result, VolumeDetection) else [result]
-        if not all(np.isfinite(picture.anomaly_map).all() for picture in pictures):
-            return self._end(scan, ThoradError(f"{scan.path}: the map is not finite. Is the model damaged?"))
         if isinstance(result, VolumeDetection):
             return self.results.write_volume(result, series=scan.series, state=scan.state)
         return self.results.write(result, series=scan.series, state=scan.state)

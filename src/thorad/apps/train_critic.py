@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from thorad.calibration import Calibration, read_calibrations
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
@@ -74,6 +76,7 @@ def train_critic_of(
     return folder, critic
 
 
+@rank_zero_only
 def _keep(critic: Critic, folder: Path, content: bytes) -> None:
     """Put a critic, given also as its file's content, into a model's folder, unless a better one is there."""
     if critic.warning and has_critic(folder) and not load_model(folder).own_critic.warning:

@@ -139,20 +139,23 @@ def evaluate(
     """Measure methods on images with known lesions, by one of the field's protocols."""
     from thorad.datasets.cases import read_cases
     from thorad.evaluation.evaluate import PROTOCOLS, subjects_warning
+    from thorad.evaluation.runs import healthy_cases
     from thorad.io.scans import find_scans, picture_files
 
     read = PROTOCOLS[measured.protocol].read(cases)
+    scans = find_scans([measured.healthy]) if measured.healthy else None
+    if scans is not None:
+        told = {scan.path: scan.told_subject for scan in scans.values()}
+        read = [*read, *healthy_cases(read, picture_files(scans), told)]
     if doubt := subjects_warning(read):
         print_warning(f"Warning: {cases}: {doubt}")
-    scans = find_scans([measured.healthy]) if measured.healthy else None
-    healthy = [] if scans is None else picture_files(scans)
     validation = read_cases(measured.validation) if measured.validation else []
 
     with opt.workers(cluster) as (make, executor):
         by_seed = compared.by_seed(make)
-        refused = _refused(by_seed, [*(case.image for case in (*read, *validation)), *healthy])
+        refused = _refused(by_seed, [case.image for case in (*read, *validation)])
         of: Any = (measured, compared, refused)
-        found, warnings = _measure(read, healthy, validation, by_seed, out, *of, executor=executor, quiet=quiet)
+        found, warnings = _measure(read, validation, by_seed, out, *of, executor=executor, quiet=quiet)
     if not quiet:
         print_left_out({} if scans is None else scans.left_out)
     if make_report:
@@ -178,7 +181,6 @@ def _refused(by_seed: Mapping[int, list[Detector]], images: Sequence[Path]) -> d
 
 def _measure(
     cases: Sequence[Case],
-    healthy: Sequence[Path],
     validation: Sequence[Case],
     by_seed: Mapping[int, list[Detector]],
     out: Path,
@@ -205,7 +207,7 @@ def _measure(
         with progress_bar("evaluate" if len(by_seed) == 1 else f"seed {seed}", quiet) as show:
             found[seed] = evaluate(
                 cases,
-                healthy,
+                [],
                 detectors,
                 folder,
                 protocol=measured.protocol,

@@ -24,6 +24,7 @@ from thorad.table import Table
 
 if TYPE_CHECKING:
     from thorad.calibration import Calibration
+    from thorad.critic.critic import Critic
 
 PANEL = "Train and calibrate"
 
@@ -106,7 +107,9 @@ def train_critic(
     It learns from anomalies that are made up in healthy images. Afterwards `thorad detect` uses it by default: its map
     is a probability, so that masks and findings come without a calibration.
     """
-    from thorad.apps.train_critic import outdated_calibrations, train_critic_of
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from thorad.apps.train_critic import train_critic_of
     from thorad.model import load_recipe_of
     from thorad.recipe import load_recipe
 
@@ -114,6 +117,12 @@ def train_critic(
     if steps is not None:
         section = section.model_copy(update={"steps": steps})
     folder, critic = train_critic_of(model, section, train, validation, out, **vars(machine))
+    rank_zero_only(_tell_of_critic)(folder, critic, json)  # every process of a distributed training comes by here
+
+
+def _tell_of_critic(folder: Path, critic: Critic, json: Path | None) -> None:
+    from thorad.apps.train_critic import outdated_calibrations
+
     write_json(json, {"model": folder, "critic": critic.facts})
     for name, value in critic.facts.items():
         if value != critic.warning:

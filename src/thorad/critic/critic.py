@@ -95,8 +95,9 @@ class Critic(nn.Module):
         numbers = {
             **{"networks": len(self.networks), "channels": channels},
             **{"scale": self.scale, "offset": self.offset, "made_for": made_for, "thorad": __version__},
+            "facts": dict(facts),
         }
-        return save(kept, metadata={"critic": json.dumps(numbers), **facts})
+        return save(kept, metadata={"critic": json.dumps(numbers)})  # one entry: of several the order varies
 
 
 def critic_from_bytes(
@@ -118,6 +119,7 @@ def critic_from_bytes(
     try:
         facts = _metadata(content)
         made = json.loads(facts.pop("critic"))
+        facts = made.get("facts", facts)  # earlier versions had them beside the numbers
         networks = [
             CriticNetwork(mean, standard_deviation, region, channels=tuple(made["channels"]))
             for _ in range(int(made["networks"]))

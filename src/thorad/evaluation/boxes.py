@@ -67,6 +67,9 @@ class Candidate(NamedTuple):
     peak: float  # the largest value: how sure the method is
 
 
+HitRule = Callable[[Candidate, Box], bool]
+
+
 class BoxFigures(NamedTuple):
     """The paper's figures of A annotated boxes, (A,) each."""
 
@@ -148,11 +151,11 @@ def peak_inside(candidate: Candidate, box: Box) -> bool:
     return box.left <= candidate.column < box.right and box.top <= candidate.row < box.bottom
 
 
-def is_counted(candidate: Candidate, truth: BoxTruth) -> bool:
-    """Whether a candidate is a finding, right or wrong: its peak is elsewhere, or it has to do with a box."""
+def is_counted(candidate: Candidate, truth: BoxTruth, hits: HitRule = peak_inside) -> bool:
+    """Whether a candidate is a finding, right or wrong: its peak is elsewhere, or it hits a box by that rule."""
     if truth.elsewhere is None or truth.elsewhere[int(candidate.row), int(candidate.column)]:
         return True
-    return any(peak_inside(candidate, box) or overlaps(candidate, box) for box in truth.boxes)
+    return any(hits(candidate, box) for box in truth.boxes)
 
 
 def overlaps(candidate: Candidate, box: Box) -> bool:
@@ -180,7 +183,7 @@ class Hits(NamedTuple):
 def match(
     proposed: Sequence[Sequence[Candidate]],
     marked: Sequence[Sequence[Box]],
-    hits: Callable[[Candidate, Box], bool] = peak_inside,
+    hits: HitRule = peak_inside,
 ) -> Hits:
     """Match candidates with boxes, image by image. Several hits of one box count once; none of them is false."""
     best: list[float] = []
@@ -221,12 +224,21 @@ class _Found:
         }
         self.image_of_box = np.repeat(np.arange(len(marked)), [len(boxes) for boxes in marked])  # (A,) indices
         self.kinds = {ALL_KINDS: np.ones(labels.size, dtype=np.bool_)}  # (A,) the boxes of each kind
-        self.kinds |= {str(kind): labels == kind for kind in np.unique(labels)}
-        self.proposed = [
-            [candidate for candidate in candidates(map, run.region, threshold) if is_counted(candidate, truth)]
-            for map, truth in images
-        ]
-        self.by_peak, self.by_overlap = match(self.proposed, marked), match(self.proposed, marked, overlaps)
+        for kind in np.unique(labels):  # a box may be labelled `all`
+            self.kinds[str(kind) if kind != ALL_KINDS else f"{kind} (label)"] = labels == kind
+        proposed = [candidates(map, run.region, threshold) for map, _ in images]
+        self.counted = _counted(proposed, run.truths, peak_inside)
+        self.by_peak = match(self.counted, marked)
+        self.by_overlap = match(_counted(proposed, run.truths, overlaps), marked, overlaps)
+
+
+def _counted(
+    proposed: Sequence[Sequence[Candidate]], truths: Sequence[BoxTruth], hits: HitRule
+) -> list[list[Candidate]]:
+    return [
+        [candidate for candidate in of_image if is_counted(candidate, truth, hits)]
+        for of_image, truth in zip(proposed, truths, strict=True)
+    ]
 
 
 def measure(run: DetectorRun[BoxTruth], resampling: Resampling) -> Measured[dict[str, Floats]]:
@@ -258,7 +270,7 @@ def measure(run: DetectorRun[BoxTruth], resampling: Resampling) -> Measured[dict
             "healthy_images": healthy,
             "boxes": found.image_of_box.size,
             "boxes_not_found": int((found.of_box["recall"] == 0).sum()),
-            "candidates": sum(map(len, found.proposed)),
+            "candidates": sum(map(len, found.counted)),
             "subjects": len(set(run.subjects)),
             "region_pixels": int(run.region.sum()),
             "bootstrap_resamples": resampling.bootstrap,
@@ -331,7 +343,7 @@ def _rows(run: DetectorRun[BoxTruth], found: _Found) -> Rows:
             "boxes_not_found": int((figures.recall == 0).sum()),
             "recall": float(figures.recall.mean()) if case.has_finding else None,
             "f1": float(figures.f1.mean()) if case.has_finding else None,
-            "candidates": len(found.proposed[index]),
+            "candidates": len(found.counted[index]),
             "boxes_not_hit_by_peak": int(np.isneginf(found.by_peak.best[found.image_of_box == index]).sum()),
         }
         for index, (case, figures) in enumerate(zip(run.cases, found.figures, strict=True))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -34,6 +35,9 @@ from thorad.io.tables import listing
 
 Failure = dict[str, str]
 """`name`, `image` and `reason` of a case that can't be used."""
+
+Together = Callable[[Case], object]
+"""What all cases that are measured or left out as one have in common."""
 
 Progress = Callable[[int, int, str], None]
 """Called with (images done, images in all, method) after every image, summed over the detectors."""
@@ -134,13 +138,14 @@ def run_detectors(
     keep: Path | None = None,
     executor: Executor = here,
     lesions: bool = False,
+    together: Together | None = None,
 ) -> list[DetectorRun[TruthType]]:
     """Run the detectors, whose models may have different grids, over the cases and over those of a validation set.
 
     A case that can't be read, or for which any detector gives a map that is not finite, is left out for every one, so
     that all are compared on the same cases in the same order. A validation case whose name is taken gets a prefix.
     `truth_column`, of the user's table, is for errors; `lesions` says that truths are lesions, (S, S), beside which the
-    pseudo-healthy images are measured; for the others see `evaluate`.
+    pseudo-healthy images are measured; `together` what is left out with a case; for the others see `evaluate`.
 
     Raises ThoradError where a region is empty, or no case with a finding is left outside the validation set.
     """
@@ -149,16 +154,37 @@ def run_detectors(
     needed = {case.name for case in cases if case.has_finding}
     inputs, failures = _read_all(everything, detectors, read, needed, truth_column)
     without = _read_without_lesions(everything, detectors, failures) if lesions else {}
+    failures |= _parts_of_failed(everything, failures, together, names)
     usable = [case for case in everything if case.name not in failures]
     made = _make_maps(usable, detectors, inputs, failures, on_progress, keep, executor)
     _refuse_without(needed, failures, everything, truth_column)
     failures |= _not_finite([case for case in usable if case.name not in failures], detectors, made, needed)
+    failures |= _parts_of_failed(everything, failures, together, names)
+    _refuse_without(needed, failures, everything, truth_column)
     kept = [case for case in usable if case.name not in failures]
     quality = partial(_quality, inputs=inputs, without=without) if lesions else None
     return [
         _run_of(detector, kept, maps, inputs, list(failures.values()), set(names), quality)
         for detector, maps in zip(detectors, made, strict=True)
     ]
+
+
+def _parts_of_failed(
+    cases: Sequence[Case], failures: Mapping[str, Failure], together: Together | None, validation: Sequence[str]
+) -> dict[str, Failure]:
+    """The cases that can be used, but belong to one that can't: without it, they would be another thing."""
+    if together is None:
+        return {}
+    reasons: dict[object, str] = {}
+    for case in cases:
+        if case.name in failures:
+            reasons.setdefault((case.name in validation, together(case)), failures[case.name]["reason"])
+    others = {case.name: (case, reasons.get((case.name in validation, together(case)))) for case in cases}
+    return {
+        name: _failure(case, f"of the same volume as: {reason}")
+        for name, (case, reason) in others.items()
+        if reason is not None and name not in failures
+    }
 
 
 def _run_of(
@@ -185,8 +211,12 @@ def _run_of(
     )
 
 
-def healthy_cases(cases: Sequence[Case], healthy: Sequence[Path]) -> list[Case]:
+def healthy_cases(
+    cases: Sequence[Case], healthy: Sequence[Path], subjects: Mapping[Path, str] = MappingProxyType({})
+) -> list[Case]:
     """Make cases of healthy images, without those that are among the cases already, under names that are still free.
+
+    Whom one shows is said by `subjects`, else by its path.
 
     Raises:
         ThoradError: an image that has a finding is among the healthy ones.
@@ -202,7 +232,8 @@ def healthy_cases(cases: Sequence[Case], healthy: Sequence[Path]) -> list[Case]:
     names = case_names(new, [path.parent for path in new])
     free = free_names(names, {case.name for case in cases}, "healthy")
     return [
-        Case(path, None, subject, name) for path, subject, name in zip(new, subjects_of(new, names), free, strict=True)
+        Case(path, None, subjects.get(path) or subject, name)
+        for path, subject, name in zip(new, subjects_of(new, names), free, strict=True)
     ]
 
 
@@ -468,6 +499,9 @@ class Protocol(Generic[TruthType, KeptType]):
     headline_name: str
     outline: Callable[[TruthType, int], Bools]  # what a truth marks of a grid of that side, to look at: (S, S)
     lesions: bool = False  # whether truths are lesions, so that pseudo-healthy images are measured beside them
+    together: Together | None = None
+    prepared: Callable[[Sequence[Case]], list[Case]] = list
+    """The cases as the protocol takes them."""
     check_validation: Callable[[Sequence[Case], Sequence[Case]], None] | None = None
     """Refuses (cases, validation cases) that don't go together; None: the protocol takes no validation cases."""
 
@@ -488,7 +522,7 @@ class Protocol(Generic[TruthType, KeptType]):
         executor: Executor = here,
     ) -> tuple[Rows, Rows]:
         """The results and the rows of cases.csv; see `evaluate` for the arguments."""
-        named = [*cases, *healthy_cases(cases, healthy)]
+        named, validation = self.prepared([*cases, *healthy_cases(cases, healthy)]), self.prepared(validation)
         if self.check_validation is not None:
             self.check_validation(named, validation)
         runs = run_detectors(
@@ -501,6 +535,7 @@ class Protocol(Generic[TruthType, KeptType]):
             keep=keep,
             executor=executor,
             lesions=self.lesions,
+            together=self.together,
         )
         if keep is not None:
             keep_cases([self._kept(run) for run in runs], keep)

@@ -353,8 +353,10 @@ _ABSENT: Final = object()
 
 
 def figure_of(row: Result, path: str) -> Any:
-    """A result's entry at a path, such as `best_dice/average`; None where there is none."""
+    """A result's entry at a path, such as `best_dice/average`, or that of all kinds; None where there is none."""
     value = _entry(row, path)
+    if value is _ABSENT:
+        value = _entry(row, f"kinds/all/{path}")
     return None if value is _ABSENT else value
 
 

@@ -12,7 +12,7 @@ Shapes: V volumes, D slices of a volume, S the grid's side.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +26,7 @@ from thorad.evaluation.metrics import Bools, Floats
 from thorad.evaluation.runs import DetectorRun, Measured, Protocol, Resampling, percent, read_masked
 from thorad.evaluation.statistics import Sample, interval
 from thorad.findings import components
+from thorad.io.images import read_mask
 from thorad.io.tables import listing
 
 MEDIAN: Final = 5  # voxels of the median filter in each direction
@@ -155,6 +156,12 @@ def check_validation(cases: Sequence[Case], validation: Sequence[Case]) -> None:
             "The protocol brain-volumes needs a threshold that the test labels don't choose. Give labelled validation "
             "cases of other subjects, or healthy images."
         )
+    files = {case.image.resolve() for case in cases if case.has_finding}
+    if both := sorted(case.image for case in validation if case.image.resolve() in files):
+        raise ThoradError(
+            f"{len(both)} images are among both the test and the validation cases: {listing(list(map(str, both)))}. A "
+            "threshold that is chosen on a test image says nothing; take them out of one of the two."
+        )
     shared = sorted({case.subject for case in cases if case.has_finding} & {case.subject for case in validation})
     if shared:
         raise ThoradError(
@@ -174,6 +181,21 @@ def check_validation(cases: Sequence[Case], validation: Sequence[Case]) -> None:
             )
 
 
+def _volume_of(case: Case) -> tuple[bool, str]:
+    """What the slices of a volume have in common. (A volume may be called like a slice that is one by itself.)"""
+    return case.volume is None, case.volume or case.name
+
+
+def _without_empty_mask(case: Case) -> Case:
+    """A slice of a volume as it says that it has no lesion: by no mask, or by one in which nothing is marked."""
+    if case.mask is None or case.volume is None:
+        return case
+    try:
+        return case if read_mask(case.mask).any() else replace(case, mask=None)
+    except (ThoradError, OSError):
+        return case  # reading it with its image will say why
+
+
 BRAIN_VOLUMES: Final = Protocol[Bools, dict[str, Floats]](
     truth="mask",
     read_truth=read_masked,
@@ -182,13 +204,10 @@ BRAIN_VOLUMES: Final = Protocol[Bools, dict[str, Floats]](
     headline=lambda result: percent(result["mean_dice"]),
     headline_name="mean Dice",
     outline=lambda lesions, side: lesions,
+    together=_volume_of,
+    prepared=lambda cases: [_without_empty_mask(case) for case in cases],
     check_validation=check_validation,
 )
-
-
-def _volume_of(case: Case) -> tuple[bool, str]:
-    """What the slices of a volume have in common. (A volume may be called like a slice that is one by itself.)"""
-    return case.volume is None, case.volume or case.name
 
 
 def _volumes(run: DetectorRun[Bools], *, validation: bool) -> list[Volume]:

@@ -262,7 +262,8 @@ def _sources(scans: Sequence[Scan]) -> list[tuple[str, str, Scan]]:
     files = [scan for scan in scans if not scan.is_dicom]  # a DICOM file's name may say who was scanned
     paths = [scan.path for scan in files]
     names = case_names(paths, [path.parent for path in paths])
-    sources = list(zip(subjects_of(paths, names), names, files, strict=True))
+    by_path = zip(subjects_of(paths, names), names, files, strict=True)
+    sources = [(scan.told_subject or subject, name, scan) for subject, name, scan in by_path]
     return sources + [(scan.subject, scan.name, scan) for scan in scans if scan.is_dicom]
 
 

@@ -29,6 +29,8 @@ except ImportError:
 
 HEAD_MM: Final = 1.0
 """Grid that the brain is looked for on."""
+MOST_MM: Final = 600.0
+"""Along an axis of that grid: a head with its neck has 400, and more would fill the memory."""
 UPRIGHT_DEG: Final = 25.0
 """A head that turns out to lie so askew on its own grid is set upright, and its brain looked for once more."""
 BIAS_MM: Final = 5.0
@@ -229,6 +231,8 @@ def _resampled(image: Any, axes: NDArray[np.float64]) -> tuple[Any, Any]:
     corners = np.array([image.TransformIndexToPhysicalPoint(corner) for corner in itertools.product(*ends)]) @ axes
     first = corners.min(axis=0)
     extents = np.ceil((corners.max(axis=0) - first) / HEAD_MM - 1e-3).astype(int) + 1
+    if extents.max() * HEAD_MM > MOST_MM:
+        raise RuntimeError(f"it reaches over {extents.max() * HEAD_MM:.0f} mm: is its voxel size right?")
     identity = sitk.Transform(3, sitk.sitkIdentity)
     grid = ((axes @ first).tolist(), [HEAD_MM] * 3, axes.ravel().tolist())
     head = sitk.Resample(image, extents.tolist(), identity, sitk.sitkLinear, *grid)

@@ -16,11 +16,14 @@ from pathlib import Path
 from thorad.errors import ThoradError
 from thorad.io.dicom import Series, find_series, is_dicom, read_radiograph, read_series, without_identity
 from thorad.io.images import SUFFIXES, Image, case_names, files_of, read_image
-from thorad.io.tables import counted
-from thorad.io.volumes import VOLUME_SUFFIXES, Volume, read_volume
+from thorad.io.tables import counted, read_table
+from thorad.io.volumes import DETACHED_SUFFIXES, VOLUME_SUFFIXES, Volume, files_of_volume, read_volume
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 """A file that ends so should be DICOM: where it isn't, that is an error, not another kind of file."""
+
+EXCERPT_BYTES = 2**16
+"""Of a file, at each of three places, that tell it from others of its size."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Scan:
     """Of DICOM."""
     problem: str | None = None
     """Why it can't be read, where that is known already; names files, so it is for the screen."""
+    told_subject: str = ""
+    """What a table that names it says in its column `subject`."""
 
     @property
     def is_dicom(self) -> bool:
@@ -50,10 +55,12 @@ class Scan:
             return self.series.is_volume
         return self.path.name.lower().endswith(VOLUME_SUFFIXES)
 
-    @property
+    @cached_property
     def files(self) -> tuple[Path, ...]:
-        """All its files."""
-        return (self.path,) if self.series is None else self.series.files
+        """All its files: also that of the voxels, where a header has them beside it."""
+        if self.series is not None:
+            return self.series.files
+        return (self.path,) if self.path.suffix.lower() not in DETACHED_SUFFIXES else files_of_volume(self.path)
 
     @cached_property
     def state(self) -> tuple[int, int, int]:
@@ -67,13 +74,30 @@ class Scan:
             return 0, 0, 0
         return len(found), sum(each.st_size for each in found), max(each.st_mtime_ns for each in found)
 
+    @property
+    def excerpt(self) -> str:
+        """sha256 of the start, the middle and the end of each file: another image of the same size differs.
+
+        Raises:
+            OSError: a file can't be read.
+        """
+        digest = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as file:
+                for place in (0, max(0, path.stat().st_size // 2), max(0, path.stat().st_size - EXCERPT_BYTES)):
+                    file.seek(place)
+                    digest.update(file.read(EXCERPT_BYTES))
+        return digest.hexdigest()
+
     def is_as_it_was(self, state: tuple[int, int, int] | None, made: Path) -> bool:
         """Whether its state is that of which a file was made; where that isn't known, whether it isn't newer."""
         return self.state[2] <= made.stat().st_mtime_ns if state is None else self.state == state
 
     @property
     def subject(self) -> str:
-        """Whom it shows: as `subject_of` tells, else the case's name; of DICOM the latter, as paths tell patients."""
+        """Whom it shows: as a table or `subject_of` tells, else the case's name; of DICOM no path may tell."""
+        if self.told_subject:
+            return self.told_subject
         return self.name if self.is_dicom else subject_of(self.path, self.name)
 
     def comes_from(self, source: str) -> bool:
@@ -118,7 +142,8 @@ def find_scans(inputs: Sequence[Path], *, leave_out: Path | None = None, keep_id
     """All cases that the inputs stand for, each under its name.
 
     A folder stands for the pictures, volumes and DICOM series in it and below, without hidden files and without
-    following linked folders; a CSV for its column `image`, relative to the CSV; any other file for itself. DICOM files
+    following linked folders; a CSV for its column `image`, relative to the CSV (its column `subject`, where there is
+    one, says whom they show); any other file for itself. DICOM files
     are recognised by their content and sorted into series wherever they lie. What is DICOM but no picture (reports,
     segmentations, thorad's own results) is passed over. All that is passed over is counted.
 
@@ -139,11 +164,13 @@ def find_scans(inputs: Sequence[Path], *, leave_out: Path | None = None, keep_id
     """
     found: dict[str, tuple[Path, Path, bool]] = {}  # file, the folder that its name is relative to, whether DICOM
     left_out = Counter[str]()
+    told: dict[str, str] = {}
     for given in inputs:
         files, folder = _scan_files(given, leave_out, left_out)
         for path, as_dicom in files.items():
             left_out["reached twice"] += os.path.realpath(path) in found
             found.setdefault(os.path.realpath(path), (path, folder, as_dicom))
+        told |= _told_subjects(given)
     plain = {path: folder for path, folder, as_dicom in found.values() if not as_dicom}
     dicom = {path: folder for path, folder, as_dicom in found.values() if as_dicom}
     names = case_names(list(plain), list(plain.values()))
@@ -155,7 +182,16 @@ def find_scans(inputs: Sequence[Path], *, leave_out: Path | None = None, keep_id
             f"{inputs[0]}: only DICOM objects without a picture of their own, such as reports and segmentations. "
             f"{counted(+left_out)} Name the folder of the scan."
         )
-    return Scans(scans, +left_out)
+    subjects = [told.get(os.path.realpath(scan.path), "") for scan in scans]
+    return Scans(map(lambda scan, subject: replace(scan, told_subject=subject), scans, subjects), +left_out)
+
+
+def _told_subjects(given: Path) -> dict[str, str]:
+    """{file: subject} of a table with such a column."""
+    if given.suffix.lower() != ".csv":
+        return {}
+    rows = [row for _, row in read_table(given, ["image"])]
+    return {os.path.realpath(given.parent / row["image"]): row["subject"] for row in rows if row.get("subject")}
 
 
 def scans_of_rows(files: Sequence[Path], folder: Path) -> list[Scan]:

@@ -30,6 +30,9 @@ from thorad.io.tags import ScanTags
 VOLUME_SUFFIXES: Final = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 """What a folder is searched for. A file given by itself is recognised by its content, whatever its suffix."""
 
+DETACHED_SUFFIXES: Final = (".nhdr", ".mhd")
+"""Headers whose voxels are in a file beside them."""
+
 SMALLEST_SIDE, LARGEST_SIDE = 8, 1024
 """voxels along each axis."""
 
@@ -194,6 +197,15 @@ def read_header(path: Path, file: IO[bytes]) -> Stored:
         file.seek(0)
         start = gzip.GzipFile(fileobj=file).read(540)
     return _nifti_header(start, path, packed)
+
+
+def files_of_volume(path: Path) -> tuple[Path, ...]:
+    """A header's file, and that of its voxels where there is another one; the first alone where it can't be read."""
+    try:
+        with one_error(path, "volume"), path.open("rb") as file:
+            return tuple(dict.fromkeys((path, read_header(path, file).data)))
+    except ThoradError:
+        return (path,)  # reading it will say why
 
 
 def write_nifti(path: Path, voxels: NDArray[Any], like: Volume, description: str) -> None:

@@ -32,9 +32,8 @@ class AnomalyMap:
         The residual is on the [0, 1] scale. Nothing is normalised by the image: maps of different images compare.
         """
         perceptual = self.perceptual(image, reconstruction)
-        if self.blur_sigma > 0:
-            with torch.autocast(image.device.type, enabled=False):
-                perceptual = gaussian_blur(perceptual, self.blur_sigma)
+        with torch.autocast(image.device.type, enabled=False):
+            perceptual = gaussian_blur(perceptual, self.blur_sigma)
         return residual(image, reconstruction) * perceptual
 
 
@@ -44,7 +43,12 @@ def residual(image: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
-    """Blur the two image axes, never the batch: SciPy's `gaussian_filter(mode="reflect")`, cut at 4 `sigma` (px)."""
+    """Blur the two image axes, never the batch: SciPy's `gaussian_filter(mode="reflect")`, cut at 4 `sigma` (px).
+
+    A `sigma` of 0 changes nothing.
+    """
+    if not sigma:
+        return maps
     radius = int(4 * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)

@@ -41,6 +41,14 @@ class ThorPlusOptions:
     """Added to every standard deviation, on the [-1, 1] scale, for nothing is infinitely unlikely where all training
     images are black."""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for what means nothing."""
+        if self.draws < 1 or self.blur_sigma < 0 or self.smallest_deviation <= 0 or not 0 <= self.thor_share <= 1:
+            raise ValueError(
+                f"found draws {self.draws}, blur_sigma {self.blur_sigma}, smallest_deviation {self.smallest_deviation} "
+                f"and thor_share {self.thor_share}, expected 1 or more, not below 0, above 0, and from 0 to 1"
+            )
+
     def network_calls(self) -> int:
         """Calls of the network for one image."""
         return self.draws * ThorOptions(self.noise_level, self.harmonise_at, self.steps).network_calls()

@@ -34,6 +34,11 @@ class ZScoreOptions:
     blur_sigma: float = 1.0
     """px: standard deviation of the Gaussian that smooths the map."""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for what means nothing."""
+        if self.tolerance < 0 or self.blur_sigma < 0:
+            raise ValueError(f"tolerance {self.tolerance} and blur_sigma {self.blur_sigma} must not be below 0")
+
     def network_calls(self) -> int:
         """None: this method needs no network."""
         return 0

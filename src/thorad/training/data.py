@@ -91,9 +91,9 @@ class FileImages:
                 f"{listing(masks)}. Training takes healthy images only; move masks to another folder."
             )
 
-        files = sorted([scan.path.name, *scan.state[:2]] for scan in scans)
+        files = sorted([scan.path.name, *scan.state[:2], scan.excerpt] for scan in scans)
         self.digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-        """Of the files' names and sizes: other images have another one, wherever they lie."""
+        """Of the files' names, sizes and excerpts: other images have another one, wherever they lie."""
 
     def __len__(self) -> int:
         return len(self._images)

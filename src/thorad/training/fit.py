@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from lightning import LightningModule, Trainer
@@ -17,7 +17,8 @@ from thorad import __version__
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import write_png8
-from thorad.model import CALIBRATION, RECIPE, WEIGHTS, load_model, save_model
+from thorad.io.tables import listing
+from thorad.model import CALIBRATION, RECIPE, WEIGHTS, Model, load_model, save_model
 from thorad.recipe import Recipe, parse_recipe
 from thorad.training.average_precision import MEASURED_ON, BestWeights
 from thorad.training.data import Images, Source, TrainingData, claim, mean_and_deviation, open_images
@@ -26,6 +27,9 @@ from thorad.training.history import History
 from thorad.training.loop import Loop, run_training
 from thorad.training.module import DiffusionTraining
 from thorad.training.progress import newest_checkpoint
+
+STAYS: Final = ("kinds", "timesteps", "beta_start", "beta_end")
+"""Of a recipe's noise, what weights to start from must have been trained with."""
 
 
 def fit(
@@ -59,7 +63,8 @@ def fit(
         devices: Lightning's: "auto", a number or a list of indices; processes where the accelerator is "cpu".
         threads: of a CPU; None measures in the first steps which number is fastest, unless OMP_NUM_THREADS is set. The
             weights' last digits depend on it; a resumed training keeps it.
-        start_from: a model whose weights are the first ones; its network must have the same shapes.
+        start_from: a model whose weights are the first ones; its network must have the same shapes, its recipe the same
+            kinds of noise, schedule and input range. A resumed training asks for it again.
         progress_bar: a bar, if stderr is a terminal; otherwise a line each minute and validation, of level INFO of the
             logger ``thorad.training``.
         workers: processes that read images ahead, for a data set that is slow to read.
@@ -75,12 +80,13 @@ def fit(
     out = Path(out)
     images, held_out = open_images(train, validation, recipe, leave_out=out)
     _claim(out, recipe)
-    claim(out, "recipe.toml", images, held_out)
+    start = None if start_from is None else load_model(start_from)
+    claim(out, f"recipe.toml{'' if start is None else f', from weights {start.sha256}'}", images, held_out)
     model = out / "model"
     if all((model / name).is_file() for name in (WEIGHTS, CALIBRATION)):
         return model
     resumes = newest_checkpoint(out / "checkpoints") is not None
-    module = _fresh_module(recipe, None if resumes else start_from)
+    module = _fresh_module(recipe, None if resumes else start)
     # Averaging takes the averaged weights away at the end of a validation: what looks at them comes before.
     history = _history(out, recipe, len(images), len(held_out))
     best = BestWeights(held_out, history, keep=recipe.training.keep == "best")
@@ -101,7 +107,7 @@ def fit(
     trainer = run_training(module, data, loop, history)
     if trainer.is_global_zero:
         told = best.choose(trainer, module)
-        card = _card(recipe, len(images), len(held_out), trainer, time.monotonic() - began, told)
+        card = _card(recipe, len(images), len(held_out), trainer, time.monotonic() - began, told, start)
         _save(model, module, images, card)
     return model
 
@@ -182,24 +188,40 @@ def _claim(out: Path, recipe: Recipe) -> None:
         raise ThoradError(f"{out}: holds a training with another recipe. Use another folder or its recipe.")
 
 
-def _fresh_module(recipe: Recipe, start_from: str | Path | None) -> DiffusionTraining:
+def _fresh_module(recipe: Recipe, start: Model | None) -> DiffusionTraining:
     torch.manual_seed(recipe.training.seed)  # the one place where fresh weights are drawn
     module = DiffusionTraining(recipe)
-    if start_from is not None:
-        weights, wanted = load_model(start_from).network.state_dict(), module.network.state_dict()
+    if start is not None:
+        weights, wanted = start.network.state_dict(), module.network.state_dict()
+        given, asked = start.recipe, recipe
+        others = [name for name in STAYS if getattr(given.noise, name) != getattr(asked.noise, name)]
+        if given.image.input_range != asked.image.input_range:
+            others.append("input_range")
         if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in wanted.items()}:
+            others.append("shapes of the network")
+        if others:
             raise ThoradError(
-                f"{start_from}: its network has other shapes than recipe {recipe.name!r}; can't start from it."
+                f"model {given.name!r}, to start from, has other {listing(others)} than recipe {asked.name!r}: its "
+                "weights would mean something else. Give the recipe the same, or train from the beginning."
             )
         module.network.load_state_dict(weights)
     return module
 
 
-def _card(recipe: Recipe, trained_on: int, validated_on: int, trainer: Trainer, seconds: float, weights: str) -> str:
+def _card(
+    recipe: Recipe,
+    trained_on: int,
+    validated_on: int,
+    trainer: Trainer,
+    seconds: float,
+    weights: str,
+    start: Model | None,
+) -> str:
     noise = recipe.noise
     predicts = {"noise": "the noise", "clean": "the clean image"}[noise.prediction]
     where = f"one cell of {noise.patch_noise} px of an image" if noise.patch_noise else "the whole image"
     timesteps = f"{f'from {noise.train_from} and ' if noise.train_from else ''}below {noise.train_below}"
+    began_with = "fresh weights" if start is None else f"model {start.recipe.name}, weights of sha256 {start.sha256}"
     learned = f"{predicts}, from {where} under {' or '.join(noise.trained_kinds)} noise, timesteps {timesteps}"
     return f"""# {recipe.name}
 
@@ -213,6 +235,7 @@ Research use only; not a medical device.
 | trained on | {trained_on} images (validated on {validated_on}) |
 | steps | {trainer.global_step} of {recipe.training.batch_size * trainer.world_size} images |
 | weights | {weights} |
+| started from | {began_with} |
 | time | {seconds / 3600:.2f} h since the last start, {trainer.world_size} process(es), {platform.machine()} |
 | precision | {trainer.precision} |
 | predicts | {learned} |

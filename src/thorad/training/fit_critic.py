@@ -27,6 +27,7 @@ from thorad.training.critic import CriticTraining, make_examples
 from thorad.training.data import Images, TrainingData, claim, generator_at
 from thorad.training.history import History
 from thorad.training.loop import Loop, run_training
+from thorad.training.progress import newest_checkpoint
 
 COPIES: Final = 2
 """Examples that are made of each validation image, to tell probabilities by."""
@@ -56,14 +57,14 @@ def fit_critic(model: Model, train: Images, validation: Images, out: Path, **whe
     section = model.recipe.critic
     _refuse_unfit(model, validation)
     claim(out, f"{section.model_dump_json()} {read_by_critics(*model.statistics, model.region)}", train, validation)
-    networks = [
-        _fit_network(model, number, train, validation, out / f"network-{number}", where)
-        for number in range(section.networks)
-    ]
+    networks: list[CriticNetwork] = []
+    for number in range(section.networks):
+        network, processes = _fit_network(model, number, train, validation, out / f"network-{number}", where)
+        networks.append(network)
     critic = Critic(networks).eval()
     made_up = _judge_made_up(critic, validation, section)
     critic.scale, critic.offset = _line_of_probabilities(made_up)
-    steps = f"{' and '.join(map(str, section.steps_of_networks))} steps of {section.batch_size}"
+    steps = f"{' and '.join(map(str, section.steps_of_networks))} steps of {section.batch_size * processes}"
     critic.facts = {
         "trained on": f"{len(train)} healthy images, {steps}",
         "validated on": f"{len(validation)} healthy images of other subjects",
@@ -87,7 +88,8 @@ def _refuse_unfit(model: Model, validation: Images) -> None:
 
 def _fit_network(
     model: Model, number: int, train: Images, validation: Images, out: Path, where: Mapping[str, Any]
-) -> CriticNetwork:
+) -> tuple[CriticNetwork, int]:
+    """The network, and in how many processes it was fitted."""
     section = model.recipe.critic
     section = section.model_copy(update={"steps": section.steps_of_networks[number]})
     torch.manual_seed(section.seed + number)  # the one place where fresh weights are drawn
@@ -110,10 +112,15 @@ def _fit_network(
     data = TrainingData(as_trained, train, validation)
     settings = tomli_w.dumps({"critic": section.model_dump(mode="json")})
     history = History(out, facts, settings, batch_size=section.batch_size, measured_on=MEASURED_ON)
-    run_training(CriticTraining(as_trained, network, number), data, loop, history)
+    training = CriticTraining(as_trained, network, number)
+    trainer = run_training(training, data, loop, history)
+    if trainer.world_size > 1:  # batch normalisation has means of each process's own images: those that are saved count
+        checkpoint = newest_checkpoint(out / "checkpoints")
+        assert checkpoint is not None, "a training that ended saved its last step"
+        training.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     if not all(bool(weights.isfinite().all()) for weights in network.state_dict().values()):
         raise ThoradError(f"{out}: the training diverged, weights are not finite. Lower critic.learning_rate.")
-    return network.eval()
+    return network.eval(), trainer.world_size
 
 
 def _fresh_network(model: Model) -> CriticNetwork:

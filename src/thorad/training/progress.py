@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
-from thorad.errors import Interrupted
+from thorad.errors import Interrupted, ThoradError
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """What ends a training: Ctrl-C, what `kill` and schedulers send, what SLURM sends where a job asks for it."""
@@ -64,10 +64,25 @@ class Checkpoints(Checkpoint):
 
     def __init__(self, folder: Path, *, minutes: float, validate_every: int | None = None) -> None:
         self._folder, self._seconds, self._validate_every = folder, 60 * minutes, validate_every
-        self._signal = 0
+        self._signal, self._processes = 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs."""
+        return {"processes": self._processes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of how many processes each step was until now."""
+        self._processes = state_dict["processes"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and take the signals over; Lightning gives them back when the training ends."""
+        if self._processes not in (0, trainer.world_size):
+            raise ThoradError(
+                f"{self._folder.parent}: its steps until now were of {self._processes} processes, now there are "
+                f"{trainer.world_size}: a step would have other images, and another number of them. Give as many "
+                f"devices as before, or another folder."
+            )
+        self._processes = trainer.world_size
         self._signal, self._saved = 0, time.monotonic()
         if threading.current_thread() is threading.main_thread():
             for signum in STOPPING:
