@@ -101,3 +101,31 @@ def test_split_with_wrong_fractions(tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_check_tells_a_doubt_and_ends_well(tmp_path: Path) -> None:
+    write_scan(tmp_path / "set" / "train" / "001.png", 1)
+    write_scan(tmp_path / "set" / "test" / "001.png", 2)
+    result = thorad_command("data", "check", tmp_path / "set", "--json", tmp_path / "found.json")
+    assert result.exit_code == 0
+    assert "perhaps leaks between splits: 1" in result.output.splitlines()
+    assert "No problem found" not in result.output
+    assert len(json.loads((tmp_path / "found.json").read_text())["doubts"]) == 1
+
+
+def test_split_tells_what_is_missing(tmp_path: Path) -> None:
+    root = clean_set(tmp_path / "set")
+    names = [*(path.name for path in sorted(root.iterdir())), "gone.png"]
+    (root / "cases.csv").write_text("image,mask\n" + "".join(f"{name},\n" for name in names))
+    arguments = ("data", "split", root, "-o", tmp_path / "out", "--json", tmp_path / "split.json")
+    result = thorad_command(*arguments)
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert lines[lines.index("missing: 1") + 1] == "  cases.csv, line 12: gone.png is not there"
+    assert json.loads((tmp_path / "split.json").read_text())["missing"] == ["cases.csv, line 12: gone.png is not there"]
+
+    (root / "cases.csv").write_text("image,mask\n" + "".join(f"{name},gone_mask.png\n" for name in names[:-1]))
+    refused = thorad_command("data", "split", root, "-o", tmp_path / "other")
+    assert refused.exit_code == 2
+    assert "10 masks, boxes or other files that belong to an image are missing" in refused.stderr
+    assert not (tmp_path / "other").exists()

@@ -588,6 +588,43 @@ def test_leaks_by_the_subject_column(tmp_path: Path) -> None:
     assert check_data_set(tmp_path).problems == {}
 
 
+def test_one_file_name_in_two_parts_is_a_doubt(tmp_path: Path) -> None:
+    """Their folders make two subjects of one name: it may be one patient, or the first picture of each part."""
+    pictures(tmp_path, ["train/patient01.png", "train/patient02.png", "test/patient01.png", "test/patient03.png"])
+    report = check_data_set(tmp_path)
+    assert (report.problems, report.subjects) == ({}, 4)
+    assert report.doubts == [
+        "train/patient01.png and test/patient01.png: the same file name in train and test; if it is one patient, that "
+        "is a leak"
+    ]
+
+
+def test_folders_tell_the_patients_of_files_of_one_name(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{name}/T1.png" for name in ("train/p1", "train/p2", "test/p3", "test/p4", "val/p2")])
+    assert check_data_set(tmp_path).doubts == [
+        "train/p2/T1.png and val/p2/T1.png: the same file name in train and val; if it is one patient, that is a leak"
+    ]
+
+
+def test_subjects_of_a_table_leave_no_doubt(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a/T1.png", "b/T1.png"])
+    (tmp_path / "train.csv").write_text("image,subject\na/T1.png,p1\n")
+    (tmp_path / "test.csv").write_text("image,subject\nb/T1.png,p2\n")
+    report = check_data_set(tmp_path)
+    assert (report.problems, report.doubts) == ({}, [])
+
+
+def test_an_image_in_two_rows_of_a_table(tmp_path: Path) -> None:
+    """Its second mask would be lost. That cases.csv and a part's table both name it is no fault."""
+    pictures(tmp_path, ["a.png", "b.png", "1.png", "2.png"])
+    (tmp_path / "cases.csv").write_text("image,mask,subject\na.png,1.png,p1\nb.png,,p2\n./a.png,2.png,p1\n")
+    (tmp_path / "train.csv").write_text("image,mask,subject\nb.png,,p2\n")
+    report = check_data_set(tmp_path)
+    assert report.problems == {"twice": ["cases.csv: ./a.png (lines 2 and 4) is named again"]}
+    (tmp_path / "train.csv").write_text("image,subject\nb.png,p2\nb.png,p2\n")
+    assert check_data_set(tmp_path).duplicates[1:] == ["train.csv: b.png (lines 2 and 3) is named again"]
+
+
 def test_volumes_without_their_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     volumes(tmp_path, IXI)
     monkeypatch.setitem(sys.modules, "nibabel", None)
@@ -748,6 +785,44 @@ def test_split_of_tables_with_boxes(tmp_path: Path) -> None:
     }
 
 
+def test_split_keeps_the_columns_that_evaluations_read(tmp_path: Path) -> None:
+    pictures(
+        tmp_path, ["elsewhere/e.png", "boxes/x.png", *(f"{name}_{place}.png" for name in "abcd" for place in "12")]
+    )
+    (tmp_path / "a.txt").write_text("fracture 1 1 4 4\n")
+    rows = "".join(f"{name}_{place}.png,,v{name},{place},{name}\n" for name in "bcd" for place in "12")
+    files = "a.txt,elsewhere/e.png,a_2.png"
+    (tmp_path / "cases.csv").write_text(
+        "image,boxes,elsewhere,healthy_image,mask,volume,slice,subject\n"
+        f"a_1.png,{files},a_2.png,va,7,a\n" + rows.replace(",,v", ",,,,,v")
+    )
+    split = write_split(find_data_set(tmp_path), tmp_path / "out" / "of", (0.5, 0, 0.5), 0)
+    header = "image,mask,boxes,elsewhere,healthy_image,subject,volume,slice"
+    assert {table.read_text().partition("\n")[0] for table in split.tables.values()} == {header}
+    with_masks = [case for table in split.tables.values() for case in read_cases(table)]
+    assert sorted((case.volume, case.slice_number, case.subject) for case in with_masks) == [
+        ("va", 7, "a"),
+        *((f"v{name}", place, name) for name in "bcd" for place in (1, 2)),
+    ]
+    with_boxes = [case for table in split.tables.values() for case in read_cases(table, truth="boxes")]
+    for cases_read, column, name in (
+        (with_masks, "mask", "a_2.png"),
+        (with_masks, "healthy_image", "a_2.png"),
+        (with_boxes, "boxes", "a.txt"),
+        (with_boxes, "elsewhere", "elsewhere/e.png"),
+    ):
+        files_read = {case.subject: getattr(case, column) for case in cases_read}
+        assert files_read.pop("a").resolve() == tmp_path / name
+        assert set(files_read.values()) == {None}
+
+
+def test_split_has_no_columns_that_no_case_fills(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "cases.csv").write_text("image,mask,volume,slice,elsewhere,healthy_image\na.png,,,,,\nb.png,,,,,\n")
+    split = write_split(find_data_set(tmp_path), tmp_path / "out", (0.5, 0, 0.5), 0)
+    assert {table.read_text().partition("\n")[0] for table in split.tables.values()} == {"image,mask,subject"}
+
+
 def refused_split(data: Path, out: Path, message: str, fractions: Sequence[float] = (0.5, 0, 0.5)) -> None:
     train, val, test = fractions
     with pytest.raises(ThoradError, match=message):
@@ -770,3 +845,39 @@ def test_splits_that_are_refused(tmp_path: Path) -> None:
     one, other = (min(names[part]) for part in ("train", "test"))
     shutil.copy(tmp_path / "leak" / f"{one}.png", tmp_path / "leak" / f"{other}.png")
     refused_split(tmp_path / "leak", tmp_path / "out", f"the same content under the subjects {min(one, other)} and")
+
+
+@pytest.mark.parametrize("column", ["mask", "boxes", "elsewhere", "healthy_image"])
+def test_split_calls_nobody_healthy_whose_mask_is_missing(tmp_path: Path, column: str) -> None:
+    pictures(tmp_path / "set", ["a.png", "b.png", "c.png"])
+    table = tmp_path / "set" / "cases.csv"
+    table.write_text(f"image,{column}\na.png,gone.png\nb.png,\nc.png,\n")
+    refused_split(
+        tmp_path / "set",
+        tmp_path / "out",
+        r"1 masks, boxes or .* are missing: cases\.csv, line 2: gone\.png is not there",
+    )
+    assert check_data_set(tmp_path / "set").missing == ["cases.csv, line 2: gone.png is not there"]
+    # Whose image is missing is in no part, so it isn't called healthy either.
+    table.write_text(f"image,{column}\ngone.png,gone_too.png\nb.png,\nc.png,\n")
+    split = write_split(find_data_set(tmp_path / "set"), tmp_path / "out", (0.5, 0, 0.5), 0)
+    assert sorted(case.name for of_part in split.parts.values() for case in of_part) == ["b", "c"]
+
+
+def test_split_loses_no_second_row_of_an_image(tmp_path: Path) -> None:
+    pictures(tmp_path / "set", ["a.png", "b.png", "1.png", "2.png"])
+    table = tmp_path / "set" / "cases.csv"
+    table.write_text("image,mask\na.png,1.png\nb.png,\na.png,2.png\n")
+    refused_split(
+        tmp_path / "set", tmp_path / "out", r"1 images are in .* a\.png \(lines 2 and 4\) .* Keep one row for"
+    )
+    table.write_text("image,mask\na.png,1.png\nb.png,\n2.png,\n")
+    (tmp_path / "set" / "train.csv").write_text("image,mask\na.png,1.png\n")
+    assert len(write_split(find_data_set(tmp_path / "set"), tmp_path / "out", (0.5, 0, 0.5), 0).parts) == 2
+
+
+def test_split_parts_no_volume(tmp_path: Path) -> None:
+    """Without a column subject, each slice's name is its subject."""
+    pictures(tmp_path / "set", ["1.png", "2.png", "3.png", "4.png"])
+    (tmp_path / "set" / "cases.csv").write_text("image,mask,volume\n" + "".join(f"{n}.png,,v1\n" for n in range(1, 5)))
+    refused_split(tmp_path / "set", tmp_path / "out", "1 volumes have slices of several subjects, .*: v1")

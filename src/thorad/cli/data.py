@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,7 +88,7 @@ def prepare(
 def check_data(folder: DataFolder, kind: KindOption = None, json: opt.Json = None) -> None:
     """Report what a data set contains, what is missing, damaged or duplicated, and what leaks between its splits.
 
-    Reads file names and the headers of images. Exit code 1 if something is wrong.
+    Reads file names and the headers of images. Exit code 1 if something is wrong; a doubt alone leaves it 0.
     """
     from thorad.datasets.check import check_data_set
     from thorad.io.images import files_below
@@ -98,13 +99,10 @@ def check_data(folder: DataFolder, kind: KindOption = None, json: opt.Json = Non
     print_line(f"{folder} is laid out as {DATASETS[report.kind].description}.")
     print_table(Table(("found", ""), [(name, str(count)) for name, count in report.counts.items()]))
     for heading, entries in report.problems.items():
-        print_line(f"{heading}: {len(entries)}", style="red")
-        for entry in entries[:SHOWN_PROBLEMS]:
-            print_line(f"  {entry}")
-        if len(entries) > SHOWN_PROBLEMS:
-            print_line(f"  and {len(entries) - SHOWN_PROBLEMS} more" + ("" if json else "; --json FILE lists all"))
+        _print_entries(heading, entries, "red", json)
+    _print_entries("perhaps leaks between splits", report.doubts, "yellow", json)
     print_left_out(left_out)
-    if not report.problems:
+    if not (report.problems or report.doubts):
         print_line("No problem found in file names and headers.")
     write_json(json, asdict(report))
     if report.problems:
@@ -125,13 +123,15 @@ def split_data(
     from thorad.datasets.split import parse_fractions, write_split
 
     shares = parse_fractions(fractions)
-    split = write_split(find_data_set(folder, kind), out, shares, seed)
+    data_set = find_data_set(folder, kind)
+    split = write_split(data_set, out, shares, seed)
     columns = ("part", "subjects", "images", "with findings")
     counts = [
         (part, len({case.subject for case in cases}), len(cases), sum(case.has_finding for case in cases))
         for part, cases in split.parts.items()
     ]
     print_table(Table(columns, [[str(count) for count in row] for row in counts]))
+    _print_entries("missing", data_set.missing, "yellow", json)
     if split.left_out:
         print_line(f"Left out: {len(split.left_out)} images without a mask, which may or may not be healthy.")
     if any(case.has_finding for case in split.parts.get("train", ())):
@@ -139,4 +139,16 @@ def split_data(
     for path in split.tables.values():
         print_line(f"{path}")
     parts = [dict(zip(columns, row, strict=True)) for row in counts]
-    write_json(json, {"parts": parts, "tables": split.tables, "left_out": len(split.left_out)})
+    write_json(
+        json, {"parts": parts, "tables": split.tables, "left_out": len(split.left_out), "missing": data_set.missing}
+    )
+
+
+def _print_entries(heading: str, entries: Sequence[str], style: str, json: Path | None) -> None:
+    """Print how many entries there are, if any, and the first ones."""
+    if entries:
+        print_line(f"{heading}: {len(entries)}", style=style)
+    for entry in entries[:SHOWN_PROBLEMS]:
+        print_line(f"  {entry}")
+    if len(entries) > SHOWN_PROBLEMS:
+        print_line(f"  and {len(entries) - SHOWN_PROBLEMS} more" + ("" if json else "; --json FILE lists all"))

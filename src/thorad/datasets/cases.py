@@ -4,14 +4,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from thorad.errors import ThoradError
 from thorad.io.scans import scans_of_rows, subjects_of
-from thorad.io.tables import Row, files_in_column, read_table, refuse_images_named_twice
+from thorad.io.tables import Row, files_in_column, images_named_twice, read_table, refuse_images_named_twice
 
 Truth = Literal["mask", "boxes"]
 """The column of a table of cases that says what is in an image."""
+
+FILES_BESIDE: Final = ("mask", "boxes", "elsewhere", "healthy_image")
+"""The columns of a table of cases that name a file which belongs to the image; a `Case` has them by the same names."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,20 @@ class Case:
         return self.mask is not None or self.boxes is not None
 
 
+@dataclass(frozen=True)
+class TableOnDisk:
+    """What can be used of a table that may be wrong, and what is wrong with it, one entry a file or row."""
+
+    cases: list[Case]
+    """Of the rows whose image is there; what they name beside it and is missing, they lack."""
+    missing: list[str]
+    """Files that rows name and that are not there, and rows that name no image."""
+    missing_beside: list[str]
+    """Those of `missing` that belong to an image which is there: without its mask it would look healthy."""
+    named_twice: list[str]
+    """Images that several rows name."""
+
+
 def read_cases(table: Path, *, truth: Truth = "mask") -> list[Case]:
     """Read a table of cases: the columns `image` and, empty for a healthy image, `mask` or `boxes`.
 
@@ -85,37 +102,47 @@ def read_cases(table: Path, *, truth: Truth = "mask") -> list[Case]:
         files_in_column(table, [(line, row) for line, row in rows if row.get(column)], column)
     advice = "with all its lesions in one mask" if truth == "mask" else "with all its boxes in one file"
     refuse_images_named_twice(table, rows, images, f"Keep one row for each image, {advice}.")
-    return _cases(table, rows, (*columns, "slice"))
+    return _cases(table, rows, columns)
 
 
-def cases_on_disk(table: Path) -> tuple[list[Case], list[str]]:
-    """The cases of a table whose images are there, and what is missing: `read_cases` for tables that may be wrong.
+def cases_on_disk(table: Path) -> TableOnDisk:
+    """The cases of a table whose images are there, and what is wrong: `read_cases` for tables that may be wrong.
 
     Raises:
-        ThoradError: the table can't be read, or has no column image; it needs no other.
+        ThoradError: the table can't be read, or has no column image, it needs no other; a slice that is no whole
+            number.
     """
     missing: list[str] = []
+    missing_beside: list[str] = []
     rows = read_table(table, ["image"])
     for line, row in rows:
-        for column in ("image", "mask", "boxes"):
+        if not row["image"]:
+            missing.append(f"{table.name}, line {line}: no image is named")
+        for column in ("image", *FILES_BESIDE):
             cell = row.get(column)
             # Path.is_file raises for names that are too long or hold a NUL; such a file is just not there.
             if cell and not os.path.isfile(table.parent / cell):  # noqa: PTH113
                 missing.append(f"{table.name}, line {line}: {cell} is not there")
                 row[column] = ""
-            elif column == "image" and not cell:
-                missing.append(f"{table.name}, line {line}: no image is named")
-    return _cases(table, [(line, row) for line, row in rows if row["image"]], ("mask", "boxes")), missing
+                missing_beside += missing[-1:] if row["image"] else []
+    rows = [(line, row) for line, row in rows if row["image"]]
+    twice = images_named_twice(rows, [table.parent / row["image"] for _, row in rows])
+    return TableOnDisk(
+        cases=_cases(table, rows, FILES_BESIDE),
+        missing=missing,
+        missing_beside=missing_beside,
+        named_twice=[f"{table.name}: {image} is named again" for image in twice],
+    )
 
 
 def _cases(table: Path, rows: Sequence[Row], columns: Sequence[str]) -> list[Case]:
-    """What the rows say, in these columns and in those about the subject and the volume."""
+    """What the rows say, in these columns of files and in those about the subject and the volume."""
     scans = scans_of_rows([table.parent / row["image"] for _, row in rows], table.parent)
     cases: list[Case] = []
     subjects = subjects_of([scan.path for scan in scans], [scan.name for scan in scans])
     for (line, row), scan, subject in zip(rows, scans, subjects, strict=True):
         files = {column: table.parent / row[column] if row.get(column) else None for column in columns}
-        number = row.get("slice", "") if "slice" in columns else ""
+        number = row.get("slice", "")
         try:
             slice_number = int(number) if number else None
         except ValueError as error:

@@ -10,6 +10,7 @@ import os
 import struct
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from thorad.datasets.cases import Case, cases_on_disk
 from thorad.datasets.layouts import find_data_set, shown
 from thorad.datasets.plain import PARTS, part_of, split_tables
 from thorad.errors import ThoradError
+from thorad.io.scans import subject_of
 from thorad.io.shapes import shape_of
 from thorad.io.volumes import import_nibabel, times
 
@@ -38,9 +40,10 @@ class Report:
     parts: dict[str, int]  # {train, val or test: its images}, of the splits that the folder holds
     missing: list[str]
     unusable: list[str]  # empty, damaged or cut short; masks on another grid than their image
-    duplicates: list[str]  # images of the same content, or of one name
+    duplicates: list[str]  # images of the same content, of one name, or in several rows of a table
     leaks: list[str]  # subjects and images that appear in two parts of a split
     odd: list[str]  # what fits nowhere in the layout
+    doubts: list[str]  # file names in two parts of a split that may be one patient's, or not; no problem
 
     @property
     def counts(self) -> dict[str, int]:
@@ -136,7 +139,7 @@ def check_data_set(folder: Path, kind: str | None = None) -> Report:
     """
     data_set = find_data_set(folder, kind)
     cases = data_set.cases
-    parts, not_there = _parts(folder, cases)
+    parts, not_there, twice = _parts(folder, cases)
     everything = {str(case.image): case for case in [*(case for part in parts.values() for case in part), *cases]}
     if any(path.name.lower().endswith((".nii", ".nii.gz")) for case in everything.values() for path in case.files):
         import_nibabel()  # refused here, before anything is read
@@ -155,9 +158,14 @@ def check_data_set(folder: Path, kind: str | None = None) -> Report:
         parts={part: len(of_part) for part, of_part in parts.items()},
         missing=list(dict.fromkeys(data_set.missing + not_there)),
         unusable=unusable,
-        duplicates=[*repeated["within"], *_repeated_names(cases, groups, folder)],
+        duplicates=[
+            *dict.fromkeys(data_set.named_twice + twice),
+            *repeated["within"],
+            *_repeated_names(cases, groups, folder),
+        ],
         leaks=[*_shared_subjects(parts, folder), *repeated["across"]],
         odd=data_set.odd,
+        doubts=_shared_names(parts, folder),
     )
 
 
@@ -184,16 +192,18 @@ def _check_headers(cases: Iterable[Case], contents: Contents, folder: Path) -> t
     return unusable, whole
 
 
-def _parts(folder: Path, cases: Sequence[Case]) -> tuple[dict[str, list[Case]], list[str]]:
-    """({part: its cases}, what its tables name that is missing), by folders and tables; {} without parts."""
+def _parts(folder: Path, cases: Sequence[Case]) -> tuple[dict[str, list[Case]], list[str], list[str]]:
+    """({part: its cases} by folders and tables, what its tables name that is missing, and what they name twice)."""
     by_image = {os.path.realpath(case.image): case for case in cases}
     parts: dict[str, dict[str, Case]] = {part: {} for part in PARTS}
     missing: list[str] = []
+    twice: list[str] = []
     for part, tables in split_tables(folder).items():
         for table in tables:
-            of_table, not_there = cases_on_disk(table)
-            missing += not_there
-            for case in of_table:
+            of_table = cases_on_disk(table)
+            missing += of_table.missing
+            twice += of_table.named_twice
+            for case in of_table.cases:
                 real = os.path.realpath(case.image)
                 parts[part][real] = by_image.get(real, case)
     for case in cases:
@@ -201,7 +211,7 @@ def _parts(folder: Path, cases: Sequence[Case]) -> tuple[dict[str, list[Case]], 
         named = next(filter(None, map(part_of, folders)), None)
         if named is not None:
             parts[named][os.path.realpath(case.image)] = case
-    return {part: list(of_part.values()) for part, of_part in parts.items() if of_part}, missing
+    return {part: list(of_part.values()) for part, of_part in parts.items() if of_part}, missing, twice
 
 
 def _repeated_content(
@@ -242,3 +252,32 @@ def _shared_subjects(parts: dict[str, list[Case]], folder: Path) -> list[str]:
         for case in of_part:
             places.setdefault(case.subject, {}).setdefault(part, f"{part} ({shown(case.image, folder)})")
     return [f"{subject}: in {' and in '.join(of.values())}" for subject, of in places.items() if len(of) > 1]
+
+
+def _shared_names(parts: dict[str, list[Case]], folder: Path) -> list[str]:
+    """A line for each file name in two parts that only their folders make two subjects: one patient's, or `001.png`.
+
+    Where a part has several files of one name (p1/T1.png, p2/T1.png), folders tell the patients: those count, too, but
+    for the parts' own.
+    """
+    unnamed = {part: [case for case in of_part if case.subject == case.name] for part, of_part in parts.items()}
+    repeated = {
+        name
+        for of_part in unnamed.values()
+        for name, times in Counter(subject_of(case.image) for case in of_part).items()
+        if times > 1
+    }
+    places: dict[str, dict[str, Case]] = {}  # {file name: {part: its first image there}}
+    for part, of_part in unnamed.items():
+        for case in of_part:
+            name = subject_of(case.image)
+            if name in repeated:
+                *folders, stem = case.name.split("__")
+                name = "__".join([*(each for each in folders if part_of(each) is None), stem])
+            places.setdefault(name, {}).setdefault(part, case)
+    return [
+        f"{' and '.join(shown(case.image, folder) for case in of.values())}: the same file name in {' and '.join(of)}; "
+        "if it is one patient, that is a leak"
+        for of in places.values()
+        if len({case.subject for case in of.values()}) > 1
+    ]

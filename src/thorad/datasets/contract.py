@@ -23,6 +23,11 @@ class DataSet:
     """What fits nowhere: broken links, damaged archives, a second layout."""
     kind: str = ""
     """Its layout's name in `thorad.datasets.DATASETS`; `find_data_set` fills it in."""
+    missing_beside: list[str] = field(default_factory=list)
+    """Those of `missing` that a table names for an image which is there, as its mask: the image's case lacks it and
+    looks healthy, so `thorad data split` refuses."""
+    named_twice: list[str] = field(default_factory=list)
+    """Images that a table names in several rows: the first is the case, so `thorad data split` refuses."""
 
 
 @dataclass(frozen=True)

@@ -42,16 +42,19 @@ def find_tables(folder: Path, files: Sequence[Path]) -> DataSet | None:
     if not tables:
         return None
     cases: dict[str, Case] = {}
-    missing: list[str] = []
-    for table in tables:
-        of_table, not_there = cases_on_disk(table)
-        missing += not_there
-        for case in of_table:
+    read = [cases_on_disk(table) for table in tables]
+    for of_table in read:
+        for case in of_table.cases:
             cases.setdefault(os.path.realpath(case.image), case)
     for path in files:
         if path.relative_to(folder).parts[0] == "healthy" and is_image(path):
             cases.setdefault(os.path.realpath(path), Case(path, None, subject_of(path), stem_of(path)))
-    return DataSet(list(cases.values()), missing)
+    return DataSet(
+        list(cases.values()),
+        missing=[entry for of_table in read for entry in of_table.missing],
+        missing_beside=[entry for of_table in read for entry in of_table.missing_beside],
+        named_twice=[entry for of_table in read for entry in of_table.named_twice],
+    )
 
 
 def header_of(table: Path) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thorad.datasets import DATASETS
-from thorad.datasets.cases import Case
+from thorad.datasets.cases import FILES_BESIDE, Case
 from thorad.datasets.check import Contents, same_content
 from thorad.datasets.contract import DataSet
 from thorad.datasets.plain import PARTS
@@ -82,20 +82,23 @@ def write_split(data_set: DataSet, out: Path, fractions: tuple[float, float, flo
     """Split a data set and write out/train.csv, val.csv and test.csv.
 
     The columns are image, mask (of data sets with masks; an empty cell: healthy), boxes (of tables with boxes) and
-    subject; paths are relative to the tables' folder. GRAZPEDWRI-DX gets image and subject only: its annotations hold
-    the letters in the image, too, and `wrist.write_wrist_cases` makes tables of findings.
+    subject, and those of elsewhere, healthy_image, volume and slice that the data set's own tables fill; paths are
+    relative to the tables' folder. GRAZPEDWRI-DX gets image and subject only: its annotations hold the letters in the
+    image, too, and `wrist.write_wrist_cases` makes tables of findings.
 
     Raises:
-        ThoradError: as `split_data_set`; images in an archive, the same content under two subjects, several masks of an
-            image; another split in `out`; the disk.
+        ThoradError: as `split_data_set`; a mask or the like that the data set's table names and that is not there, an
+            image that it names twice; images in an archive, several masks of an image; the same content under two
+            subjects, a volume of several subjects; another split in `out`; the disk.
     """
+    _refuse_rows_in_doubt(data_set)
     only_labelled = DATASETS[data_set.kind].patients_only and any(case.masks for case in data_set.cases)
     left_out = [case for case in data_set.cases if only_labelled and not case.masks]
     cases = [case for case in data_set.cases if case.masks or not only_labelled]
     _refuse_what_no_table_holds(cases)
     parts = split_data_set(cases, fractions, seed)
     _refuse_leaks(parts)
-    columns = ["image", *_columns(data_set), "subject"]
+    columns = _columns(data_set)
     contents = {part: _table(of_part, columns, out) for part, of_part in parts.items()}
     tables = {part: out / f"{part}.csv" for part in PARTS}
     for part, table in tables.items():
@@ -104,6 +107,22 @@ def write_split(data_set: DataSet, out: Path, fractions: tuple[float, float, flo
     for part, content in contents.items():
         write_atomic(tables[part], content)
     return Split({part: tables[part] for part in contents}, parts, left_out)
+
+
+def _refuse_rows_in_doubt(data_set: DataSet) -> None:
+    """What its case lacks of a row would be lost in the split, too: an image whose mask is gone reads as healthy."""
+    if data_set.missing_beside:
+        raise ThoradError(
+            f"{len(data_set.missing_beside)} masks, boxes or other files that belong to an image are missing: "
+            f"{listing(data_set.missing_beside)}. A split without them would call diseased images healthy, or "
+            "lose what else they say. Put them where the table says, relative to its folder, or correct the table; "
+            "empty the cell of a mask only if its image is healthy."
+        )
+    if data_set.named_twice:
+        raise ThoradError(
+            f"{len(data_set.named_twice)} images are in several rows of a table: {listing(data_set.named_twice)}. Keep "
+            "one row for each image, with all its lesions in one mask, or all its boxes in one file."
+        )
 
 
 def _refuse_what_no_table_holds(cases: Sequence[Case]) -> None:
@@ -121,7 +140,18 @@ def _refuse_what_no_table_holds(cases: Sequence[Case]) -> None:
 
 
 def _refuse_leaks(parts: dict[str, list[Case]]) -> None:
-    """One image under two subjects' names would be trained on and measured on."""
+    """One image or volume under two subjects' names would be trained on and measured on."""
+    parts_of: dict[str, set[str]] = {}
+    for part, of_part in parts.items():
+        for case in of_part:
+            parts_of.setdefault(case.volume or "", set()).add(part)
+    parted = [volume for volume, in_parts in parts_of.items() if volume and len(in_parts) > 1]
+    if parted:
+        raise ThoradError(
+            f"{len(parted)} volumes have slices of several subjects, which this split would separate: "
+            f"{listing(parted)}. Give every volume a name of its own in the column volume, and all its slices one "
+            "subject in the column subject."
+        )
     part_of = {case.image: part for part, of_part in parts.items() for case in of_part}
     with Contents() as contents:
         groups = same_content([case for of_part in parts.values() for case in of_part], contents)
@@ -135,12 +165,15 @@ def _refuse_leaks(parts: dict[str, list[Case]]) -> None:
 
 
 def _columns(data_set: DataSet) -> list[str]:
-    """Those beside image and subject."""
-    if not DATASETS[data_set.kind].annotations_are_findings:
-        return []
-    boxes = any(case.boxes for case in data_set.cases)
-    masks = any(case.masks for case in data_set.cases) or not boxes
-    return ["mask"] * masks + ["boxes"] * boxes
+    """The columns of its tables: without volume and slice each slice would be evaluated as a volume of its own."""
+    beside: list[str] = []
+    if DATASETS[data_set.kind].annotations_are_findings:
+        beside = [column for column in FILES_BESIDE if any(getattr(case, column) for case in data_set.cases)]
+        if not {"mask", "boxes"} & set(beside):
+            beside.insert(0, "mask")
+    volumes = any(case.volume is not None for case in data_set.cases)
+    slices = any(case.slice_number is not None for case in data_set.cases)
+    return ["image", *beside, "subject", *["volume"] * volumes, *["slice"] * slices]
 
 
 def _table(cases: Sequence[Case], columns: Sequence[str], out: Path) -> bytes:
@@ -148,10 +181,8 @@ def _table(cases: Sequence[Case], columns: Sequence[str], out: Path) -> bytes:
         # Links stay as they are named, but `..` from a linked folder leads elsewhere.
         return "" if path is None else Path(os.path.relpath(path.absolute(), os.path.realpath(out))).as_posix()
 
-    return table_content(
-        columns,
-        [
-            {"image": cell(case.image), "mask": cell(case.mask), "boxes": cell(case.boxes), "subject": case.subject}
-            for case in cases
-        ],
-    )
+    rows: list[dict[str, object]] = []
+    for case in cases:
+        files = {column: cell(getattr(case, column)) for column in ("image", *FILES_BESIDE)}
+        rows.append({**files, "subject": case.subject, "volume": case.volume, "slice": case.slice_number})
+    return table_content(columns, rows)

@@ -137,17 +137,23 @@ def files_in_column(table: Path, rows: Sequence[Row], column: str) -> list[Path]
     return [table.parent / row[column] for _, row in rows]
 
 
-def refuse_images_named_twice(table: Path, rows: Sequence[Row], images: Sequence[Path], advice: str) -> None:
-    """Refuse a table whose rows name one of their images twice, which would count twice.
-
-    The error lists the first few with their lines, counts all, and gives the advice how to say it in one row.
-    """
+def images_named_twice(rows: Sequence[Row], images: Sequence[Path]) -> list[str]:
+    """`a.png (lines 2 and 5)` for each row that names the image of an earlier one, however the path is written."""
     first_line: dict[Path, int] = {}
     twice: list[str] = []
     for (line, row), image in zip(rows, images, strict=True):
         first = first_line.setdefault(image.resolve(), line)
         if first != line:
             twice.append(f"{row['image']} (lines {first} and {line})")
+    return twice
+
+
+def refuse_images_named_twice(table: Path, rows: Sequence[Row], images: Sequence[Path], advice: str) -> None:
+    """Refuse a table whose rows name one of their images twice, which would count twice.
+
+    The error lists the first few with their lines, counts all, and gives the advice how to say it in one row.
+    """
+    twice = images_named_twice(rows, images)
     if twice:
         raise ThoradError(f"{table}: {len(twice)} images are named again: {listing(twice)}. {advice}")
 
