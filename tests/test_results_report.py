@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -168,6 +169,33 @@ def test_without_lesions_or_with_another_table(tmp_path: Path) -> None:
         write_report(tmp_path / "results", truth=tmp_path / "other.csv")
 
 
+@pytest.mark.parametrize("highest", [0.0, 0.7])
+def test_maps_of_nearly_nothing_have_figures_and_no_curves(tmp_path: Path, highest: float) -> None:
+    truth = make_results(tmp_path / "results", 5)
+    for path in (tmp_path / "results" / "cases").glob("*/anomaly_map.npy"):
+        anomaly_map = np.zeros((60, 48), np.float32)
+        anomaly_map[5, 5] = highest if path.parent.name == "case-000" else 0
+        np.save(path, anomaly_map)
+    page = Page(write_report(tmp_path / "results", truth=truth, bootstrap=10).path)
+    assert "average precision of the pixels" in page.text
+    assert "Dice against the threshold" not in page.text
+
+
+def test_the_truth_of_volumes_counts_as_known(tmp_path: Path) -> None:
+    make_results(tmp_path / "results", 3, shape=(233, 197), slices=1)
+    for case in (tmp_path / "results" / "cases").iterdir():
+        (case / "registration.json").write_text(json.dumps({"to_template": np.eye(4).tolist()}))
+    lesion = np.zeros((40, 40, 40), np.uint8)
+    lesion[10:20, 10:20, 10:30] = 1
+    nibabel.save(nibabel.Nifti1Image(lesion, np.eye(4)), tmp_path / "lesion.nii.gz")
+    truth = tmp_path / "volumes.csv"
+    truth.write_text("image,mask\nimages/0.png,lesion.nii.gz\nimages/1.png,\n")
+    page = Page(write_report(tmp_path / "results", truth=truth).path)
+    assert "The truth is known of 2 of the 3 cases" in page.text
+    assert "The truth of 2 volumes is drawn, and not in the figures" in page.text
+    assert "volumes.csv: 2 cases" in page.text
+
+
 def test_page_stays_within_its_limit(tmp_path: Path) -> None:
     make_results(tmp_path / "results", 6, shape=(300, 220))
     whole = write_report(tmp_path / "results")
@@ -183,6 +211,13 @@ def test_page_stays_within_its_limit(tmp_path: Path) -> None:
     shown = [case["name"] for case in Page(fewer.path).index["cases"] if case["pictures"]]
     assert shown == ["case-005", "case-004", "case-003"][: len(shown)]  # those with the highest scores
     assert f"The last {fewer.without_pictures} cases with a result are listed without pictures" in Page(fewer.path).text
+
+
+def test_small_pictures_stay_where_not_all_fit(tmp_path: Path) -> None:
+    make_results(tmp_path / "results", 6, shape=(100, 80))
+    summary = write_report(tmp_path / "results", largest=60_000)
+    assert 0 < summary.without_pictures < 6
+    assert summary.side is None
 
 
 def test_older_folder_shows_its_overlay(tmp_path: Path) -> None:
@@ -277,18 +312,17 @@ def test_evaluation_shows_its_table_and_sizes(tmp_path: Path) -> None:
             write_report(tmp_path)
 
 
-def keep_evaluation(folder: Path) -> None:
+def keep_evaluation(folder: Path, other_side: int = 40) -> None:
     """An evaluation of two methods on two cases of 40 x 40 px, one with a lesion; one method's units are ten times
-    the other's."""
+    the other's, and its grid may be of another side."""
     maps, runs = folder / "maps", []
     maps.mkdir(parents=True)
-    lesion = disc((40, 40), (15, 12), 5)
-    for times in (1.0, 10.0):
-        run = []
+    for times, side in ((1.0, 40), (10.0, other_side)):
+        run, lesion = [], disc((side, side), (0.375 * side, 0.3 * side), 0.125 * side)
         for name, truth in (("ill", lesion), ("well", np.zeros_like(lesion))):
             file = f"{name}-{times:g}.npz"
             np.savez(maps / file, map=np.float32(0.05 * times * np.where(truth, 2, 0.5)))
-            run.append(KeptCase(name, head((40, 40), np.random.default_rng(1)), truth, file))
+            run.append(KeptCase(name, head((side, side), np.random.default_rng(1)), truth, file))
         runs.append(run)
     keep_cases(runs, maps)
     results = [
@@ -322,6 +356,19 @@ def test_evaluation_shows_its_cases_in_units_of_each_threshold(chromium: Any, tm
     (tmp_path / "evaluation" / "maps" / "ill-1.npz").unlink()
     with pytest.raises(ThoradError, match=r"index\.json: damaged, or a file beside it"):
         write_report(tmp_path / "evaluation")
+
+
+def test_each_method_of_an_evaluation_is_read_on_its_own_grid(chromium: Any, tmp_path: Path) -> None:
+    keep_evaluation(tmp_path / "evaluation", other_side=64)
+    opened = Opened(chromium, write_report(tmp_path / "evaluation").path)
+    opened.show_cases()
+    for panel in range(3):
+        box = opened.page.locator(".card.current .panel").nth(panel).bounding_box()
+        for x, y, value in ((0.31, 0.385, "2"), (0.8, 0.9, "0.504")):  # in the lesion, and far from it
+            opened.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+            reading = opened.page.locator(".card.current .reading").inner_text()
+            assert reading.endswith(f"thor (simplex) {value} · ddpm (simplex) {value}"), reading
+    opened.check_quiet()
 
 
 def test_preset_of_an_earlier_version_is_a_method_now(tmp_path: Path) -> None:
@@ -457,6 +504,21 @@ def test_threshold_outlines_exactly_the_runs_mask(chromium: Any, tmp_path: Path)
     opened.page.keyboard.press("]")
     opened.slide("#threshold", 0)
     assert "no threshold set" in str(opened.page.locator(".card.current canvas").nth(2).get_attribute("aria-label"))
+    opened.check_quiet()
+
+
+def test_a_reduced_map_is_described_in_pixels_of_the_image(chromium: Any, tmp_path: Path) -> None:
+    make_results(tmp_path / "results", 1, shape=(600, 480), calibrated=False)
+    anomaly_map = np.zeros((600, 480), np.float32)
+    anomaly_map[450:550, 350:450] = 0.08
+    anomaly_map[499:502, 399:402] = 0.1
+    np.save(tmp_path / "results" / "cases" / "case-000" / "anomaly_map.npy", anomaly_map)
+    opened = Opened(chromium, write_report(tmp_path / "results").path)
+    opened.show_cases()
+    label = str(opened.page.locator(".card.current canvas").nth(2).get_attribute("aria-label"))
+    found = re.search(r"about (\d+) pixels above .* at row (\d+), column (\d+)", label)
+    assert found, label
+    assert [int(number) for number in found.groups()] == pytest.approx([10_000, 500, 400], rel=0.03)
     opened.check_quiet()
 
 

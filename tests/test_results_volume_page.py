@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from thorad.errors import ThoradError
+from thorad.io.volumes import read_volume
+from thorad.records import pixels_sha256
 from thorad.results.volume_page import NOT_LOOKED_AT, volume_cases, write_volume_page
 
 SHAPE = (40, 48, 44)
@@ -240,6 +242,25 @@ def test_without_scan_threshold_or_with_another_scan(tmp_path: Path) -> None:
         write_volume_page(results, "head", out, scan=other)
     shutil.copy(other, scan)
     assert "it lies on another grid" in write_volume_page(results, "head", out).read_text(encoding="utf-8")
+
+
+def test_another_scan_on_the_same_grid_is_not_shown(tmp_path: Path) -> None:
+    """The heads of one protocol have one grid."""
+    results, out = tmp_path / "results", tmp_path / "page.html"
+    scan = make_results(results, oblique(0))
+    case = results / "cases" / "head" / "case.json"
+    digest = pixels_sha256(read_volume(scan).voxels)
+    case.write_text(json.dumps(json.loads(case.read_text()) | {"pixels_sha256": digest}))
+    for given in (None, scan):
+        assert embedded(write_volume_page(results, "head", out, scan=given), "scan") is not None
+    other = tmp_path / "other.nii.gz"
+    save(other, np.random.default_rng(0).random(SHAPE).astype(np.float32), oblique(0))
+    with pytest.raises(ThoradError, match=r"other\.nii\.gz: not the volume that was looked at as head"):
+        write_volume_page(results, "head", out, scan=other)
+    shutil.copy(other, scan)
+    text = write_volume_page(results, "head", out).read_text(encoding="utf-8")
+    assert "The file it came from is another one now: its voxels are others." in text
+    assert embedded(out, "scan") is None
 
 
 def test_the_side_is_asked_for_or_the_runs_whatever_the_scan_came_from(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from thorad.detector import Detector
 from thorad.errors import Interrupted, ThoradError
 from thorad.model import load_model
 from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
+from thorad.results.training_page import write_training_page
 from thorad.training import progress
 from thorad.training.augmentation import augment
 from thorad.training.average_precision import average_precision
@@ -83,6 +84,14 @@ def read_card(model: Path) -> str:
 
 def weights(model: Path) -> dict[str, torch.Tensor]:
     return load_file(model / "weights.safetensors")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_the_page_is_written_into_a_folder_of_any_name(tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"tr\xe4ining")
+    about = {"state": "done", "every": 1, "images_per_step": 1, "measured_on": "", "keeps_best": False}
+    write_training_page(out, points={"training/loss": [(1, 1.0)]}, facts={}, settings="", labels=[], **about)
+    assert "tr?ining" in (out / "training.html").read_text()
 
 
 def test_training_leaves_a_model_pictures_and_logs(healthy: tuple[Path, Path], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,8 +22,13 @@ from typer.testing import CliRunner
 
 from result_folders import head, make_results
 from test_io_dicom import DX, base, save
+from test_results_volume_page import SHAPE as VOLUME_SHAPE
+from test_results_volume_page import embedded, oblique
+from test_results_volume_page import make_results as make_volume
 from thorad.cli import app
+from thorad.io.scans import Scan
 from thorad.io.text import printable
+from thorad.records import pixels_sha256
 from thorad.results.folder import ResultFolder
 from thorad.viewer import pages
 from thorad.viewer.guard import LOCK, private_folder
@@ -176,6 +182,24 @@ def test_a_volume_becomes_a_page_of_three_planes(viewer: Viewer, client: Client,
     assert client.ask("GET", "/results/folder-1/planes/none")[0] >= 400
 
 
+def test_the_page_of_three_planes_knows_the_scan_that_was_dropped(tmp_path: Path) -> None:
+    """It is handed on as another file, of other numbers: integers with a scale are floats there."""
+    from thorad.viewer import worker
+
+    results = tmp_path / "results"
+    make_volume(results, oblique(20))
+    stored = np.rint(1000 * np.random.default_rng(1).random(VOLUME_SHAPE)).astype(np.int16)
+    image = nibabel.Nifti1Image(stored, oblique(20))
+    image.header.set_slope_inter(0.123, -7)
+    nibabel.save(image, tmp_path / "dropped.nii.gz")
+    scan = Scan("head", tmp_path / "dropped.nii.gz", "file 1 of an upload")
+    case = results / "cases" / "head" / "case.json"
+    digest = pixels_sha256(scan.read().voxels)
+    case.write_text(json.dumps(json.loads(case.read_text()) | {"source": scan.source, "pixels_sha256": digest}))
+    worker._write_planes(scan, results)
+    assert embedded(case.parent / "planes.html", "scan") is not None
+
+
 def test_a_picture_becomes_a_result_to_look_at_and_save(viewer: Viewer, client: Client, tmp_path: Path) -> None:
     number = client.drop([("Jane Doe 1970.png", picture())], "anoddpm", "simplex")
     job = client.wait(number)
@@ -214,7 +238,7 @@ def test_a_picture_becomes_a_result_to_look_at_and_save(viewer: Viewer, client: 
         assert str(viewer.temporary).encode() not in file.read_bytes()
     # What was dropped is gone, and so are the packed files; --out has the same results.
     assert sorted(path.name for path in viewer.folder.iterdir()) == ["files", LOCK, "results"]
-    assert list((viewer.folder / "files").iterdir()) == []
+    assert viewer.left("files/*") == []
     kept = sorted((viewer.temporary.parent / "kept").iterdir())[-1]
     assert {file.relative_to(kept) for file in kept.rglob("*")} == {
         file.relative_to(saved) for file in saved.rglob("*")
@@ -265,7 +289,7 @@ def test_what_the_model_cannot_judge_is_told_apart_and_run_only_when_asked(
     (case,) = client.index(f"job-{forced['number']}")[1]["cases"]
     assert (case["status"], case["forced"]) == ("warned", True)
     assert case["message"].startswith(f"forced: {refused['message']}")
-    assert list((viewer.folder / "files").iterdir()) == []
+    assert viewer.left("files/*") == []
     for each in (number, forced["number"]):
         assert client.json("DELETE", f"/api/jobs/{each}")[0] == 200
 
@@ -326,7 +350,7 @@ def test_a_file_of_the_wrong_type_is_told_by_the_users_name(
     assert re.search(message, told), told
     assert name in told
     assert str(viewer.temporary) not in told
-    assert list((viewer.folder / "results").glob(str(job["number"]))) == []
+    assert viewer.left(f"results/{job['number']}") == []
 
 
 def test_headers_without_their_voxels_are_refused(client: Client) -> None:
@@ -358,7 +382,7 @@ def test_what_is_too_large_is_refused(viewer: Viewer, client: Client) -> None:
         found = client.wait(job["number"])
         assert found["state"] == "failed"
         assert "another size" in found["message"]
-        assert not (viewer.folder / "files" / str(job["number"])).exists()
+        assert viewer.left(f"files/{job['number']}") == []
     # It doesn't wait for all of it either.
     _, job = client.announce([("a.png", 1000)])
     with socket.create_connection(("127.0.0.1", viewer.port), timeout=10) as sending:
@@ -437,7 +461,7 @@ def test_a_broken_upload_is_given_up(viewer: Viewer, client: Client) -> None:
             time.sleep(0.02)
     found = client.wait(job["number"])
     assert "stopped coming" in found["message"]
-    assert not (viewer.folder / "files" / str(job["number"])).exists()
+    assert viewer.left(f"files/{job['number']}") == []
 
 
 # ------------------------------------------------------------------------------------------------ the queue
@@ -466,8 +490,8 @@ def test_jobs_wait_for_their_turn_and_are_cancelled(viewer: Viewer, client: Clie
     assert client.wait(running)["state"] == "cancelled"
     assert client.wait(third)["state"] == "done"
     assert client.wait(fourth)["state"] == "done"
-    assert not (viewer.folder / "results" / str(running)).exists()
-    assert list((viewer.folder / "files").iterdir()) == []
+    assert viewer.left(f"results/{running}") == []
+    assert viewer.left("files/*") == []
 
 
 def test_a_killed_worker_fails_its_job_and_no_other(viewer: Viewer, client: Client) -> None:
@@ -481,8 +505,8 @@ def test_a_killed_worker_fails_its_job_and_no_other(viewer: Viewer, client: Clie
     assert "ended before it was done" in job["message"]
     assert client.wait(waiting)["state"] == "done"
     assert viewer.worker() != killed
-    assert not (viewer.folder / "results" / str(running)).exists()
-    assert list((viewer.folder / "files").iterdir()) == []
+    assert viewer.left(f"results/{running}") == []
+    assert viewer.left("files/*") == []
 
 
 def test_a_worker_killed_while_it_waits_is_replaced(viewer: Viewer, client: Client) -> None:

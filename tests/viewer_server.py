@@ -52,6 +52,13 @@ class Viewer:
         (found,) = self.temporary.glob("thorad-view-*")
         return found
 
+    def left(self, pattern: str) -> list[Path]:
+        """What the private folder holds, when the files of jobs that are over have had the time to go."""
+        until = time.monotonic() + 5
+        while (found := list(self.folder.glob(pattern))) and time.monotonic() < until:
+            time.sleep(0.02)
+        return found
+
     def worker(self) -> int:
         """Process number of the process that detects."""
         listed = subprocess.run(

@@ -5,6 +5,7 @@ Shapes: H, W an image's own grid; S the model's; I, J, K a volume's.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,6 +221,11 @@ def _agreement(masks: Sequence[NDArray[np.bool_]]) -> float | None:
         for one, other in combinations(masks, 2)
     ]
     return float(np.mean([2 * common / total if total else 1.0 for common, total in both]))
+
+
+def pixels_sha256(pixels: NDArray[Any]) -> str:
+    """Of an image's pixels or a volume's voxels, with their shape: tells the same scan whatever its file is called."""
+    return hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def same_pixels(pixels: Mapping[str, str]) -> str:

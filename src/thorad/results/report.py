@@ -206,9 +206,10 @@ class _PackedGallery:
         """Fill the blocks, with pictures of the largest side with which all fit."""
         sample = [(case, read_pictures(case)) for case in self._done[:: max(1, len(self._done) // SAMPLE)]]
         longest = max(max(picture.shape) for _, pictures in sample for picture in pictures)
-        sides = [side for side in SIDES if side < longest]
-        for side in (longest, *sides) if longest <= SIDES[0] else sides:
-            if side != SIDES[-1]:
+        whole = [longest] if longest <= SIDES[0] else []
+        sides = [*whole, *(side for side in SIDES if side < longest)]
+        for side in sides:
+            if side != sides[-1]:  # at the last one as many cases as fit keep theirs
                 expected = sum(len(self._block(case, pictures, side)) for case, pictures in sample) / len(sample)
                 if expected * len(self._done) > MARGIN * self.largest:
                     continue

@@ -65,7 +65,7 @@ def write_training_page(
         restored=[(int(path.stem.removeprefix("step-")), _data_uri(path)) for path in _strips(out / "pictures")],
         **{"labels": labels, "facts": list(facts.items()), "settings": settings},
     )
-    write_atomic(out / "training.html", page.encode())
+    write_atomic(out / "training.html", page.encode("utf-8", "replace"))  # a folder's name may hold half a character
 
 
 def _losses(points: Points) -> dict[str, Any]:

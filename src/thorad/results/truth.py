@@ -42,7 +42,8 @@ class Measured:
     by_size: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict
     )  # {size: {cases, best: Interval, at: Interval}}
-    curve: Mapping[str, list[float]] | None = None  # falling thresholds, dice, precision and recall, pooled
+    # falling thresholds, dice, precision and recall, pooled; None where no threshold above 0 predicts anything
+    curve: Mapping[str, list[float]] | None = None
 
 
 class _Case(NamedTuple):
@@ -175,9 +176,11 @@ def _by_size(
     }
 
 
-def _curve(counts: ThresholdCounts) -> dict[str, list[float]]:
-    """The curves where anything is predicted."""
+def _curve(counts: ThresholdCounts) -> dict[str, list[float]] | None:
+    """The curves where anything is predicted; None where only the threshold 0 predicts, for an axis needs a length."""
     some = counts.predicted.sum(axis=0) > 0
+    if not (counts.thresholds[some] > 0).any():
+        return None
     curves = {"thresholds": counts.thresholds, **metrics.threshold_curves(counts)}
     return {name: np.asarray(values)[some].tolist() for name, values in curves.items()}
 

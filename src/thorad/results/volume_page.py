@@ -27,6 +27,7 @@ from thorad.io.scans import find_scans
 from thorad.io.tables import listing
 from thorad.io.volumes import PACKING, Volume, import_nibabel, read_volume, times
 from thorad.pictures import Side
+from thorad.records import pixels_sha256
 from thorad.results.folder import (
     CASE,
     VOLUME_JUDGED,
@@ -142,16 +143,16 @@ def write_volume_page(
     Args:
         results, case, out: the folder, the name of a volume in it, and the HTML file.
         scan: the volume that was looked at (NIfTI, NRRD, MHA, or a folder or file of DICOM), for the folder holds none;
-            None: the file that case.json names, if it is still there, and else a page with the pseudo-healthy volume
-            alone.
+            None: the file that case.json names, if it is still there and the same, and else a page with the
+            pseudo-healthy volume alone.
         truth: table with columns image and mask; the mask of the case's row, in the scan's space, is outlined.
         side: where the page has the patient's right at first; None: as in the run.
         largest: bytes that the page may have.
 
     Raises:
-        ThoradError: no result folder, no such case, not a volume, a damaged file, a scan that can't be read or lies on
-            another grid, a truth of other cases or without a mask for this one, a page that can't be written; nibabel
-            is not installed.
+        ThoradError: no result folder, no such case, not a volume, a damaged file, a scan that can't be read or isn't
+            the one that was looked at, a truth of other cases or without a mask for this one, a page that can't be
+            written; nibabel is not installed.
     """
     folder = read_folder(results)
     record = folder.case(case)
@@ -218,6 +219,14 @@ def _scan(
         raise ThoradError(
             f"{scan}: on another grid than the map of {case.name} ({times(volume.voxels.shape)} voxels, the map has "
             f"{times(shape)}). Give the very volume that was looked at."
+        )
+    # A grid alone tells no patient from another: a scanner's protocol gives all of them the same.
+    if case.pixels_sha256 and pixels_sha256(volume.voxels) != case.pixels_sha256:
+        if scan is None:
+            return None, f"The file it came from is another one now: its voxels are others. {NAME_IT}"
+        raise ThoradError(
+            f"{scan}: not the volume that was looked at as {case.name}: its grid is the map's, but its voxels are "
+            "others. Give the very volume that was looked at."
         )
     return volume.voxels, ""
 

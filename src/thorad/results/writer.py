@@ -1,6 +1,5 @@
 """Writing a result folder, new or of a run that resumes; `thorad.results.folder` says what is in it."""
 
-import hashlib
 import io
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from thorad import __version__
 from thorad.check import Check
@@ -25,7 +23,15 @@ from thorad.io.tables import listing, write_table
 from thorad.io.template import MNI_2009A
 from thorad.io.volumes import write_nifti
 from thorad.pictures import Side, montage, overlay, template_slice, three_planes
-from thorad.records import Detection, Finding, StepPictures, VolumeDetection, current_options, model_title
+from thorad.records import (
+    Detection,
+    Finding,
+    StepPictures,
+    VolumeDetection,
+    current_options,
+    model_title,
+    pixels_sha256,
+)
 from thorad.results import folder as layout
 from thorad.results.dicom import (
     DerivationInfo,
@@ -208,7 +214,7 @@ class ResultWriter:
             findings=None if result.findings is None else [_finding(finding) for finding in result.findings],
             draw_agreement=result.draw_agreement,
             network_calls=int(result.network_calls),
-            pixels_sha256=_digest(result.volume.voxels if isinstance(result, VolumeDetection) else result.image),
+            pixels_sha256=pixels_sha256(result.volume.voxels if isinstance(result, VolumeDetection) else result.image),
             seconds=float(result.seconds),
             status="warned" if check.reasons else "ok",
             message=_message(check),
@@ -348,10 +354,6 @@ def _write_registration(folder: Path, registration: Registration, indices: Seque
     middle = [indices[len(indices) // 2]] if indices else []
     picture = three_planes(registration_picture(registration, *middle), MNI_2009A.shape)
     write_png8(folder / layout.REGISTRATION_PICTURE, picture)
-
-
-def _digest(pixels: NDArray[Any]) -> str:
-    return hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def _finding(finding: Finding) -> dict[str, Any]:

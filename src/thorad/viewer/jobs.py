@@ -81,6 +81,11 @@ class Job:
         return self.state in ("done", "failed", "cancelled")
 
     @property
+    def can_be_forced(self) -> bool:
+        """Whether it refused scans whose files are still there."""
+        return self.state == "done" and bool(self.refused) and self.files.is_dir()
+
+    @property
     def title(self) -> str:
         """What it is called in the page."""
         titles = list(self.titles.values()) or self.names
@@ -103,7 +108,7 @@ class Job:
             "done": self.done,
             "failures": self._told(self.failures),
             "refused": self._told(self.refused),
-            "can_be_forced": bool(self.refused) and self.over and self.files.is_dir(),
+            "can_be_forced": self.can_be_forced,
             "left_out": counted(self.left_out),
             "seconds": None if self.began is None else (self.ended or time.monotonic()) - self.began,
         }
@@ -145,7 +150,6 @@ class Jobs:
         self._jobs: dict[int, Job] = {}
         self._count = 0
         self._closing = False
-        self._cancelled: Job | None = None
         self._worker: SpawnProcess | None = None
         self.offers: list[dict[str, Any]] = []  # models and methods; empty until the worker is ready
         self.detected = 0  # scans that are done
@@ -199,7 +203,8 @@ class Jobs:
         """Find the scans in the files that have come, and queue the job.
 
         Raises:
-            ThoradError: files are missing, or none of them can be a scan; the job has failed.
+            ThoradError: files are missing, or none of them can be a scan, and the job has failed; or it was cancelled
+                meanwhile.
         """
         if job.state != "receiving":
             raise ThoradError("this job was started already.")
@@ -210,23 +215,33 @@ class Jobs:
             scans, titles, left_out = _scans_in(job)
         except ThoradError as error:
             self.end(job, "failed", str(error))
-            raise
+            raise ThoradError(job.message) from error  # where it was cancelled, its files went while they were sorted
         with self._changed:
+            if job.over:
+                raise ThoradError(job.message)
             job.scans, job.titles, job.left_out, job.state = scans, titles, left_out, "queued"
             self._changed.notify_all()
 
     def end(self, job: Job, state: State, message: str) -> None:
         """End a job that isn't over; results stay where it is done, files where it is done and some were refused."""
-        if job.over:
-            return
-        if state != "done" or not job.refused:
-            shutil.rmtree(job.files, ignore_errors=True)
-        if state != "done":
-            shutil.rmtree(job.out, ignore_errors=True)
         with self._changed:
-            job.message, job.ended, job.state = message, time.monotonic(), state
-            if state != "done":
-                job.events = []
+            if job.over:
+                return
+            self._settle(job, state, message)
+        self._remove_files(job)
+
+    def _settle(self, job: Job, state: State, message: str) -> None:
+        """Say how a job ended, under the lock; its files go after that, for thousands take a while."""
+        job.message, job.ended, job.state = message, time.monotonic(), state
+        if state != "done":
+            job.events = []
+
+    def _remove_files(self, job: Job) -> None:
+        """Remove what a job that is over needs no more."""
+        if not (job.state == "done" and job.refused):
+            shutil.rmtree(job.files, ignore_errors=True)
+        if job.state != "done":
+            shutil.rmtree(job.out, ignore_errors=True)
 
     def force(self, job: Job) -> Job:
         """A new job, queued, that detects also in what the model can't judge: the scans that a job has refused.
@@ -235,7 +250,7 @@ class Jobs:
             ThoradError: none was refused, or they were forced already.
         """
         with self._changed:
-            if not (job.over and job.refused and job.files.is_dir()):
+            if job.number not in self._jobs or not job.can_be_forced:
                 raise ThoradError("nothing of this job was refused, or it runs already.")
             self._count += 1
             forced = Job(
@@ -257,16 +272,18 @@ class Jobs:
     def remove(self, job: Job) -> None:
         """Cancel a job that isn't over, at once; forget one that is, with its results."""
         with self._changed:
-            if job.state == "running":
-                self._cancelled = job
+            forgotten, running = job.over, job.state == "running"
+            if forgotten:
+                self._jobs.pop(job.number, None)
+            else:
+                self._settle(job, "cancelled", "Cancelled.")
+            if running:
                 self._kill_worker()
-                return
-            if job.over:
-                del self._jobs[job.number]
-                shutil.rmtree(job.out, ignore_errors=True)
-                shutil.rmtree(job.files, ignore_errors=True)
-                return
-        self.end(job, "cancelled", "Cancelled.")
+        if forgotten:
+            shutil.rmtree(job.out, ignore_errors=True)
+            shutil.rmtree(job.files, ignore_errors=True)
+        else:
+            self._remove_files(job)
 
     def get(self, number: int) -> Job | None:
         """The job of this number."""
@@ -362,22 +379,33 @@ class Jobs:
         return None
 
     def _run_job(self, connection: Connection, job: Job) -> None:
-        """See one job to its end."""
-        taken = False
+        """See one job to its end.
+
+        Raises:
+            EOFError, OSError: the worker has ended, or still works on a job that something else has ended: it would
+                answer the next order with that one's pictures and results.
+        """
+        message: tuple[Any, ...] = ()
         try:
             connection.send(Order(job.scans, job.settings, job.out, job.left_out))
-            connection.recv()
-            taken = True
+            message = connection.recv()  # that it is taken
             while not job.over:
-                self._handle(job, connection.recv())
+                message = connection.recv()
+                self._handle(job, message)
         except (EOFError, OSError):
-            if self._cancelled is job:
-                self.end(job, "cancelled", "Cancelled.")
-            elif not taken:  # the worker died while it waited, which is not the job's fault
-                job.state, job.began = "queued", None
+            if not message:
+                self._put_back(job)
             elif not self._closing:
                 self.end(job, "failed", WORKER_ENDED)
             raise
+        if message[0] not in ("done", "failed"):
+            raise EOFError
+
+    def _put_back(self, job: Job) -> None:
+        """Let a job wait again: its worker died while that waited, which is not the job's fault."""
+        with self._changed:
+            if not job.over:
+                job.state, job.began = "queued", None
 
     def _handle(self, job: Job, message: tuple[Any, ...]) -> None:
         match message:
@@ -410,7 +438,9 @@ class Jobs:
             part.rename(self._keep / name)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
-            return f"Not copied to the folder of --out: {error.strerror}. Save it from here."
+            # Of the files in a folder shutil gives a list of (from, to, why), and no reason of its own.
+            why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+            return f"Not copied to the folder of --out: {why}. Save it from here."
         return ""
 
 

@@ -396,8 +396,11 @@ class Card {
       if (map[i] > map[peak]) peak = i;
       pixels += mask[i];
     }
-    const found = state.threshold > 0 ? `${pixels} pixels above the threshold ${number(state.threshold)}` : "no threshold set";
-    return `Anomaly map of ${where}${at}: ${found}, highest value ${number(valueOf(map[peak], largest))} at row ${Math.floor(peak / picture.width)}, column ${peak % picture.width}`;
+    // In the image's own pixels, as under the pointer: of a reduced picture the mask's are larger.
+    const { width, shrink } = picture, [row, column] = [Math.floor(peak / width), peak % width].map((place) => Math.round(place * shrink));
+    const count = shrink === 1 ? pixels : `about ${Math.round(pixels * shrink ** 2)}`;
+    const found = state.threshold > 0 ? `${count} pixels above the threshold ${number(state.threshold)}` : "no threshold set";
+    return `Anomaly map of ${where}${at}: ${found}, highest value ${number(valueOf(map[peak], largest))} at row ${row}, column ${column}`;
   }
 
   /** Row and column under a pointer. */
@@ -455,9 +458,11 @@ class Card {
     if (this.pictures) this.showCross(this.pointed ? this.placeIn(...this.pointed) : this.mark);
   }
 
-  /** What is at a place. */
+  /** What is at a place of the shown picture; the methods of an evaluation may have grids of their own. */
   values({ row, column }) {
     const picture = this.pictures[this.slice], step = this.shownStep(picture), at = row * picture.width + column;
+    const along = (place, from, to) => Math.floor(((place + 0.5) * to) / from);
+    const within = ({ width, height }) => along(row, picture.height, height) * width + along(column, picture.width, width);
     const read = [`row ${Math.round(row * picture.shrink)}, column ${Math.round(column * picture.shrink)}`];
     if (picture.scan) read.push(`scan ${(picture.scan[at] / 255).toFixed(2)}`);
     const healthy = step ? step.clean : picture.healthy;
@@ -465,7 +470,8 @@ class Card {
     for (const { name, title, at: of } of this.panels) {
       if (name !== MAP) continue;
       const shown = of === null ? mapAt(picture, step) : this.pictures[of];
-      read.push(`${title} ${number(valueOf(shown.map[at], shown.maximum))}${picture.judged && !picture.judged[at] ? ", not judged here" : ""}`);
+      const level = shown.map[of === null ? at : within(shown)];
+      read.push(`${title} ${number(valueOf(level, shown.maximum))}${picture.judged && !picture.judged[at] ? ", not judged here" : ""}`);
     }
     return read.join(" · ");
   }
