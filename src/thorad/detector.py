@@ -532,17 +532,16 @@ class Detector:
         if self.finish and not self._method.can_finish:
             raise ThoradError(f"method {self.method!r} has no chain to finish; leave finish out.")
         recipe = self.model.recipe
-        if self.noise is not None:
-            level = self.noise_level or self._method.noise_levels[self.noise]
-            if level >= recipe.noise.train_below:
-                raise ThoradError(
-                    f"model {recipe.name!r} was trained below timestep {recipe.noise.train_below}; "
-                    f"{self.method} starts at {level}."
-                )
+        level = None if self.noise is None else self.noise_level or self._method.noise_levels[self.noise]
+        if level is not None and level >= recipe.noise.train_below:
+            raise ThoradError(
+                f"model {recipe.name!r} was trained below timestep {recipe.noise.train_below}; "
+                f"{self.method} starts at {level}."
+            )
         request = Request(
             method=self.method,
             noise=self.noise,
-            noise_level=self.noise_level,
+            noise_level=level,
             steps=self.steps if isinstance(self.steps, int) else None,
             finish=self.finish,
             size=self.model_size,

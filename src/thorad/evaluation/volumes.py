@@ -156,17 +156,17 @@ def check_validation(cases: Sequence[Case], validation: Sequence[Case]) -> None:
             "The protocol brain-volumes needs a threshold that the test labels don't choose. Give labelled validation "
             "cases of other subjects, or healthy images."
         )
-    files = {case.image.resolve() for case in cases if case.has_finding}
-    if both := sorted(case.image for case in validation if case.image.resolve() in files):
-        raise ThoradError(
-            f"{len(both)} images are among both the test and the validation cases: {listing(list(map(str, both)))}. A "
-            "threshold that is chosen on a test image says nothing; take them out of one of the two."
-        )
     shared = sorted({case.subject for case in cases if case.has_finding} & {case.subject for case in validation})
     if shared:
         raise ThoradError(
             f"{len(shared)} subjects appear in both the test and the validation cases: {listing(shared)}. A threshold "
             "that is chosen on a test subject says nothing; move all images of a subject to one side."
+        )
+    files = {case.image.resolve() for case in cases if case.has_finding}
+    if both := sorted(str(case.image) for case in validation if case.image.resolve() in files):
+        raise ThoradError(
+            f"{len(both)} images are among both the test and the validation cases: {listing(both)}. A threshold that "
+            "is chosen on a test image says nothing; take them out of one of the two."
         )
     for role in (cases, validation):
         subjects: dict[str, set[str]] = {}

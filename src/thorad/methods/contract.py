@@ -90,7 +90,7 @@ class Request:
     noise: str | None
     """Kind of noise; None for a method without."""
     noise_level: int | None
-    """Timestep T that images are noised to; None: the method's own."""
+    """Timestep T that images are noised to: what was asked for, else that of `Method.noise_levels`; None: without noise."""
     steps: int | None
     """Timesteps visited, evenly spaced; None: all."""
     finish: bool
