@@ -90,7 +90,7 @@ class Request:
     noise: str | None
     """Kind of noise; None for a method without."""
     noise_level: int | None
-    """Timestep T that images are noised to: what was asked for, else that of `Method.noise_levels`; None: without noise."""
+    """Timestep T that images are noised to: as asked, else as `Method.noise_levels` says; None: no noise."""
     steps: int | None
     """Timesteps visited, evenly spaced; None: all."""
     finish: bool
