@@ -1,4 +1,5 @@
 import hashlib
+import importlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -642,6 +643,21 @@ def test_a_picture_of_monai_is_turned(tiny_model: Path, tmp_path: Path) -> None:
     for options in ({}, {"reverse_indexing": False}):
         loaded = LoadImage("pilreader", image_only=True, ensure_channel_first=True, **options)(path)
         assert_same(detector.detect(loaded), detector.detect(path), tolerance=0)
+
+
+def test_other_code_of_a_method_of_ones_own_is_another_method(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps that were kept by its name would pass for those of its new code."""
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for number in (1, 2):
+        (tmp_path / f"own{number}.py").write_text(f"def restore(*given, **options):\n    return {number}\n")
+        restore = importlib.import_module(f"own{number}").restore
+        entries = {**METHODS._loaded, "own": replace(METHODS["zscore"], name="own", restore=restore)}
+        monkeypatch.setattr(METHODS, "_loaded", entries)
+        found.append(Detector(tiny_model, method="own", device="cpu").provenance()["settings_sha256"])
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize(
