@@ -12,7 +12,7 @@ import torch
 from thorad.datasets.cases import Case
 from thorad.errors import ThoradError
 from thorad.evaluation import metrics
-from thorad.evaluation.evaluate import baseline_warning, evaluate, subjects_warning
+from thorad.evaluation.evaluate import baseline_warning, evaluate
 from thorad.evaluation.tables import table_of
 
 SIZE = 64  # px: a quarter of the area of 128x128, so the size limits are 0.75, 17.75 and 142.5 px
@@ -447,18 +447,6 @@ def result_row(method: str, average: float | None, calls: int, noise: str | None
         "network_calls": calls,
         "best_dice": {"average": average},
     }
-
-
-def test_folders_that_may_be_patients_are_told_where_each_image_counts_as_a_subject() -> None:
-    def lie_in(folders: int, images: int, subjects: int) -> list[Case]:
-        return [Case(Path(f"{n % folders}/{n}.png"), None, f"{n % subjects}", f"{n}") for n in range(images)]
-
-    assert "each of the 12 images counts as a subject, though they lie in 6 folders" in str(
-        subjects_warning(lie_in(folders=6, images=12, subjects=12))
-    )
-    assert subjects_warning(lie_in(folders=6, images=12, subjects=6)) is None
-    assert subjects_warning(lie_in(folders=12, images=12, subjects=12)) is None
-    assert subjects_warning(lie_in(folders=2, images=12, subjects=12)) is None  # images/ and healthy/
 
 
 def test_user_is_told_when_the_z_score_is_at_or_above_a_network_method() -> None:

@@ -205,13 +205,13 @@ def test_volumes_are_put_together_from_their_slices(tables: dict[str, list[Case]
 
 
 def test_test_labels_never_choose_the_threshold(tables: dict[str, list[Case]], tmp_path: Path) -> None:
-    """The test lesions shrink to a pixel or grow: the threshold stays."""
+    """The test lesions shrink to a pixel or grow to half of the picture: the threshold stays."""
     thresholds = []
     for fill in (0, 1):
         for case in tables["test"]:
             if case.mask is not None:
-                mask = np.full((SIZE, SIZE), 255 * fill, np.uint8)
-                mask[0, 0] = 255 - mask[5, 5]
+                mask = np.zeros((SIZE, SIZE), np.uint8)
+                mask[: SIZE // 2 if fill else 1, : None if fill else 1] = 255
                 PIL.Image.fromarray(mask).save(case.mask)
         for validation in (tables["validation"], []):
             (result,) = evaluate(
@@ -259,6 +259,12 @@ def test_volumes_refuse_what_would_not_be_honest(tables: dict[str, list[Case]], 
         run(test, renamed)
     with pytest.raises(ThoradError, match="1 volumes have slices of several subjects: ill1"):
         run([replace(test[0], subject="someone"), *test[1:]], validation)
+    with pytest.raises(ThoradError, match="1 images with a mask have no volume, others have: "):
+        run([replace(test[0], volume=None), *test[1:]], validation)
+    with pytest.raises(ThoradError, match="1 slices are in the table twice: slice 3 of ill1"):
+        run([test[0], replace(test[1], slice_number=3), *test[2:]], validation)
+    with pytest.raises(ThoradError, match="a threshold of one doesn't fit the other"):
+        run(test, [replace(case, volume=None, slice_number=None) for case in validation])
     with pytest.raises(ThoradError, match="chooses nothing on validation cases"):
         run(test, validation, "brain-lesions")
     with pytest.raises(ThoradError, match=r"Unknown protocol 'brains'\. Known: brain-lesions, brain-volumes, boxes"):

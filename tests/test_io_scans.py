@@ -13,7 +13,7 @@ from test_io_dicom import AXIAL, DX, IDENTITY, base, blob, save, slices
 from thorad.errors import ThoradError
 from thorad.evaluation.runs import healthy_cases
 from thorad.io.images import Image, write_png8
-from thorad.io.scans import Scan, find_scans, picture_files, read_picture, subjects_of
+from thorad.io.scans import Scan, find_scans, patients_doubt, picture_files, read_picture, subjects_of
 from thorad.io.tables import counted
 from thorad.io.volumes import Volume, write_nifti
 
@@ -127,6 +127,29 @@ def test_a_table_may_say_whom_its_images_show(tmp_path: Path) -> None:
     assert [scan.subject for scan in scans.values()] == ["P1", "P1", "c"]
     told = {scan.path: scan.told_subject for scan in scans.values()}
     assert [case.subject for case in healthy_cases([], picture_files(scans), told)] == ["P1", "P1", "c"]
+
+
+def test_folders_that_may_be_patients_are_told_where_each_image_counts_as_a_subject() -> None:
+    def doubt(folders: int, images: int, subjects: int) -> str:
+        paths = [Path(f"{number % folders}/{number}.png") for number in range(images)]
+        return str(patients_doubt(paths, [str(number % subjects) for number in range(images)]))
+
+    assert "12 images in 4 folders count as a subject each" in doubt(folders=4, images=12, subjects=12)
+    assert doubt(folders=4, images=12, subjects=4) == "None"
+    assert doubt(folders=12, images=12, subjects=12) == "None"
+    assert doubt(folders=3, images=12, subjects=12) == "None", "images/, masks/ and healthy/"
+
+
+def test_a_table_with_lesions_is_no_table_of_healthy_images(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "a-mask.png"):
+        write_picture(tmp_path / name)
+    table = tmp_path / "cases.csv"
+    table.write_text("image,mask\na.png,a-mask.png\nb.png,\n")
+    assert list(find_scans([table])) == ["a", "b"]
+    with pytest.raises(ThoradError, match=r"cases\.csv: a mask or boxes are named for 1 of its 2 images.*: a\.png\."):
+        find_scans([table], healthy=True)
+    table.write_text("image,mask\na.png,\nb.png,\n")
+    assert list(find_scans([table], healthy=True)) == ["a", "b"]
 
 
 def test_patients_whose_files_have_one_name_are_several_subjects() -> None:

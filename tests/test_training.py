@@ -780,7 +780,7 @@ def test_a_training_from_another_start_is_refused(healthy: tuple[Path, Path], tm
     model = fit(tiny_recipe(steps=1), healthy[0], tmp_path / "out", start_from=starts[0], **options)
     assert f"model tiny, weights of sha256 {load_model(starts[0]).sha256} |" in (model / "MODEL_CARD.md").read_text()
     for other in (starts[1], None):
-        with pytest.raises(ThoradError, match="holds a training with other settings"):
+        with pytest.raises(ThoradError, match="holds a training with other weights to start from"):
             fit(tiny_recipe(steps=1), healthy[0], tmp_path / "out", start_from=other, **options)
     with pytest.raises(ThoradError, match="unknown model"):
         fit(tiny_recipe(steps=1), healthy[0], tmp_path / "out", start_from="no-such-model", **options)

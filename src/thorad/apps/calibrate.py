@@ -19,7 +19,7 @@ from thorad.domain.pictures import PictureDomain
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.preprocess import to_model_grid
-from thorad.io.scans import Scan
+from thorad.io.scans import Scan, patients_doubt
 from thorad.io.slices import images_of
 from thorad.io.tables import listing
 from thorad.methods import METHODS
@@ -189,11 +189,11 @@ def _refuse_too_few(found: int, level: float, failed: Mapping[str, str]) -> None
 def _repeated_subjects(scans: list[Scan]) -> str | None:
     subjects = {scan.subject for scan in scans}
     if len(subjects) == len(scans):
-        return None
+        return patients_doubt([scan.path for scan in scans], [scan.subject for scan in scans])
     return (
         f"{len(scans)} scans of {len(subjects)} subjects: scans of one subject are not independent, so the p-values "
         "promise more than they hold. Keep one scan of each. "
-        "(The subject is the leading sub-XXXX of the file's or a folder's name, else the whole name.)"
+        "(The subject is a table's, the leading sub-XXXX of the file's or a folder's name, or else the whole name.)"
     )
 
 

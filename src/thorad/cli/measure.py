@@ -138,17 +138,17 @@ def evaluate(
 ) -> None:
     """Measure methods on images with known lesions, by one of the field's protocols."""
     from thorad.datasets.cases import read_cases
-    from thorad.evaluation.evaluate import PROTOCOLS, subjects_warning
+    from thorad.evaluation.evaluate import PROTOCOLS
     from thorad.evaluation.runs import healthy_cases
-    from thorad.io.scans import find_scans, picture_files
+    from thorad.io.scans import find_scans, patients_doubt, picture_files
 
     read = PROTOCOLS[measured.protocol].read(cases)
-    scans = find_scans([measured.healthy]) if measured.healthy else None
+    scans = find_scans([measured.healthy], healthy=True) if measured.healthy else None
     if scans is not None:
         told = {scan.path: scan.told_subject for scan in scans.values()}
         read = [*read, *healthy_cases(read, picture_files(scans), told)]
-    if doubt := subjects_warning(read):
-        print_warning(f"Warning: {cases}: {doubt}")
+    if doubt := patients_doubt([case.image for case in read], [case.subject for case in read]):
+        print_warning(f"Warning: {doubt}")
     validation = read_cases(measured.validation) if measured.validation else []
 
     with opt.workers(cluster) as (make, executor):
@@ -393,6 +393,8 @@ def implant(
         counts = ", ".join(f"{count} {kind}" for kind, count in made.counts.items())
         print_line(f"{sum(made.counts.values())} cases: {counts}; {len(made.left_out)} images left out.")
         print_left_out(made.no_images)
+        if made.doubt:
+            print_warning(f"Warning: {made.doubt}")
         print_line("The findings are simulated: figures on them compare methods and say nothing about patients.")
         protocol = "brain-lesions" if lesions else "boxes"
         print_line(f"Measure: thorad evaluate {made.table} --protocol {protocol} --model MODEL -o DIR")

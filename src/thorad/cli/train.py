@@ -154,7 +154,7 @@ def calibrate(
     """
     from thorad.io.scans import find_scans
 
-    scans = find_scans(healthy, leave_out=out)
+    scans = find_scans(healthy, leave_out=out, healthy=True)
 
     from thorad.apps.calibrate import calibrate_files, save_calibration
     from thorad.calibration import format_options

@@ -34,9 +34,6 @@ PROTOCOLS: Final[Mapping[str, Protocol[Any, Any]]] = {
 }
 DEFAULT_PROTOCOL: Final = "brain-lesions"
 
-LEAST_FOLDERS: Final = 5
-"""Of images, that may each be a patient's; fewer are classes or splits."""
-
 
 def evaluate(
     cases: Sequence[Case],
@@ -120,20 +117,6 @@ def baseline_warning(results: Sequence[Mapping[str, Any]]) -> str | None:
         f"{title(baseline)} needs no network and reaches {reached:.1f} % {protocol.headline_name} here, at or above "
         f"{', '.join(beaten)}. On images like these such a method has not earned its cost: prefer the z-score, or "
         "train a model on more, or more similar, healthy images."
-    )
-
-
-def subjects_warning(cases: Sequence[Case]) -> str | None:
-    """Say so when each image counts as a subject, though they lie as if a folder were a patient; else None.
-
-    That is: in `LEAST_FOLDERS` or more, and in fewer than there are images.
-    """
-    subjects, folders = {case.subject for case in cases}, {case.image.parent for case in cases}
-    if len(subjects) < len(cases) or not LEAST_FOLDERS <= len(folders) < len(cases):
-        return None
-    return (
-        f"each of the {len(cases)} images counts as a subject, though they lie in {len(folders)} folders. If a folder "
-        "is a patient, intervals and p-values are too good: say in a column `subject` whom an image shows."
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from thorad.io.tables import listing
 
 Failure = dict[str, str]
 """`name`, `image` and `reason` of a case that can't be used."""
+
+LARGEST_LESION: Final = 0.5
+"""Share of a picture."""
 
 Together = Callable[[Case], object]
 """What all cases that are measured or left out as one have in common."""
@@ -262,6 +265,11 @@ def read_masked(case: Case, size: int) -> tuple[torch.Tensor, Bools]:
     mask = read_mask(case.mask, pixels.shape)
     if not mask.any():
         raise ThoradError(f"{case.mask}: the mask marks no pixel. Leave the mask column empty for a healthy case.")
+    if mask.mean() > LARGEST_LESION:
+        raise ThoradError(
+            f"{case.mask}: the mask marks {100 * mask.mean():.0f} % of the picture. Is it inverted? Expected 0 outside "
+            f"the lesion, and at most {100 * LARGEST_LESION:g} % in it."
+        )
     return image, mask_to_model_grid(mask, size)
 
 

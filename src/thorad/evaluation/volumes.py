@@ -11,6 +11,7 @@ eroded mask as 0. A volume of one slice is filtered in the plane.
 Shapes: V volumes, D slices of a volume, S the grid's side.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -168,7 +169,8 @@ def check_validation(cases: Sequence[Case], validation: Sequence[Case]) -> None:
             f"{len(both)} images are among both the test and the validation cases: {listing(both)}. A threshold that "
             "is chosen on a test image says nothing; take them out of one of the two."
         )
-    for role in (cases, validation):
+    roles = {"test": cases, "validation": validation}
+    for role in roles.values():
         subjects: dict[str, set[str]] = {}
         for case in role:
             if case.volume is not None:
@@ -177,8 +179,15 @@ def check_validation(cases: Sequence[Case], validation: Sequence[Case]) -> None:
         if mixed:
             raise ThoradError(
                 f"{len(mixed)} volumes have slices of several subjects: {listing(mixed)}. Give every volume a name of "
-                "its own in the column volume."
+                "its own in the column volume, and all its slices one subject in the column subject."
             )
+        _refuse_unclear_slices(role)
+    ways = {role: {case.volume is None for case in of if case.has_finding} for role, of in roles.items()}
+    if ways["validation"] and ways["test"] != ways["validation"]:
+        raise ThoradError(
+            "The test cases are volumes and the validation cases single slices, or the other way round: a threshold of "
+            "one doesn't fit the other. Give both the column volume, or neither."
+        )
 
 
 def _volume_of(case: Case) -> tuple[bool, str]:
@@ -194,6 +203,19 @@ def _without_empty_mask(case: Case) -> Case:
         return case if read_mask(case.mask).any() else replace(case, mask=None)
     except (ThoradError, OSError):
         return case  # reading it with its image will say why
+
+
+def _refuse_unclear_slices(cases: Sequence[Case]) -> None:
+    """Raise where it isn't clear which slices make a volume, or in which order."""
+    lesions = [case for case in cases if case.has_finding]
+    alone = [case.name for case in lesions if case.volume is None]
+    if alone and len(alone) < len(lesions):
+        raise ThoradError(
+            f"{len(alone)} images with a mask have no volume, others have: {listing(alone)}. Fill in the column volume."
+        )
+    times = Counter((case.volume, case.slice_number) for case in cases if case.slice_number is not None and case.volume)
+    if twice := [f"slice {number} of {volume}" for (volume, number), count in times.items() if count > 1]:
+        raise ThoradError(f"{len(twice)} slices are in the table twice: {listing(twice)}. Correct the column slice.")
 
 
 BRAIN_VOLUMES: Final = Protocol[Bools, dict[str, Floats]](

@@ -25,7 +25,7 @@ from thorad.implant.regions import UNIT, body_region, bone_region
 from thorad.implant.xray import implant_foreign_body, implant_fracture, implant_pins, implant_plate, implant_swelling
 from thorad.io.atomic import write_atomic
 from thorad.io.images import case_names, write_png8
-from thorad.io.scans import Scan, Scans, find_scans, subjects_of
+from thorad.io.scans import Scan, Scans, find_scans, patients_doubt, subjects_of
 from thorad.io.slices import images_of
 from thorad.io.tables import listing, write_table
 
@@ -65,6 +65,7 @@ class ImplantedSet:
     counts: dict[str, int]  # {kind: cases}, `healthy` among them
     left_out: dict[Path, str]  # {image: why it is of no use}
     no_images: Mapping[str, int]  # {why: how many} other files the inputs hold, as `Scans.left_out`
+    doubt: str | None = None  # whether images that count as subjects may be of one patient
 
 
 Files = dict[str, NDArray[Any] | bytes]
@@ -237,7 +238,7 @@ def _make(
     """Write a set beside its place, and move it there when it is whole."""
     out = out.absolute()
     _check_options(kinds, kind_of_set.kinds, healthy_share, seed, out)
-    scans = find_scans(inputs) if inputs else Scans([], Counter())
+    scans = find_scans(inputs, healthy=True) if inputs else Scans([], Counter())
     sources = _sources(list(scans.values()))
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
@@ -254,7 +255,8 @@ def _make(
             raise ThoradError(f"{out}: can't be written ({error.strerror}). Name another folder.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return replace(made, table=out / "cases.csv")
+    doubt = patients_doubt([scan.path for _, _, scan in sources], [subject for subject, _, _ in sources])
+    return replace(made, table=out / "cases.csv", doubt=doubt)
 
 
 def _sources(scans: Sequence[Scan]) -> list[tuple[str, str, Scan]]:
@@ -348,7 +350,8 @@ Cases, one image each:
 {counts}
 
 {left_out}`cases.csv` has the columns {", ".join([*kind_of_set.columns, "subject", "kind"])}; paths are relative to it.
-Healthy images are of other subjects than diseased ones. Pixels are divided by the image's own 98th percentile, clipped
+Healthy images are of other subjects than diseased ones, as the column subject has them.
+Pixels are divided by the image's own 98th percentile, clipped
 to [0, 1] and stored in 8 bits.
 
 {kind_of_set.readme}

@@ -48,7 +48,8 @@ def body_region(image: NDArray[Any], *, most: float) -> Mask:
             f"The largest bright part is {100 * share:.0f} % of the image and {100 * thickness:.0f} % of its side "
             f"thick; expected {100 * SMALLEST_BODY:.0f} to {100 * most:.0f} % and at most "
             f"{100 * THICKEST * most:.0f} %, as of a limb on a dark ground. Crop the image to its exposed field, allow "
-            "the body a larger share, or leave the image out."
+            "the body a larger share (`--body-share`), or leave the image out. In anything but X-rays implant lesions: "
+            "`--findings dark,bright`."
         )
     return body
 

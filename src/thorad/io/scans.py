@@ -16,11 +16,14 @@ from pathlib import Path
 from thorad.errors import ThoradError
 from thorad.io.dicom import Series, find_series, is_dicom, read_radiograph, read_series, without_identity
 from thorad.io.images import SUFFIXES, Image, case_names, files_of, read_image
-from thorad.io.tables import counted, read_table
+from thorad.io.tables import counted, listing, read_table
 from thorad.io.volumes import DETACHED_SUFFIXES, VOLUME_SUFFIXES, Volume, files_of_volume, read_volume
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 """A file that ends so should be DICOM: where it isn't, that is an error, not another kind of file."""
+
+LEAST_FOLDERS, MOST_OF_A_PATIENT = 4, 200
+"""Folders, and images in one of them, that may be patients'."""
 
 EXCERPT_BYTES = 2**16
 """Of a file, at each of three places, that tell it from others of its size."""
@@ -138,7 +141,13 @@ class Scans(dict[str, Scan]):
         self.left_out = left_out
 
 
-def find_scans(inputs: Sequence[Path], *, leave_out: Path | None = None, keep_identity: bool = False) -> Scans:
+def find_scans(
+    inputs: Sequence[Path],
+    *,
+    leave_out: Path | None = None,
+    keep_identity: bool = False,
+    healthy: bool = False,
+) -> Scans:
     """All cases that the inputs stand for, each under its name.
 
     A folder stands for the pictures, volumes and DICOM series in it and below, without hidden files and without
@@ -152,6 +161,7 @@ def find_scans(inputs: Sequence[Path], *, leave_out: Path | None = None, keep_id
         leave_out: a folder that is passed over where it lies in an input folder: that of the results, whose pictures
             would be the next run's inputs.
         keep_identity: keep the paths of DICOM files as their sources; names stay.
+        healthy: whether they must be healthy, so that a table of images with lesions is refused.
 
     Returns:
         {case name: scan}: pictures and volumes in the order of the inputs, then series. A name comes from the path
@@ -160,7 +170,7 @@ def find_scans(inputs: Sequence[Path], *, leave_out: Path | None = None, keep_id
 
     Raises:
         ThoradError: an input is missing or unreadable, a folder holds nothing to look at or is `leave_out` itself, a
-            CSV names missing files.
+            CSV names missing files, or a mask or boxes of an image that must be healthy.
     """
     found: dict[str, tuple[Path, Path, bool]] = {}  # file, the folder that its name is relative to, whether DICOM
     left_out = Counter[str]()
@@ -170,7 +180,7 @@ def find_scans(inputs: Sequence[Path], *, leave_out: Path | None = None, keep_id
         for path, as_dicom in files.items():
             left_out["reached twice"] += os.path.realpath(path) in found
             found.setdefault(os.path.realpath(path), (path, folder, as_dicom))
-        told |= _told_subjects(given)
+        told |= _told_subjects(given, healthy)
     plain = {path: folder for path, folder, as_dicom in found.values() if not as_dicom}
     dicom = {path: folder for path, folder, as_dicom in found.values() if as_dicom}
     names = case_names(list(plain), list(plain.values()))
@@ -186,11 +196,17 @@ def find_scans(inputs: Sequence[Path], *, leave_out: Path | None = None, keep_id
     return Scans(map(lambda scan, subject: replace(scan, told_subject=subject), scans, subjects), +left_out)
 
 
-def _told_subjects(given: Path) -> dict[str, str]:
-    """{file: subject} of a table with such a column."""
+def _told_subjects(given: Path, healthy: bool) -> dict[str, str]:
+    """{file: subject} of a table with such a column; an error where its images must be healthy and it marks some."""
     if given.suffix.lower() != ".csv":
         return {}
     rows = [row for _, row in read_table(given, ["image"])]
+    marked = [row["image"] for row in rows if row.get("mask") or row.get("boxes")]
+    if healthy and marked:
+        raise ThoradError(
+            f"{given}: a mask or boxes are named for {len(marked)} of its {len(rows)} images, so they aren't healthy: "
+            f"{listing(marked)}. Give a table of the healthy ones alone."
+        )
     return {os.path.realpath(given.parent / row["image"]): row["subject"] for row in rows if row.get("subject")}
 
 
@@ -235,6 +251,23 @@ def subjects_of(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
         subject_of(path, name if times[subject] > 1 else subject)
         for path, subject, name in zip(paths, alone, names, strict=True)
     ]
+
+
+def patients_doubt(paths: Sequence[Path], subjects: Sequence[str]) -> str | None:
+    """Say so where each image of a folder counts as a subject, though folders are as many as of patients; else None.
+
+    That is: `LEAST_FOLDERS` or more with several images each; fewer are classes or parts of a split, as are large ones.
+    """
+    of_folder: dict[Path, list[str]] = {}
+    for path, subject in zip(paths, subjects, strict=True):
+        of_folder.setdefault(path.parent, []).append(subject)
+    several = [found for found in of_folder.values() if 1 < len(found) == len(set(found)) <= MOST_OF_A_PATIENT]
+    if len(several) < LEAST_FOLDERS:
+        return None
+    return (
+        f"{sum(map(len, several))} images in {len(several)} folders count as a subject each. If a folder is a patient, "
+        "intervals and p-values are too good: say in a table, in a column `subject`, whom an image shows."
+    )
 
 
 def picture_files(scans: Scans) -> list[Path]:

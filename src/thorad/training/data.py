@@ -163,7 +163,7 @@ def open_images(
     def find(source: Source | None) -> list[Scan]:
         if not isinstance(source, str | Path):
             return []
-        scans = find_scans([Path(source)], leave_out=leave_out)
+        scans = find_scans([Path(source)], leave_out=leave_out, healthy=True)
         if scans.left_out:
             rank_zero_info(f"{printable(str(source))}: {counted(scans.left_out)}")
         return list(scans.values())
@@ -201,7 +201,7 @@ def _refuse_same_images(train: Images, validation: Images) -> None:
         raise ThoradError(f"{len(both)} images are among those to train on and those to validate on: {pairs}.")
 
 
-def claim(out: Path, settings: str, train: Images, validation: Images) -> None:
+def claim(out: Path, settings: str, train: Images, validation: Images, start: str = "") -> None:
     """Make a training's folder, or check that what it holds is a training with these settings on these images.
 
     Of a data set in memory, whose items may be random, the number of images counts. Folders of earlier versions, which
@@ -216,6 +216,7 @@ def claim(out: Path, settings: str, train: Images, validation: Images) -> None:
         return files.digest if isinstance(files, FileImages) else f"{len(images)} images"
 
     asked = {"settings": settings, "training images": of(train), "validation images": of(validation)}
+    asked |= {"weights to start from": start} if start else {}
     path = out / CLAIM
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -228,7 +229,7 @@ def claim(out: Path, settings: str, train: Images, validation: Images) -> None:
         ) from error
     except ValueError:
         earlier = {}
-    if others := [what for what, value in asked.items() if earlier.get(what) != value]:
+    if others := [what for what in {**earlier, **asked} if earlier.get(what) != asked.get(what)]:
         raise ThoradError(
             f"{out}: holds a training with other {listing(others)}. Give the same, or another --out, or delete it to "
             "begin anew."

@@ -81,7 +81,7 @@ def fit(
     images, held_out = open_images(train, validation, recipe, leave_out=out)
     _claim(out, recipe)
     start = None if start_from is None else load_model(start_from)
-    claim(out, f"recipe.toml{'' if start is None else f', from weights {start.sha256}'}", images, held_out)
+    claim(out, "recipe.toml", images, held_out, "" if start is None else start.sha256)
     model = out / "model"
     if all((model / name).is_file() for name in (WEIGHTS, CALIBRATION)):
         return model
