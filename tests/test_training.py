@@ -22,8 +22,10 @@ import torch
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file
 
+from thorad.apps.calibrate import calibrate_files, save_calibration
 from thorad.detector import Detector
 from thorad.errors import Interrupted, ThoradError
+from thorad.io.scans import find_scans
 from thorad.model import load_model
 from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
 from thorad.results.training_page import write_training_page
@@ -772,6 +774,24 @@ def test_start_from_what_means_something_else_is_refused(
     recipe = recipe.model_copy(update={"noise": swapped})
     with pytest.raises(ThoradError, match="has other kinds, beta_end than recipe 'tiny'"):
         fit(recipe, healthy[0], tmp_path / "out", accelerator="cpu", start_from=tiny_model, progress_bar=False)
+
+
+def test_what_was_trained_on_is_neither_validated_nor_calibrated_on(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+    train, other = healthy
+    options: dict[str, Any] = {"accelerator": "cpu", "progress_bar": False}
+    first = fit(tiny_recipe(steps=1), train, tmp_path / "first", **options)
+    with pytest.raises(ThoradError, match="5 of 5 validation images are among those that model 'tiny', to start from"):
+        fit(tiny_recipe(steps=1), other, tmp_path / "out", validation=train, start_from=first, **options)
+    second = fit(tiny_recipe(steps=1), other, tmp_path / "second", start_from=first, **options)
+    detector = Detector(second, method="zscore", device="cpu")
+    for folder in healthy:
+        with pytest.raises(ThoradError, match="5 of 5 images are among those that model 'tiny' was trained on"):
+            calibrate_files(detector, find_scans([folder]), level=0.3)
+    for path in train.iterdir():
+        PIL.Image.open(path).transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    scans = find_scans([train])
+    folder = save_calibration(calibrate_files(detector, scans, level=0.3).calibration, second)
+    assert len(load_model(folder).trained_on) == 10
 
 
 def test_a_training_from_another_start_is_refused(healthy: tuple[Path, Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -108,6 +108,15 @@ class Model:
     def parameters(self) -> int:
         """How many numbers the network learned."""
         return sum(tensor.numel() for tensor in self.network.parameters())
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """Digests of its training images on its grid, `thorad.io.preprocess.digest_of`; none where nobody knows.
+
+        Another machine may resize an image with other last digits, so that an image which isn't among them may have
+        been trained on all the same.
+        """
+        return frozenset(self.calibration.get("trained_on", ()))
 
     @property
     def schedule(self) -> Schedule:
@@ -281,6 +290,7 @@ def save_model(
     dtype: torch.dtype = torch.bfloat16,
     perceptual: Mapping[str, Tensor] | None = None,
     picture_domain: PictureDomain | None = None,
+    trained_on: Iterable[str] = (),
 ) -> None:
     """Write a model folder; the calibration last, so that a folder that stopped half-way doesn't load.
 
@@ -294,6 +304,7 @@ def save_model(
         dtype: what the network is kept in.
         perceptual: LPIPS weights that belong to the model.
         picture_domain: what its pictures look like; None where nobody knows.
+        trained_on: digests of its training images, of `thorad.io.preprocess.digest_of`.
     """
     tensors = {f"network.{name}": tensor.detach().cpu().to(dtype).contiguous() for name, tensor in network.items()}
     if mean is not None and standard_deviation is not None:
@@ -302,6 +313,7 @@ def save_model(
     weights = save(tensors)
     calibration: dict[str, Any] = {"weights_sha256": hashlib.sha256(weights).hexdigest(), "thorad": __version__}
     calibration["calibrations"] = []  # of `thorad calibrate`
+    calibration["trained_on"] = sorted(trained_on)
     write_atomic(folder / RECIPE, recipe.to_toml().encode())
     write_atomic(folder / CARD, card.encode())
     write_atomic(folder / WEIGHTS, weights)

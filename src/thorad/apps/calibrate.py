@@ -18,7 +18,7 @@ from thorad.detector import Detector
 from thorad.domain.pictures import PictureDomain
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.io.preprocess import to_model_grid
+from thorad.io.preprocess import digest_of, to_model_grid
 from thorad.io.scans import Scan, patients_doubt
 from thorad.io.slices import images_of
 from thorad.io.tables import listing
@@ -50,8 +50,8 @@ def calibrate_files(
         on_progress: called with (scans done or failed, scans in all).
 
     Raises:
-        ThoradError: fewer scans than the level needs can be used, or the device's memory doesn't hold a batch. A scan
-            that can't be used is left out and told in the summary.
+        ThoradError: fewer scans than the level needs can be used, scans that the model was trained on, the memory of
+            the device doesn't hold a batch. A scan that can't be used is left out and told in the summary.
     """
     began = time.perf_counter()
     scans_needed(level)  # a level that makes no sense is refused before the work
@@ -104,7 +104,18 @@ def _model_inputs(detector: Detector, scans: Mapping[str, Scan], failed: dict[st
             inputs |= of_scan
         except ThoradError as error:
             failed[scan.name] = scan.redacted(str(error))
+    _refuse_trained_on(detector, inputs)
     return inputs
+
+
+def _refuse_trained_on(detector: Detector, inputs: Mapping[str, _Input]) -> None:
+    """Raise where the model has learned some of them: it finds less in those than in healthy scans to come."""
+    seen = [name for name, each in inputs.items() if digest_of(each.pixels) in detector.model.trained_on]
+    if seen:
+        raise ThoradError(
+            f"{len(seen)} of {len(inputs)} images are among those that model {detector.model_name!r} was trained on: "
+            f"{listing(seen)}. Thresholds from them would be too low, and p-values too small: give others."
+        )
 
 
 def _maps(

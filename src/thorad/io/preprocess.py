@@ -3,6 +3,7 @@
 Shapes: H, W the image's own grid; S the model's side (`size`); side = max(H, W) of the square in between.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,11 @@ def to_model_grid(scaled: NDArray[np.float32], size: int = 128) -> tuple[torch.T
     square[0, 0][placement.inside] = torch.from_numpy(scaled)
     resized = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized[0].clamp(0, 1), placement
+
+
+def digest_of(pixels: torch.Tensor) -> str:
+    """What tells an image on a model's grid, (1, S, S), from others: the first 16 hexadecimal digits of a sha256."""
+    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:16]
 
 
 def to_input_grid(map: torch.Tensor | NDArray[Any], placement: Placement) -> NDArray[np.float32]:

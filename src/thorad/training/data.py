@@ -24,7 +24,7 @@ from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import Image, looks_like_mask
 from thorad.io.inputs import as_image
-from thorad.io.preprocess import to_model_input
+from thorad.io.preprocess import digest_of, to_model_input
 from thorad.io.scans import Scan, find_scans
 from thorad.io.slices import images_of
 from thorad.io.tables import counted, listing
@@ -66,7 +66,7 @@ class FileImages:
     def __init__(self, given: str | Path, scans: Sequence[Scan], recipe: Recipe) -> None:
         self._recipe = recipe
         self._images: list[Tensor | Scan] = []
-        self.contents: dict[bytes, str] = {}
+        self.contents: dict[str, str] = {}
         """{digest of what the model sees: file}: the same image under two names."""
         masks: list[str] = []
         problems: list[str] = []
@@ -77,7 +77,7 @@ class FileImages:
             except ThoradError as error:
                 problems.append(str(error) if str(scan.path) in str(error) else f"{scan.path}: {error}")
                 continue
-            self.contents |= {hashlib.sha256(each.numpy().tobytes()).digest(): scan.path.name for each in inputs}
+            self.contents |= {digest_of(each): scan.path.name for each in inputs}
             masks += [scan.path.name] * any(looks_like_mask(image.pixels) for image in images)
             kept = scan.is_volume or len(self._images) < KEPT_BYTES // inputs[0].nbytes
             self._images += inputs if kept else [scan]

@@ -17,11 +17,12 @@ from thorad import __version__
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import write_png8
+from thorad.io.preprocess import digest_of
 from thorad.io.tables import listing
 from thorad.model import CALIBRATION, RECIPE, WEIGHTS, Model, load_model, save_model
 from thorad.recipe import Recipe, parse_recipe
 from thorad.training.average_precision import MEASURED_ON, BestWeights
-from thorad.training.data import Images, Source, TrainingData, claim, mean_and_deviation, open_images
+from thorad.training.data import FileImages, Images, Source, TrainingData, claim, mean_and_deviation, open_images
 from thorad.training.domain import learn_domain
 from thorad.training.history import History
 from thorad.training.loop import Loop, run_training
@@ -81,6 +82,7 @@ def fit(
     images, held_out = open_images(train, validation, recipe, leave_out=out)
     _claim(out, recipe)
     start = None if start_from is None else load_model(start_from)
+    _refuse_trained_on(start, held_out)
     claim(out, "recipe.toml", images, held_out, "" if start is None else start.sha256)
     model = out / "model"
     if all((model / name).is_file() for name in (WEIGHTS, CALIBRATION)):
@@ -108,18 +110,20 @@ def fit(
     if trainer.is_global_zero:
         told = best.choose(trainer, module)
         card = _card(recipe, len(images), len(held_out), trainer, time.monotonic() - began, told, start)
-        _save(model, module, images, card)
+        _save(model, module, images, card, frozenset() if start is None else start.trained_on)
     return model
 
 
-def _save(model: Path, module: DiffusionTraining, images: Images, card: str) -> None:
+def _save(model: Path, module: DiffusionTraining, images: Images, card: str, before: frozenset[str]) -> None:
     recipe, state = module.recipe, module.network.state_dict()
     if not all(bool(weights.isfinite().all()) for weights in state.values()):
         raise ThoradError(
             f"{model.parent}: the training diverged, weights are not finite. Lower training.learning_rate."
         )
     domain = learn_domain(images, recipe)
-    save_model(model, recipe, state, *mean_and_deviation(images), card, picture_domain=domain)
+    trained_on = before | images.contents.keys() if isinstance(images, FileImages) else before
+    statistics = mean_and_deviation(images)
+    save_model(model, recipe, state, *statistics, card, picture_domain=domain, trained_on=trained_on)
 
 
 class ReconstructionPictures(Callback):
@@ -186,6 +190,16 @@ def _claim(out: Path, recipe: Recipe) -> None:
     # What the model is for changes no weight, and older recipes don't say it.
     if parse_recipe(earlier, source=str(path), written_out=True).model_copy(update={"domain": recipe.domain}) != recipe:
         raise ThoradError(f"{out}: holds a training with another recipe. Use another folder or its recipe.")
+
+
+def _refuse_trained_on(start: Model | None, validation: Images) -> None:
+    """Raise where weights to start from have learned what they would be validated on."""
+    seen = set() if start is None else {digest_of(validation[i]) for i in range(len(validation))} & start.trained_on
+    if start is not None and seen:
+        raise ThoradError(
+            f"{len(seen)} of {len(validation)} validation images are among those that model {start.recipe.name!r}, to "
+            "start from, was trained on. What is measured on them says nothing; give others."
+        )
 
 
 def _fresh_module(recipe: Recipe, start: Model | None) -> DiffusionTraining:
