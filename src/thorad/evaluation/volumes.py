@@ -169,21 +169,10 @@ def check_validation(cases: Sequence[Case], validation: Sequence[Case]) -> None:
             f"{len(both)} images are among both the test and the validation cases: {listing(both)}. A threshold that "
             "is chosen on a test image says nothing; take them out of one of the two."
         )
-    roles = {"test": cases, "validation": validation}
-    for role in roles.values():
-        subjects: dict[str, set[str]] = {}
-        for case in role:
-            if case.volume is not None:
-                subjects.setdefault(case.volume, set()).add(case.subject)
-        mixed = [volume for volume, of_volume in subjects.items() if len(of_volume) > 1]
-        if mixed:
-            raise ThoradError(
-                f"{len(mixed)} volumes have slices of several subjects: {listing(mixed)}. Give every volume a name of "
-                "its own in the column volume, and all its slices one subject in the column subject."
-            )
-        _refuse_unclear_slices(role)
-    ways = {role: {case.volume is None for case in of if case.has_finding} for role, of in roles.items()}
-    if ways["validation"] and ways["test"] != ways["validation"]:
+    for role in (cases, validation):
+        _refuse_unclear_volumes(role)
+    in_volumes = [{case.volume is not None for case in role if case.has_finding} for role in (cases, validation)]
+    if in_volumes[1] and in_volumes[0] != in_volumes[1]:
         raise ThoradError(
             "The test cases are volumes and the validation cases single slices, or the other way round: a threshold of "
             "one doesn't fit the other. Give both the column volume, or neither."
@@ -205,8 +194,17 @@ def _without_empty_mask(case: Case) -> Case:
         return case  # reading it with its image will say why
 
 
-def _refuse_unclear_slices(cases: Sequence[Case]) -> None:
-    """Raise where it isn't clear which slices make a volume, or in which order."""
+def _refuse_unclear_volumes(cases: Sequence[Case]) -> None:
+    """Raise where it isn't clear whose volumes these are, which slices they have, or in which order."""
+    subjects: dict[str, set[str]] = {}
+    for case in cases:
+        if case.volume is not None:
+            subjects.setdefault(case.volume, set()).add(case.subject)
+    if mixed := [volume for volume, of_volume in subjects.items() if len(of_volume) > 1]:
+        raise ThoradError(
+            f"{len(mixed)} volumes have slices of several subjects: {listing(mixed)}. Give every volume a name of "
+            "its own in the column volume, and all its slices one subject in the column subject."
+        )
     lesions = [case for case in cases if case.has_finding]
     alone = [case.name for case in lesions if case.volume is None]
     if alone and len(alone) < len(lesions):
