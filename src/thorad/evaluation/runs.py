@@ -160,10 +160,10 @@ def run_detectors(
     failures |= _parts_of_failed(everything, failures, together, names)
     usable = [case for case in everything if case.name not in failures]
     made = _make_maps(usable, detectors, inputs, failures, on_progress, keep, executor)
-    _refuse_without(needed, failures, everything, truth_column)
+    _refuse_without(needed, failures, truth_column)
     failures |= _not_finite([case for case in usable if case.name not in failures], detectors, made, needed)
     failures |= _parts_of_failed(everything, failures, together, names)
-    _refuse_without(needed, failures, everything, truth_column)
+    _refuse_without(needed, failures, truth_column)
     kept = [case for case in usable if case.name not in failures]
     quality = partial(_quality, inputs=inputs, without=without) if lesions else None
     return [
@@ -324,19 +324,17 @@ def _read_all(
                 inputs[case.name, size] = read(case, size)
             except (ThoradError, OSError) as error:
                 failures[case.name] = _failure(case, str(error))
-    _refuse_without(needed, failures, cases, truth_column)
+    _refuse_without(needed, failures, truth_column)
     return inputs, failures
 
 
-def _refuse_without(
-    needed: Set[str], failures: Mapping[str, Failure], cases: Sequence[Case], truth_column: str
-) -> None:
+def _refuse_without(needed: Set[str], failures: Mapping[str, Failure], truth_column: str) -> None:
     """An error where no needed case is left."""
     if needed <= failures.keys():
         reasons = listing([f"{name}: {failure['reason']}" for name, failure in failures.items()])
         raise ThoradError(
-            f"None of the {len(cases)} cases has anything in the column {truth_column} that can be used, so there is "
-            f"nothing to measure. Give a CSV with the columns image and {truth_column}. {reasons}"
+            f"None of the cases to test has anything in the column {truth_column} that can be used: there is nothing "
+            f"to measure. Give a CSV with the columns image and {truth_column}. {reasons}"
         )
 
 

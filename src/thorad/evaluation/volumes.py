@@ -155,7 +155,7 @@ def check_validation(cases: Sequence[Case], validation: Sequence[Case]) -> None:
     if not labelled and all(_volume_of(case) in diseased for case in cases):
         raise ThoradError(
             "The protocol brain-volumes needs a threshold that the test labels don't choose. Give labelled validation "
-            "cases of other subjects, or healthy images."
+            "cases of other subjects (`--validation`), or healthy images (`--healthy`)."
         )
     shared = sorted({case.subject for case in cases if case.has_finding} & {case.subject for case in validation})
     if shared:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 from torch import Tensor
 
 from thorad.diffusion.schedule import Schedule
 from thorad.maps.zscore import match_quantiles, tolerant_zscores
 from thorad.methods.contract import Compare, Denoise, Method, Noise, OnStep, Request, Restoration
+
+MOST_PX: Final = 50
+"""Of tolerance and blur: more than that compares no place with itself."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class ZScoreOptions:
 
     def __post_init__(self) -> None:
         """Raise ValueError for what means nothing."""
-        if self.tolerance < 0 or self.blur_sigma < 0:
-            raise ValueError(f"tolerance {self.tolerance} and blur_sigma {self.blur_sigma} must not be below 0")
+        for name in ("tolerance", "blur_sigma"):
+            if not 0 <= getattr(self, name) <= MOST_PX:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to {MOST_PX:g} px")
 
     def network_calls(self) -> int:
         """None: this method needs no network."""

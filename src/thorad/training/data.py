@@ -77,7 +77,7 @@ class FileImages:
             except ThoradError as error:
                 problems.append(str(error) if str(scan.path) in str(error) else f"{scan.path}: {error}")
                 continue
-            self.contents |= {digest_of(each): scan.path.name for each in inputs}
+            self.contents |= {digest_of(each): scan.source for each in inputs}
             masks += [scan.path.name] * any(looks_like_mask(image.pixels) for image in images)
             kept = scan.is_volume or len(self._images) < KEPT_BYTES // inputs[0].nbytes
             self._images += inputs if kept else [scan]
