@@ -244,7 +244,7 @@ def test_without_scan_threshold_or_with_another_scan(tmp_path: Path) -> None:
     assert "it lies on another grid" in write_volume_page(results, "head", out).read_text(encoding="utf-8")
 
 
-def test_another_scan_on_the_same_grid_is_not_shown(tmp_path: Path) -> None:
+def test_another_scan_on_the_same_grid_is_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The heads of one protocol have one grid."""
     results, out = tmp_path / "results", tmp_path / "page.html"
     scan = make_results(results, oblique(0))
@@ -261,6 +261,7 @@ def test_another_scan_on_the_same_grid_is_not_shown(tmp_path: Path) -> None:
     text = write_volume_page(results, "head", out).read_text(encoding="utf-8")
     assert "The file it came from is another one now: its voxels are others." in text
     assert embedded(out, "scan") is None
+    assert "head: its page has no scan. The file it came from is another one now" in caplog.text
 
 
 def test_the_side_is_asked_for_or_the_runs_whatever_the_scan_came_from(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ Shapes: I, J, K the scan's own grid; P, Q, R the page's.
 
 import base64
 import gzip
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ from thorad.results.folder import (
 )
 from thorad.results.gallery import finding_size, looking
 from thorad.results.page import LARGEST_PAGE, asset, render
+
+log = logging.getLogger("thorad.results")
 
 MOST_VOXELS: Final = 40_000_000  # more is slow to draw, and too much for small graphics cards; heads of 1 mm have 7e6
 LEAST_SIDE: Final = 16  # voxels; a smaller side shows nothing, so it is not reduced further
@@ -161,6 +164,8 @@ def write_volume_page(
         others = f"Its volumes are {listing(names)}." if names else "It holds no volume; see `thorad report`."
         raise ThoradError(f"{results}: the case {case} is a picture, not a volume. {others}")
     volumes, note = _read(record, scan)
+    if note:
+        log.warning("%s: its page has no scan. %s", case, note)
     lesions = None if truth is None else _lesions(folder, record, truth, volumes)
     factor = 1
     while True:
