@@ -259,8 +259,9 @@ def test_volumes_refuse_what_would_not_be_honest(tables: dict[str, list[Case]], 
         run(test, renamed)
     with pytest.raises(ThoradError, match="1 volumes have slices of several subjects: ill1"):
         run([replace(test[0], subject="someone"), *test[1:]], validation)
-    with pytest.raises(ThoradError, match="1 images with a mask have no volume, others have: "):
-        run([replace(test[0], volume=None), *test[1:]], validation)
+    for index in (0, 1):  # with a mask and without
+        with pytest.raises(ThoradError, match="1 images have no volume, others of their subject or with a mask have: "):
+            run([replace(case, volume=case.volume if n != index else None) for n, case in enumerate(test)], validation)
     with pytest.raises(ThoradError, match="1 slices are in the table twice: slice 3 of ill1"):
         run([test[0], replace(test[1], slice_number=3), *test[2:]], validation)
     with pytest.raises(ThoradError, match="a threshold of one doesn't fit the other"):

@@ -205,11 +205,16 @@ def _refuse_unclear_volumes(cases: Sequence[Case]) -> None:
             f"{len(mixed)} volumes have slices of several subjects: {listing(mixed)}. Give every volume a name of "
             "its own in the column volume, and all its slices one subject in the column subject."
         )
-    lesions = [case for case in cases if case.has_finding]
-    alone = [case.name for case in lesions if case.volume is None]
-    if alone and len(alone) < len(lesions):
+    of_volumes = {case.subject for case in cases if case.volume is not None}
+    lesions_in_volumes = any(case.has_finding for case in cases if case.volume is not None)
+    if alone := [
+        case.name
+        for case in cases
+        if case.volume is None and (case.subject in of_volumes or (case.has_finding and lesions_in_volumes))
+    ]:
         raise ThoradError(
-            f"{len(alone)} images with a mask have no volume, others have: {listing(alone)}. Fill in the column volume."
+            f"{len(alone)} images have no volume, others of their subject or with a mask have: {listing(alone)}. Fill in "
+            "the column volume."
         )
     times = Counter((case.volume, case.slice_number) for case in cases if case.slice_number is not None and case.volume)
     if twice := [f"slice {number} of {volume}" for (volume, number), count in times.items() if count > 1]:
