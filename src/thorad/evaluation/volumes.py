@@ -213,8 +213,8 @@ def _refuse_unclear_volumes(cases: Sequence[Case]) -> None:
         if case.volume is None and (case.subject in of_volumes or (case.has_finding and lesions_in_volumes))
     ]:
         raise ThoradError(
-            f"{len(alone)} images have no volume, others of their subject or with a mask have: {listing(alone)}. Fill in "
-            "the column volume."
+            f"{len(alone)} images have no volume, others of their subject or with a mask have: {listing(alone)}. Fill "
+            "in the column volume."
         )
     times = Counter((case.volume, case.slice_number) for case in cases if case.slice_number is not None and case.volume)
     if twice := [f"slice {number} of {volume}" for (volume, number), count in times.items() if count > 1]:
