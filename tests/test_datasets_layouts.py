@@ -728,7 +728,14 @@ def test_split_is_read_by_everything_else(tmp_path: Path) -> None:
             assert case.subject == wanted.subject
     assert [len(find_scans([out / f"{part}.csv"])) for part in ("train", "val", "test")] == [12, 4, 4]
     recipe = Recipe(name="any", image=ImageSection(size=16))
-    assert [len(images) for images in open_images(out / "train.csv", out / "val.csv", recipe)] == [12, 4]
+    with pytest.raises(ThoradError, match=r"train\.csv: a mask or boxes are named for 6 of its 12 images"):
+        open_images(out / "train.csv", out / "val.csv", recipe)
+    lines = {part: (out / f"{part}.csv").read_text().splitlines() for part in ("train", "val")}
+    for part, (head, *rows) in lines.items():
+        healthy = [row for row in rows if not row.split(",")[1]]
+        (out / f"healthy-{part}.csv").write_text("\n".join([head, *healthy]) + "\n")
+    opened = open_images(out / "healthy-train.csv", out / "healthy-val.csv", recipe)
+    assert [len(images) for images in opened] == [6, 2]
     report = check_data_set(out)
     assert (report.kind, report.images, report.with_mask) == ("tables", 20, 10)
     assert (report.parts, report.leaks) == ({"train": 12, "val": 4, "test": 4}, [])

@@ -1,6 +1,7 @@
 """Whether a picture is of the model's kind: the arithmetic on known distributions, the rates on real images."""
 
 import io
+import json
 import logging
 import math
 import re
@@ -33,7 +34,7 @@ from thorad.io.scans import find_scans
 from thorad.io.tags import ScanTags
 from thorad.io.template import cut_axial, cut_template
 from thorad.io.volumes import read_volume
-from thorad.model import DOMAIN, bundled_models, load_model, load_recipe_of, model_folder
+from thorad.model import CALIBRATION, DOMAIN, bundled_models, load_model, load_recipe_of, model_folder
 from thorad.recipe import DomainSection, Recipe, TrainingSection
 from thorad.training.domain import learn_domain
 from thorad.training.fit import fit
@@ -187,6 +188,9 @@ def test_training_and_calibration_write_it(
     assert "weights_only" not in caplog.text  # Lightning's notice where a caller leaves it open
     assert Detector(trained, method="zscore").check(blobs(1, 0)[0]).status == "ok"
 
+    calibration = json.loads((trained / CALIBRATION).read_text())
+    assert len(calibration.pop("trained_on")) == FEWEST_IMAGES  # or it would not be calibrated on them
+    (trained / CALIBRATION).write_text(json.dumps(calibration))
     old = Path(shutil.copytree(trained, tmp_path / "old"))
     (old / DOMAIN).unlink()
     scans = find_scans([healthy])
