@@ -504,7 +504,7 @@ class Detector:
             if steps is not None:
                 raise ThoradError(f"method {self.method!r} has no steps to choose, but steps {steps} was asked for.")
             return None
-        level = self.noise_level or self._method.noise_levels[self.noise]
+        level = self._level(self.noise)
         if steps is None:
             return min(self._method.default_steps[self.noise], level)
         if steps == "all":
@@ -514,6 +514,10 @@ class Detector:
                 f"steps is {steps!r}, expected 'all' or a number from 1 to {level} (the noise level of {self.method})."
             )
         return steps
+
+    def _level(self, noise: str) -> int:
+        """The timestep that images are noised to: as asked, or the method's own for this noise."""
+        return self.noise_level or self._method.noise_levels[noise]
 
     def _checked_draws(self, draws: int | None) -> int:
         if draws is None:
@@ -532,7 +536,7 @@ class Detector:
         if self.finish and not self._method.can_finish:
             raise ThoradError(f"method {self.method!r} has no chain to finish; leave finish out.")
         recipe = self.model.recipe
-        level = None if self.noise is None else self.noise_level or self._method.noise_levels[self.noise]
+        level = None if self.noise is None else self._level(self.noise)
         if level is not None and level >= recipe.noise.train_below:
             raise ThoradError(
                 f"model {recipe.name!r} was trained below timestep {recipe.noise.train_below}; "

@@ -86,8 +86,9 @@ class Scan:
         """
         digest = hashlib.sha256()
         for path in self.files:
+            size = path.stat().st_size
             with path.open("rb") as file:
-                for place in (0, max(0, path.stat().st_size // 2), max(0, path.stat().st_size - EXCERPT_BYTES)):
+                for place in (0, size // 2, max(0, size - EXCERPT_BYTES)):
                     file.seek(place)
                     digest.update(file.read(EXCERPT_BYTES))
         return digest.hexdigest()

@@ -194,8 +194,10 @@ def _claim(out: Path, recipe: Recipe) -> None:
 
 def _refuse_trained_on(start: Model | None, validation: Images) -> None:
     """Raise where weights to start from have learned what they would be validated on."""
-    seen = set() if start is None else {digest_of(validation[i]) for i in range(len(validation))} & start.trained_on
-    if start is not None and seen:
+    if start is None or not start.trained_on:
+        return
+    seen = start.trained_on & {digest_of(validation[index]) for index in range(len(validation))}
+    if seen:
         raise ThoradError(
             f"{len(seen)} of {len(validation)} validation images are among those that model {start.recipe.name!r}, to "
             "start from, was trained on. What is measured on them says nothing; give others."
@@ -207,15 +209,15 @@ def _fresh_module(recipe: Recipe, start: Model | None) -> DiffusionTraining:
     module = DiffusionTraining(recipe)
     if start is not None:
         weights, wanted = start.network.state_dict(), module.network.state_dict()
-        given, asked = start.recipe, recipe
-        others = [name for name in STAYS if getattr(given.noise, name) != getattr(asked.noise, name)]
-        if given.image.input_range != asked.image.input_range:
+        given = start.recipe
+        others = [name for name in STAYS if getattr(given.noise, name) != getattr(recipe.noise, name)]
+        if given.image.input_range != recipe.image.input_range:
             others.append("input_range")
         if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in wanted.items()}:
             others.append("shapes of the network")
         if others:
             raise ThoradError(
-                f"model {given.name!r}, to start from, has other {listing(others)} than recipe {asked.name!r}: its "
+                f"model {given.name!r}, to start from, has other {listing(others)} than recipe {recipe.name!r}: its "
                 "weights would mean something else. Give the recipe the same, or train from the beginning."
             )
         module.network.load_state_dict(weights)

@@ -80,7 +80,7 @@ class Checkpoints(Checkpoint):
             raise ThoradError(
                 f"{self._folder.parent}: its steps until now were of {self._processes} processes, now there are "
                 f"{trainer.world_size}: a step would have other images, and another number of them. Give as many "
-                f"devices as before, or another folder."
+                "devices as before, or another folder."
             )
         self._processes = trainer.world_size
         self._signal, self._saved = 0, time.monotonic()
