@@ -1,6 +1,6 @@
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,6 +34,9 @@ class FakeDetector:
     model_size: int = SIZE
     batch_size: int = 3
     seen: list[str] = field(default_factory=list)
+
+    def learned(self, images: Mapping[str, torch.Tensor]) -> list[str]:
+        return []
 
     def model_restorations(self, x: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert x.shape == (len(names), 1, SIZE, SIZE)

@@ -1,6 +1,6 @@
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -101,6 +101,9 @@ class FakeDetector:
     region: np.ndarray = field(default_factory=lambda: EVERYWHERE)
     model_size: int = SIZE
     batch_size: int = 5
+
+    def learned(self, images: Mapping[str, torch.Tensor]) -> list[str]:
+        return []
 
     def model_restorations(self, x: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         return torch.tensor(np.stack([self.maps(name) for name in names])[:, None], dtype=torch.float32), None

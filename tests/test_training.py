@@ -23,8 +23,10 @@ from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file
 
 from thorad.apps.calibrate import calibrate_files, save_calibration
+from thorad.datasets.cases import Case
 from thorad.detector import Detector
 from thorad.errors import Interrupted, ThoradError
+from thorad.evaluation.evaluate import evaluate
 from thorad.io.scans import find_scans
 from thorad.model import load_model
 from thorad.recipe import AugmentationSection, Recipe, bundled_recipes, load_recipe, parse_recipe
@@ -776,7 +778,7 @@ def test_start_from_what_means_something_else_is_refused(
         fit(recipe, healthy[0], tmp_path / "out", accelerator="cpu", start_from=tiny_model, progress_bar=False)
 
 
-def test_what_was_trained_on_is_neither_validated_nor_calibrated_on(healthy: tuple[Path, Path], tmp_path: Path) -> None:
+def test_nothing_is_measured_on_what_was_trained_on(healthy: tuple[Path, Path], tmp_path: Path) -> None:
     train, other = healthy
     options: dict[str, Any] = {"accelerator": "cpu", "progress_bar": False}
     first = fit(tiny_recipe(steps=1), train, tmp_path / "first", **options)
@@ -787,6 +789,13 @@ def test_what_was_trained_on_is_neither_validated_nor_calibrated_on(healthy: tup
     for folder in healthy:
         with pytest.raises(ThoradError, match="5 of 5 images are among those that model 'tiny' was trained on"):
             calibrate_files(detector, find_scans([folder]), level=0.3)
+    pixels = np.zeros((20, 24), dtype=np.uint8)
+    pixels[5:9, 5:9] = 255
+    for name in ("lesion", "mask"):
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    case = Case(tmp_path / "lesion.png", tmp_path / "mask.png", "s", "lesion")
+    with pytest.raises(ThoradError, match="5 of 6 images are among those that model 'tiny' was trained on: sub-000, "):
+        evaluate([case], sorted(train.iterdir()), [detector], tmp_path / "evaluation")
     for path in train.iterdir():
         PIL.Image.open(path).transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT).save(path)
     scans = find_scans([train])

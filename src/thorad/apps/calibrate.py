@@ -18,7 +18,7 @@ from thorad.detector import Detector
 from thorad.domain.pictures import PictureDomain
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
-from thorad.io.preprocess import digest_of, to_model_grid
+from thorad.io.preprocess import to_model_grid
 from thorad.io.scans import Scan, patients_doubt
 from thorad.io.slices import images_of
 from thorad.io.tables import listing
@@ -110,7 +110,7 @@ def _model_inputs(detector: Detector, scans: Mapping[str, Scan], failed: dict[st
 
 def _refuse_trained_on(detector: Detector, inputs: Mapping[str, _Input]) -> None:
     """Raise where the model has learned some of them: it finds less in those than in healthy scans to come."""
-    seen = [name for name, each in inputs.items() if digest_of(each.pixels) in detector.model.trained_on]
+    seen = detector.learned({name: each.pixels for name, each in inputs.items()})
     if seen:
         raise ThoradError(
             f"{len(seen)} of {len(inputs)} images are among those that model {detector.model_name!r} was trained on: "

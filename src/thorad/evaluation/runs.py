@@ -67,6 +67,9 @@ class MapDetector(typing.Protocol):
     def region(self) -> Bools:
         """(S, S) pixels in which the model looks for anomalies."""
 
+    def learned(self, images: Mapping[str, torch.Tensor]) -> list[str]:
+        """The names of those (1, S, S) images in [0, 1] that its model is known to have been trained on."""
+
     def model_restorations(self, x: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Turn (B, 1, S, S) images in [0, 1] into as many anomaly maps and, if it makes some, pseudo-healthy images."""
 
@@ -156,6 +159,7 @@ def run_detectors(
     everything = [*cases, *map(lambda case, name: replace(case, name=name), validation, names)]
     needed = {case.name for case in cases if case.has_finding}
     inputs, failures = _read_all(everything, detectors, read, needed, truth_column)
+    _refuse_learned(detectors, inputs)
     without = _read_without_lesions(everything, detectors, failures) if lesions else {}
     failures |= _parts_of_failed(everything, failures, together, names)
     usable = [case for case in everything if case.name not in failures]
@@ -326,6 +330,17 @@ def _read_all(
                 failures[case.name] = _failure(case, str(error))
     _refuse_without(needed, failures, truth_column)
     return inputs, failures
+
+
+def _refuse_learned(detectors: Sequence[MapDetector], inputs: Inputs[TruthType]) -> None:
+    """An error where a model has learned what it would be measured on: it finds less there than in scans to come."""
+    for detector in detectors:
+        images = {name: image for (name, size), (image, _) in inputs.items() if size == detector.model_size}
+        if seen := detector.learned(images):
+            raise ThoradError(
+                f"{len(seen)} of {len(images)} images are among those that model {detector.model_name!r} was trained "
+                f"on: {listing(seen)}. What is measured on them says nothing about others; give others."
+            )
 
 
 def _refuse_without(needed: Set[str], failures: Mapping[str, Failure], truth_column: str) -> None:
