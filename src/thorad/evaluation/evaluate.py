@@ -73,8 +73,8 @@ def evaluate(
         executor: where the maps are made; the figures are the same.
 
     Raises:
-        ThoradError: an unknown protocol, no case with a finding can be used, one is among `healthy`, validation cases
-            for a protocol that uses none, or `out` can't be written.
+        ThoradError: an unknown protocol, no case with a finding can be used, one is among `healthy`, a model was
+            trained on a case, validation cases for a protocol that uses none, or `out` can't be written.
     """
     _check_beforehand(protocol, detectors, validation, out)
     found, rows = PROTOCOLS[protocol].run(

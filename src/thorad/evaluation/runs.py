@@ -159,7 +159,6 @@ def run_detectors(
     everything = [*cases, *map(lambda case, name: replace(case, name=name), validation, names)]
     needed = {case.name for case in cases if case.has_finding}
     inputs, failures = _read_all(everything, detectors, read, needed, truth_column)
-    _refuse_learned(detectors, inputs)
     without = _read_without_lesions(everything, detectors, failures) if lesions else {}
     failures |= _parts_of_failed(everything, failures, together, names)
     usable = [case for case in everything if case.name not in failures]
@@ -316,7 +315,10 @@ def _read_all(
     needed: Set[str],
     truth_column: str,
 ) -> tuple[Inputs[TruthType], dict[str, Failure]]:
-    """Read the cases onto each model's grid; an error where a region is empty, or no needed case can be read."""
+    """Read the cases onto each model's grid.
+
+    An error where a region is empty, no needed case can be read, or a model was trained on one.
+    """
     for detector in detectors:
         if not np.asarray(detector.region).any():
             raise ThoradError(f"{detector.method}: the model's region is empty, so there is nothing to measure in.")
@@ -329,6 +331,7 @@ def _read_all(
             except (ThoradError, OSError) as error:
                 failures[case.name] = _failure(case, str(error))
     _refuse_without(needed, failures, truth_column)
+    _refuse_learned(detectors, inputs)
     return inputs, failures
 
 
