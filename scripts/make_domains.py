@@ -1,6 +1,8 @@
-"""Makes domain.safetensors of the bundled models: what their pictures look like.
+"""Makes what the bundled models know of their training images beside the weights.
 
-    python scripts/make_domains.py brain-t1-compact,brain-t1-patched IXI_TRAIN_FOLDER
+domain.safetensors, what their pictures look like; in calibration.json digests, so that nothing is measured on them.
+
+    python scripts/make_domains.py brain-t1-compact,brain-t1-gaussian,brain-t1-patched IXI_TRAIN_FOLDER
     python scripts/make_domains.py hand-xray64 HAND_TRAIN_FOLDER
 
 The folders hold the models' training images, as their cards name them; nothing else is used. The weights stay.
@@ -9,11 +11,12 @@ The folders hold the models' training images, as their cards name them; nothing 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from thorad.io.atomic import write_atomic
 from thorad.io.scans import find_scans
-from thorad.model import DOMAIN, load_recipe_of, model_folder
+from thorad.model import CALIBRATION, DOMAIN, load_recipe_of, model_folder
 from thorad.training.data import FileImages
 from thorad.training.domain import learn_domain
 
@@ -27,12 +30,17 @@ def main() -> None:
     scans = list(find_scans([arguments.images]).values())
     for model in arguments.models:
         recipe = load_recipe_of(model)
-        domain = learn_domain(FileImages(arguments.images, scans, recipe), recipe)
+        images = FileImages(arguments.images, scans, recipe)
+        domain = learn_domain(images, recipe)
         if domain is None:
             raise SystemExit(f"{arguments.images}: too few images")
         content = domain.to_bytes()
-        write_atomic(model_folder(model) / DOMAIN, content)
-        print(model, len(content), "bytes", {test: domain.thresholds(test) for test in domain.healthy})
+        folder = model_folder(model)
+        write_atomic(folder / DOMAIN, content)
+        calibration = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
+        calibration["trained_on"] = sorted(images.contents)
+        write_atomic(folder / CALIBRATION, (json.dumps(calibration, indent=2) + "\n").encode())
+        print(model, len(images.contents), "images", {test: domain.thresholds(test) for test in domain.healthy})
 
 
 if __name__ == "__main__":

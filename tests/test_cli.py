@@ -205,6 +205,8 @@ def test_reports_beside_the_results(tiny_model: Path, tmp_path: Path) -> None:
         page = (tmp_path / folder / "report.html").read_text()
         assert "zscore" in page
         assert f"{tmp_path / folder / 'report.html'} (" in result.stdout
+    thorad_command("evaluate", tmp_path / "cases.csv", "--out", tmp_path / "table", *options[:-1])
+    assert not (tmp_path / "table" / "report.html").exists(), "of an evaluation whose figures are gone"
 
 
 def test_a_table_names_the_images(tiny_model: Path, tmp_path: Path) -> None:

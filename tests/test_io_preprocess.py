@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from thorad.errors import ThoradError
 from thorad.io.images import read_image
 from thorad.io.intensity import scale
-from thorad.io.preprocess import mask_to_model_grid, place, to_input_grid, to_model_input
+from thorad.io.preprocess import digest_of, mask_to_model_grid, place, to_input_grid, to_model_input
 
 SHAPES = [
     (233, 197),
@@ -206,3 +206,15 @@ def test_real_masks_keep_their_area_and_place(shared_data) -> None:
         rows, columns = centre_of_mass(mask)
         expected = (rows + 0.5) * 128 / 233 - 0.5, (columns + 18 + 0.5) * 128 / 233 - 0.5
         assert np.abs(np.subtract(centre_of_mass(small), expected)).max() < 0.5
+
+
+def test_last_digits_change_no_digest(rng: np.random.Generator) -> None:
+    """Other machines resize with other last digits; another picture has another digest."""
+    pixels = torch.from_numpy(rng.random((40, 1, 64, 64), dtype=np.float32))
+    digests = [digest_of(each) for each in pixels]
+    noise = torch.from_numpy(rng.uniform(-1e-7, 1e-7, pixels.shape).astype(np.float32))
+    assert [digest_of(each) for each in pixels + noise] == digests
+    assert len(set(digests)) == 40
+    changed = pixels.clone()
+    changed[:, 0, 30:32, 30:32] = 1 - changed[:, 0, 30:32, 30:32]
+    assert not set(digests) & {digest_of(each) for each in changed}

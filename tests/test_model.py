@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from thorad.cli.options import DEFAULT_MODEL
 from thorad.errors import ThoradError
+from thorad.io.preprocess import digest_of, to_model_input
+from thorad.io.scans import read_picture
 from thorad.model import (
     CALIBRATION,
     CARD,
@@ -157,6 +159,18 @@ def test_an_unknown_model_is_told_with_the_known_ones() -> None:
 def test_the_default_model_is_bundled_and_all_are_small() -> None:
     assert DEFAULT_MODEL in bundled_models()
     assert sum(map(weight_megabytes, bundled_models())) < 40
+
+
+@pytest.mark.parametrize("name", [name for name in bundled_models() if name.startswith("brain-t1")])
+def test_bundled_models_know_their_training_images(name: str, shared_data: Path) -> None:
+    model, known = load_model(name), []
+    for split in ("train", "val"):
+        files = sorted((shared_data / "ixi" / split).glob("*.png"))[::10]
+        images = [to_model_input(read_picture(file).pixels, model.recipe.image.size)[0] for file in files]
+        known.append([digest_of(image) in model.trained_on for image in images])
+    assert len(model.trained_on) == 465
+    assert all(known[0])
+    assert not any(known[1])
 
 
 @pytest.mark.parametrize("name", bundled_models())

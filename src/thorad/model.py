@@ -113,8 +113,7 @@ class Model:
     def trained_on(self) -> frozenset[str]:
         """Digests of its training images on its grid, `thorad.io.preprocess.digest_of`; none where nobody knows.
 
-        Another machine may resize an image with other last digits, so that an image which isn't among them may have
-        been trained on all the same.
+        A copy that was turned, cropped or changed otherwise isn't among them.
         """
         return frozenset(self.calibration.get("trained_on", ()))
 

@@ -113,8 +113,8 @@ def _refuse_trained_on(detector: Detector, inputs: Mapping[str, _Input]) -> None
     seen = detector.learned({name: each.pixels for name, each in inputs.items()})
     if seen:
         raise ThoradError(
-            f"{len(seen)} of {len(inputs)} images are among those that model {detector.model_name!r} was trained on: "
-            f"{listing(seen)}. Thresholds from them would be too low, and p-values too small: give others."
+            f"Model {detector.model_name!r} was trained on {len(seen)} of these {len(inputs)} images: {listing(seen)}. "
+            "Thresholds from them would be too low, and p-values too small: give others."
         )
 
 

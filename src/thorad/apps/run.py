@@ -163,6 +163,8 @@ def write_evaluation_run(
     told = [*(warning for detector in detectors for warning in detector.warnings), baseline_warning(results)]
     run["warnings"] = warnings = list(dict.fromkeys(filter(None, told)))
     run |= {**_software(), "seconds": round(seconds, 1)}
+    for of_the_last in ("report.html", "cost.png", "cost.svg"):  # which this run may not ask for
+        (out / of_the_last).unlink(missing_ok=True)
     write_atomic(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
     return warnings
 

@@ -244,14 +244,17 @@ def _print_model(model: str, json: Path | None) -> None:
     print_line(f"noise       {', '.join(loaded.recipe.noise.trained_kinds)}")
     print_line(f"parameters  {loaded.parameters / 1e6:.2f} million, {weight_megabytes(model):.1f} MB")
     print_line(f"sha256      {loaded.sha256} (checked: the weights are as they were saved)")
-    known = "judged" if loaded.picture_domain else "not judged: no domain.safetensors, which `thorad calibrate` adds"
-    print_line(f"pictures    {known}")
+    added = "not judged: no domain.safetensors, which `thorad calibrate` adds from 20 scans on"
+    print_line(f"pictures    {'judged' if loaded.picture_domain else added}")
+    learned = len(loaded.trained_on)
+    print_line(f"trained on  {f'{learned} images, which evaluate and calibrate refuse' if learned else 'not known'}")
     made = "none: thorad train-critic makes one"
     if loaded.critic is not None:
         made = f"sha256 {loaded.critic.sha256}, {loaded.critic_source}; figures below"
     print_line(f"critic      {made}")
     print_line(f"method      {default_method(model)}, if none is asked for")
-    measured = {key: value for key, value in loaded.calibration.items() if key != "weights_sha256"}
+    shown = loaded.calibration.keys() - {"weights_sha256", "trained_on"}
+    measured = {key: value for key, value in loaded.calibration.items() if key in shown}
     if "calibrations" in measured:
         measured["calibrations"] = [
             {key: value for key, value in made.items() if key != "scores"} for made in measured["calibrations"]

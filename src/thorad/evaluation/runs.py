@@ -341,8 +341,8 @@ def _refuse_learned(detectors: Sequence[MapDetector], inputs: Inputs[TruthType])
         images = {name: image for (name, size), (image, _) in inputs.items() if size == detector.model_size}
         if seen := detector.learned(images):
             raise ThoradError(
-                f"{len(seen)} of {len(images)} images are among those that model {detector.model_name!r} was trained "
-                f"on: {listing(seen)}. What is measured on them says nothing about others; give others."
+                f"Model {detector.model_name!r} was trained on {len(seen)} of these {len(images)} images: "
+                f"{listing(seen)}. What is measured on them says nothing about other scans; give others."
             )
 
 

@@ -64,8 +64,11 @@ def to_model_grid(scaled: NDArray[np.float32], size: int = 128) -> tuple[torch.T
 
 
 def digest_of(pixels: torch.Tensor) -> str:
-    """What tells an image on a model's grid, (1, S, S), from others: the first 16 hexadecimal digits of a sha256."""
-    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:16]
+    """What tells an image on a model's grid, (1, S, S) in [0, 1], from others: 16 hexadecimal digits of a sha256.
+
+    Of sixteen grey levels: machines resize with other last digits, which hardly ever cross from one level to another.
+    """
+    return hashlib.sha256((pixels * 15).round().byte().numpy().tobytes()).hexdigest()[:16]
 
 
 def to_input_grid(map: torch.Tensor | NDArray[Any], placement: Placement) -> NDArray[np.float32]:

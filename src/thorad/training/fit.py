@@ -199,8 +199,8 @@ def _refuse_trained_on(start: Model | None, validation: Images) -> None:
     seen = start.trained_on & {digest_of(validation[index]) for index in range(len(validation))}
     if seen:
         raise ThoradError(
-            f"{len(seen)} of {len(validation)} validation images are among those that model {start.recipe.name!r}, to "
-            "start from, was trained on. What is measured on them says nothing; give others."
+            f"Model {start.recipe.name!r}, to start from, was trained on {len(seen)} of these {len(validation)} "
+            "validation images. What is measured on them says nothing; give others."
         )
 
 
