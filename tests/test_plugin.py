@@ -51,8 +51,9 @@ def test_train_detect_and_evaluate(installed: dict[str, str], tmp_path: Path) ->
         write_scan(tmp_path / "healthy" / f"{index}.png", index)
     for index in (4, 5):
         write_scan(tmp_path / "scans" / f"{index}.png", index, lesion=True)
+    write_scan(tmp_path / "other-healthy.png", 6)
     write_mask(tmp_path / "mask.png")
-    (tmp_path / "cases.csv").write_text("image,mask\nscans/4.png,mask.png\nscans/5.png,mask.png\nhealthy/0.png,\n")
+    (tmp_path / "cases.csv").write_text("image,mask\nscans/4.png,mask.png\nscans/5.png,mask.png\nother-healthy.png,\n")
     model = tmp_path / "training" / "model"
     thorad(
         installed,
