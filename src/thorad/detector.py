@@ -31,7 +31,7 @@ from thorad.errors import ThoradError
 from thorad.findings import findings_in
 from thorad.io.images import Image, looks_like_mask
 from thorad.io.inputs import ImageLike, as_image
-from thorad.io.preprocess import Placement, digest_of, mask_to_model_grid, to_input_grid, to_model_grid
+from thorad.io.preprocess import Placement, mask_to_model_grid, to_input_grid, to_model_grid
 from thorad.maps.anomaly_map import AnomalyMap, residual
 from thorad.maps.perceptual import BUNDLED_WEIGHTS, load_perceptual_distance
 from thorad.maps.zscore import ALIGNED, detail_share
@@ -384,7 +384,7 @@ class Detector:
 
     def learned(self, images: Mapping[str, Tensor]) -> list[str]:
         """The names of those (1, S, S) images in [0, 1] that its model is known to have been trained on."""
-        return [name for name, pixels in images.items() if digest_of(pixels) in self.model.trained_on]
+        return self.model.learned(images.items())
 
     def model_maps(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """Anomaly maps on the model's grid, for calibration; as `model_restorations`."""

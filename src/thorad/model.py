@@ -32,7 +32,7 @@ from thorad.domain.pictures import PictureDomain
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import read_mask
-from thorad.io.preprocess import mask_to_model_grid
+from thorad.io.preprocess import digest_of, mask_to_model_grid
 from thorad.recipe import Recipe, parse_recipe
 
 WEIGHTS, RECIPE, CALIBRATION, CARD = "weights.safetensors", "recipe.toml", "calibration.json", "MODEL_CARD.md"
@@ -116,6 +116,11 @@ class Model:
         A copy that was turned, cropped or changed otherwise isn't among them.
         """
         return frozenset(self.calibration.get("trained_on", ()))
+
+    def learned(self, images: Iterable[tuple[str, Tensor]]) -> list[str]:
+        """The names of those (1, S, S) images in [0, 1] that it is known to have been trained on."""
+        known = self.trained_on
+        return [name for name, pixels in images if digest_of(pixels) in known] if known else []
 
     @property
     def schedule(self) -> Schedule:

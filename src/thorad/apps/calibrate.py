@@ -110,8 +110,7 @@ def _model_inputs(detector: Detector, scans: Mapping[str, Scan], failed: dict[st
 
 def _refuse_trained_on(detector: Detector, inputs: Mapping[str, _Input]) -> None:
     """Raise where the model has learned some of them: it finds less in those than in healthy scans to come."""
-    seen = detector.learned({name: each.pixels for name, each in inputs.items()})
-    if seen:
+    if seen := detector.learned({name: each.pixels for name, each in inputs.items()}):
         raise ThoradError(
             f"Model {detector.model_name!r} was trained on {len(seen)} of these {len(inputs)} images: {listing(seen)}. "
             "Thresholds from them would be too low, and p-values too small: give others."

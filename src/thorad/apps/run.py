@@ -32,7 +32,7 @@ from thorad.methods import METHODS
 from thorad.pictures import Side
 from thorad.records import Detection, VolumeDetection
 from thorad.results.dicom import import_highdicom
-from thorad.results.folder import CASE, STEPS, CaseRecord
+from thorad.results.folder import CASE, REPORT, STEPS, CaseRecord
 from thorad.results.writer import ResultWriter
 from thorad.volume_detection import RefusedVolumeError, detect_volume
 
@@ -163,7 +163,7 @@ def write_evaluation_run(
     told = [*(warning for detector in detectors for warning in detector.warnings), baseline_warning(results)]
     run["warnings"] = warnings = list(dict.fromkeys(filter(None, told)))
     run |= {**_software(), "seconds": round(seconds, 1)}
-    for of_the_last in ("report.html", "cost.png", "cost.svg"):  # which this run may not ask for
+    for of_the_last in (REPORT, "cost.png", "cost.svg"):  # which this run may not ask for
         (out / of_the_last).unlink(missing_ok=True)
     write_atomic(out / "run.json", (json.dumps(run, indent=2) + "\n").encode())
     return warnings

@@ -88,6 +88,7 @@ def detect(
 
     from thorad.apps.run import detect_files, open_results
     from thorad.records import parse_indices, same_pixels
+    from thorad.results.folder import REPORT
     from thorad.volume_detection import checked_indices
 
     indices = None if slices is None else parse_indices(slices)
@@ -116,8 +117,8 @@ def detect(
         print_line(f"Results: {out}")
     if make_report and summary.tried:
         print_report(out, side=side, quiet=quiet)
-    elif summary.tried > summary.already_done and not quiet and (out / "report.html").is_file():
-        print_line(f"{out / 'report.html'} is of an earlier run: `thorad report {out}` makes it anew.")
+    elif summary.tried > summary.already_done and not quiet and (out / REPORT).is_file():
+        print_line(f"{out / REPORT} is of an earlier run: `thorad report {out}` makes it anew.")
     found = {name: {"score": score, **summary.verdicts[name]._asdict()} for name, score in summary.done.items()}
     about_run = {"results": out, "left_out": scans.left_out, "warnings": [*detector.warnings, *filter(None, [same])]}
     write_json(json, {**about_run, **case_figures(summary, found)})

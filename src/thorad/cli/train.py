@@ -246,15 +246,15 @@ def _print_model(model: str, json: Path | None) -> None:
     print_line(f"sha256      {loaded.sha256} (checked: the weights are as they were saved)")
     added = "not judged: no domain.safetensors, which `thorad calibrate` adds from 20 scans on"
     print_line(f"pictures    {'judged' if loaded.picture_domain else added}")
-    learned = len(loaded.trained_on)
-    print_line(f"trained on  {f'{learned} images, which evaluate and calibrate refuse' if learned else 'not known'}")
+    refused = f"{len(loaded.trained_on)} images, which evaluate and calibrate refuse"
+    print_line(f"trained on  {refused if loaded.trained_on else 'not known'}")
     made = "none: thorad train-critic makes one"
     if loaded.critic is not None:
         made = f"sha256 {loaded.critic.sha256}, {loaded.critic_source}; figures below"
     print_line(f"critic      {made}")
     print_line(f"method      {default_method(model)}, if none is asked for")
-    shown = loaded.calibration.keys() - {"weights_sha256", "trained_on"}
-    measured = {key: value for key, value in loaded.calibration.items() if key in shown}
+    said_above = ("weights_sha256", "trained_on")
+    measured = {key: value for key, value in loaded.calibration.items() if key not in said_above}
     if "calibrations" in measured:
         measured["calibrations"] = [
             {key: value for key, value in made.items() if key != "scores"} for made in measured["calibrations"]

@@ -66,7 +66,7 @@ from thorad.records import current_options, model_title, same_pixels
 Bytes8 = NDArray[np.uint8]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
-RUN, TABLE, CASE = "run.json", "cases.csv", "case.json"
+RUN, TABLE, CASE, REPORT = "run.json", "cases.csv", "case.json", "report.html"
 SCAN, MAP, SPREAD, PSEUDO_HEALTHY = "scan.png", "anomaly_map.npy", "spread.npy", "pseudo_healthy.png"
 OVERLAY, MASK, JUDGED, STEPS = "overlay.png", "mask.png", "judged.png", "steps.npz"
 VOLUME_MAP, VOLUME_PSEUDO_HEALTHY = "anomaly_map.nii.gz", "pseudo_healthy.nii.gz"

@@ -24,6 +24,7 @@ from thorad.pictures import Side
 from thorad.records import model_title
 from thorad.results.evaluation_gallery import evaluation_gallery, operating_point
 from thorad.results.folder import (
+    REPORT,
     RUN,
     CaseRecord,
     Pictures,
@@ -85,7 +86,7 @@ def write_report(
     Raises:
         ThoradError: no result folder, a damaged file, a truth that doesn't fit, or the page can't be written.
     """
-    path = out or results / "report.html"
+    path = out or results / REPORT
     if (results / "metrics.json").is_file():
         if truth is not None:
             raise ThoradError(f"{results}: an evaluation knows its truth; leave --truth out.")

@@ -17,7 +17,6 @@ from thorad import __version__
 from thorad.errors import ThoradError
 from thorad.io.atomic import write_atomic
 from thorad.io.images import write_png8
-from thorad.io.preprocess import digest_of
 from thorad.io.tables import listing
 from thorad.model import CALIBRATION, RECIPE, WEIGHTS, Model, load_model, save_model
 from thorad.recipe import Recipe, parse_recipe
@@ -194,10 +193,9 @@ def _claim(out: Path, recipe: Recipe) -> None:
 
 def _refuse_trained_on(start: Model | None, validation: Images) -> None:
     """Raise where weights to start from have learned what they would be validated on."""
-    if start is None or not start.trained_on:
+    if start is None:
         return
-    seen = start.trained_on & {digest_of(validation[index]) for index in range(len(validation))}
-    if seen:
+    if seen := start.learned((str(index), validation[index]) for index in range(len(validation))):
         raise ThoradError(
             f"Model {start.recipe.name!r}, to start from, was trained on {len(seen)} of these {len(validation)} "
             "validation images. What is measured on them says nothing; give others."
